@@ -16,6 +16,20 @@ from esalign.types import Array
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+UNSUPPORTED = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "kasa_config": "KaSA",
+    "arrow_config": "Arrow",
+    "alora_invocation_tokens": "activated LoRA",
+    "modules_to_save": "modules_to_save",
+    "trainable_token_indices": "trainable tokens",
+    "layer_replication": "layer replication",
+    "target_parameters": "target parameters",
+    "megatron_config": "Megatron layers",
+}
+BASE_CHANGING_STARTS = ("pissa", "olora", "corda", "loftq")
 _TENSOR_NAME = re.compile(rf"^{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<factor>[AB])\.weight$")
 
 
@@ -142,30 +156,24 @@ def _refuse_unsupported(config: Mapping[str, Any], path: Path) -> None:
         raise AdapterError(f"adapter '{path}' is of peft_type {kind!r}, expected 'LORA'")
     if config.get("bias", "none") != "none" or config.get("lora_bias"):
         raise AdapterError(f"adapter '{path}' trains biases, which esalign does not support: train it with bias='none'")
-    unsupported = {
-        "use_dora": "DoRA",
-        "use_qalora": "QALoRA",
-        "modules_to_save": "modules_to_save",
-        "trainable_token_indices": "trainable tokens",
-        "layer_replication": "layer replication",
-        "target_parameters": "target_parameters",
-        "alora_invocation_tokens": "activated LoRA",
-        "arrow_config": "Arrow",
-        "use_bdlora": "BD-LoRA",
-        "kasa_config": "KaSA",
-        "megatron_config": "Megatron layers",
-        "exclude_modules": "",
-    }
-    for key, label in unsupported.items():
-        if label and config.get(key):
+    for key, label in UNSUPPORTED.items():
+        if config.get(key):
             raise AdapterError(f"adapter '{path}' uses {label} ({key}), which esalign does not support")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(BASE_CHANGING_STARTS):
+        raise AdapterError(
+            f"adapter '{path}' was started with init_lora_weights={start!r}, which changes the base model: convert it "
+            "to a plain LoRA (PEFT: save_pretrained(path_initial_model_for_weight_conversion=...))"
+        )
 
 
 def _read_tensors(path: Path) -> dict[str, Array]:
     """Read all tensors as float32. safetensors' numpy reader knows no bfloat16, so its bits are widened here."""
     file = path / WEIGHTS_FILE
     if not file.is_file():
-        hint = " (pickled adapters are refused: save it as safetensors)" if (path / "adapter_model.bin").exists() else ""
+        hint = (
+            " (pickled adapters are refused: save it as safetensors)" if (path / "adapter_model.bin").exists() else ""
+        )
         raise AdapterError(f"adapter '{path}' has no {WEIGHTS_FILE}{hint}")
     try:
         return dict(_parse_safetensors(file.read_bytes()))

@@ -1,0 +1,192 @@
+"""The search space: what a vector means, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esalign.adapter_io import Adapter, LoraModule, read_adapter, write_adapter
+from esalign.errors import AdapterError, ConfigError
+from esalign.space import SvdLora
+
+
+def make_adapter(rank: int = 4, layers: int = 2, seed: int = 0, **config: object) -> Adapter:
+    rng = np.random.default_rng(seed)
+    modules = tuple(
+        LoraModule(
+            f"model.layers.{layer}.self_attn.{name}",
+            rng.standard_normal((rank, 12)).astype(np.float32),
+            rng.standard_normal((width, rank)).astype(np.float32) * 0.1,
+            2.0,
+        )
+        for layer in range(layers)
+        for name, width in (("k_proj", 8), ("q_proj", 16))
+    )
+    return Adapter({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "bias": "none", **config}, modules)
+
+
+def edited(folder, **changes):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return folder
+
+
+def test_dim_is_modules_times_rank_times_two():
+    assert SvdLora(make_adapter(rank=4)).dim == 4 * 4 * 2
+    assert SvdLora(make_adapter(rank=4), fraction=0.6).dim == 4 * 2 * 2
+
+
+@given(rank=st.integers(1, 8), fraction=st.floats(0.01, 1.0))
+@settings(max_examples=40, deadline=None)
+def test_count_is_the_fraction_rounded_down_per_factor(rank, fraction):
+    if int(fraction * rank + 1e-9) == 0:
+        with pytest.raises(AdapterError, match="rounds down to 0"):
+            SvdLora(make_adapter(rank=rank), fraction=fraction)
+    else:
+        assert SvdLora(make_adapter(rank=rank), fraction=fraction).dim == 4 * 2 * int(fraction * rank + 1e-9)
+
+
+def test_zero_vector_gives_back_the_adapter_bit_for_bit():
+    adapter = make_adapter()
+    folded = SvdLora(adapter).fold(np.zeros(32))
+    for before, after in zip(adapter.modules, folded.modules, strict=True):
+        assert np.array_equal(before.A, after.A)
+        assert np.array_equal(before.B, after.B)
+
+
+def test_folded_factors_equal_the_formula_of_the_paper():
+    space = SvdLora(make_adapter(), fraction=0.5)
+    vector = np.random.default_rng(1).standard_normal(space.dim)
+    factors = space.factors(vector)
+    for module, (s_a, s_b) in zip(space.modules, space.singular_values(vector[None]), strict=True):
+        A, B = factors[module.name]
+        np.testing.assert_allclose(A, module.a.U * s_a[0] @ module.a.Vt, atol=1e-5)
+        np.testing.assert_allclose(B, module.b.U * s_b[0] @ module.b.Vt, atol=1e-5)
+        core = (module.b.U * s_b[0]) @ module.core @ (s_a[0][:, None] * module.a.Vt)
+        np.testing.assert_allclose(B @ A, core, atol=1e-5)
+
+
+def test_offsets_are_in_units_of_the_factors_rms_singular_value():
+    space = SvdLora(make_adapter())
+    scaled = make_adapter()
+    scaled = replace(scaled, modules=tuple(replace(m, B=m.B * 100) for m in scaled.modules))
+    vector = np.random.default_rng(2).standard_normal(space.dim)
+    for (_, small), (_, large) in zip(
+        space.singular_values(vector[None]), SvdLora(scaled).singular_values(vector[None]), strict=True
+    ):
+        np.testing.assert_allclose(large, 100 * small, rtol=1e-4)
+
+
+def test_only_the_largest_singular_values_are_searched():
+    space = SvdLora(make_adapter(rank=4), fraction=0.5)
+    s_a, _ = space.singular_values(np.ones((1, space.dim)))[0]
+    moved = ~np.isclose(s_a[0], space.modules[0].a.s)
+    assert moved.tolist() == [True, True, False, False]
+
+
+def test_zero_factor_is_refused_and_says_how_to_go_on():
+    adapter = make_adapter()
+    fresh = replace(adapter, modules=(replace(adapter.modules[0], B=np.zeros((8, 4), np.float32)),))
+    with pytest.raises(AdapterError, match=r"B of model.layers.0.self_attn.k_proj is zero.*esalign sft"):
+        SvdLora(fresh)
+
+
+def test_directions_without_a_singular_value_are_not_searched():
+    adapter = make_adapter(layers=1)
+    module = adapter.modules[0]
+    B = module.B.copy()
+    B[:, 1] = B[:, 0]
+    space = SvdLora(replace(adapter, modules=(replace(module, B=B),)))
+    assert space.dim == 4 + 3
+    A, folded = space.factors(np.ones(space.dim))[module.name]
+    assert np.linalg.matrix_rank(folded) == 3
+    assert np.isfinite(A).all()
+
+
+@pytest.mark.parametrize("fraction", [0.0, -1.0, 1.5, float("nan")])
+def test_fraction_out_of_range_is_refused(fraction):
+    with pytest.raises(ConfigError, match="fraction"):
+        SvdLora(make_adapter(), fraction=fraction)
+
+
+@pytest.mark.parametrize("candidates", [np.zeros(32), np.zeros((2, 31)), np.zeros((0, 32)), np.full((1, 32), np.nan)])
+def test_candidates_of_a_wrong_shape_are_refused(candidates):
+    with pytest.raises(ValueError, match="candidates"):
+        SvdLora(make_adapter()).singular_values(candidates)
+
+
+def test_saved_adapter_reads_back_equal(tmp_path):
+    space = SvdLora(make_adapter())
+    vector = np.random.default_rng(3).standard_normal(space.dim)
+    again = read_adapter(space.save_pretrained(vector, tmp_path / "out"))
+    for before, after in zip(space.fold(vector).modules, again.modules, strict=True):
+        assert before.name == after.name
+        assert before.scaling == after.scaling
+        assert np.array_equal(before.A, after.A)
+        assert np.array_equal(before.B, after.B)
+
+
+def test_fingerprint_tells_adapters_and_fractions_apart():
+    prints = {
+        SvdLora(make_adapter()).fingerprint,
+        SvdLora(make_adapter(), fraction=0.5).fingerprint,
+        SvdLora(make_adapter(seed=1)).fingerprint,
+    }
+    assert len(prints) == 3
+    assert SvdLora(make_adapter()).fingerprint in prints
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "biases"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"trainable_token_indices": [1]}, "trainable tokens"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
+        ({"r": 5}, "rank 5"),
+    ],
+)
+def test_unsupported_adapters_are_refused_by_name(tmp_path, changes, named):
+    folder = edited(write_adapter(make_adapter(), tmp_path), **changes)
+    with pytest.raises(AdapterError, match=named):
+        read_adapter(folder)
+
+
+def test_alpha_pattern_and_rslora_give_the_scaling_of_peft(tmp_path):
+    folder = edited(write_adapter(make_adapter(), tmp_path), alpha_pattern={"q_proj": 12}, use_rslora=True)
+    scalings = {module.name.rsplit(".", 1)[1]: module.scaling for module in read_adapter(folder).modules}
+    assert scalings == {"k_proj": 8 / 2, "q_proj": 12 / 2}
+
+
+def test_broken_files_are_refused_with_one_clear_line(tmp_path):
+    folder = write_adapter(make_adapter(), tmp_path)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(AdapterError, match="is broken"):
+        read_adapter(folder)
+    weights.unlink()
+    with pytest.raises(AdapterError, match=r"has no adapter_model.safetensors"):
+        read_adapter(folder)
+    (folder / "adapter_config.json").write_text("{")
+    with pytest.raises(AdapterError, match="not valid JSON"):
+        read_adapter(folder)
+    with pytest.raises(AdapterError, match="is not a folder"):
+        read_adapter(tmp_path / "nowhere")
+
+
+def test_bfloat16_adapters_are_widened(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file, save_file
+
+    folder = write_adapter(make_adapter(), tmp_path)
+    file = folder / "adapter_model.safetensors"
+    narrow = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(file).items()}
+    save_file(narrow, file)
+    for module in read_adapter(folder).modules:
+        key = f"base_model.model.{module.name}.lora_A.weight"
+        assert np.array_equal(module.A, narrow[key].float().numpy())
