@@ -1,0 +1,61 @@
+"""Means with intervals. Problems are the unit of sampling: several answers to one problem are averaged first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from esalign.types import Array
+
+Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval over ``count`` problems."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def estimate(scores: Sequence[float] | Array) -> Estimate:
+    """Return the mean score with its interval: Wilson's for scores of 0 and 1, else the normal one.
+
+    Args:
+        scores: one number per problem; NaN (all rewards abstained) is left out.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    values = values[~np.isnan(values)]
+    n = len(values)
+    if n == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    mean = float(values.mean())
+    if np.isin(values, (0.0, 1.0)).all():
+        return Estimate(mean, *_wilson(mean, n), n)
+    half = Z95 * float(values.std(ddof=1)) / n**0.5 if n > 1 else float("inf")
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def paired_difference(after: Sequence[float] | Array, before: Sequence[float] | Array) -> Estimate:
+    """Return the mean of after - before over the same problems, with its normal 95 % interval."""
+    differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    differences = differences[~np.isnan(differences)]
+    n = len(differences)
+    if n < 2:
+        return Estimate(float(differences.mean()) if n else float("nan"), float("-inf"), float("inf"), n)
+    mean = float(differences.mean())
+    half = Z95 * float(differences.std(ddof=1)) / n**0.5
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval, which stays inside [0, 1] and has a width at shares of 0 and 1."""
+    z2 = Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * (share * (1 - share) / n + z2 / (4 * n * n)) ** 0.5
+    return centre - half, centre + half
