@@ -1,0 +1,139 @@
+"""From a configuration to the objects it names."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from esalign.config import (
+    EMBEDDED,
+    BackendSection,
+    ModelSection,
+    ProbeSection,
+    RewardSection,
+    RunConfig,
+    ScoringSection,
+    SourceSection,
+)
+from esalign.data import MiniBatches, Source, Splits, load_dataset, make_splits
+from esalign.errors import ConfigError
+from esalign.fitness import RewardFitness
+from esalign.metrics import make_tracker
+from esalign.protocols import Backend, Fitness
+from esalign.registry import load_backend, make_optimizer
+from esalign.rewards import load_reward
+from esalign.rewards.pool import RewardPool
+from esalign.run import HeldOut, Parts
+from esalign.space import SvdLora
+
+
+def asset(name: str) -> Path:
+    """Return the path of a file or folder that is shipped with esalign."""
+    return Path(str(files("esalign"))) / "assets" / name
+
+
+def model_path(path: str) -> str:
+    """Return where a model lies, 'embedded' being the one that is shipped."""
+    return str(asset("embedded/model")) if path == EMBEDDED else path
+
+
+def adapter_path(path: str) -> str:
+    """Return where an adapter lies, 'embedded' being the one that is shipped."""
+    return str(asset("embedded/adapter")) if path == EMBEDDED else path
+
+
+def make_space(section: ModelSection) -> SvdLora:
+    """Return the search space."""
+    return SvdLora.from_pretrained(adapter_path(section.adapter), fraction=section.fraction)
+
+
+def make_backend(section: BackendSection, model: str, space: SvdLora | None) -> Backend:
+    """Start the engine."""
+    return load_backend(
+        section.name,
+        model=model_path(model),
+        space=space,
+        dtype=section.dtype,
+        device=section.device,
+        **section.options,
+    )
+
+
+def make_source(section: SourceSection) -> Source:
+    """Return the source of problems that a section describes."""
+    return Source(**{name: getattr(section, name) for name in SourceSection.model_fields})
+
+
+def load_splits(config: RunConfig) -> Splits:
+    """Load training, validation and test problems."""
+    data = config.data
+    return make_splits(
+        make_source(data),
+        train_size=data.train_size,
+        validation_size=data.validation_size,
+        test_size=data.test_size,
+        validation=make_source(data.validation) if data.validation else None,
+        test=make_source(data.test) if data.test else None,
+        seed=config.run.seed,
+    )
+
+
+def make_pool(rewards: Sequence[RewardSection], scoring: ScoringSection) -> RewardPool:
+    """Start the processes that score."""
+    return RewardPool(
+        [(load_reward(reward.name, **reward.options), reward.weight) for reward in rewards],
+        workers=scoring.workers,
+        timeout=scoring.timeout,
+    )
+
+
+def make_parts(config: RunConfig, folder: Path, closing: ExitStack) -> Parts:
+    """Make everything that a run needs; what must be closed is handed to ``closing``. Cheap checks come first."""
+    space = make_space(config.model)
+    optimizer = make_optimizer(
+        config.optimizer.name,
+        dim=space.dim,
+        sigma=config.optimizer.sigma,
+        population=config.optimizer.population,
+        seed=config.run.seed,
+        **config.optimizer.options,
+    )
+    splits = load_splits(config)
+    pool = closing.enter_context(make_pool(config.rewards, config.scoring))
+    backend = make_backend(config.backend, config.model.path, space)
+    closing.callback(backend.close)
+    tracker = make_tracker(
+        config.run.tracker, name=config.run.name, folder=folder, config=config.model_dump(mode="json")
+    )
+    if tracker is not None:
+        closing.callback(tracker.finish)
+    return Parts(
+        space=space,
+        backend=backend,
+        optimizer=optimizer,
+        fitness=_make_fitness(config, backend, splits, pool),
+        validation=HeldOut(splits.validation.examples, pool),
+        test=HeldOut(splits.test.examples, pool),
+        probe=_make_probe(config.probe, config, closing),
+        tracker=tracker,
+    )
+
+
+def _make_fitness(config: RunConfig, backend: Backend, splits: Splits, pool: RewardPool) -> Fitness:
+    section = config.fitness
+    seed = config.run.seed
+    settings: dict[str, Any] = {"prompts": section.prompts, "samples": section.samples, "seed": seed}
+    batches = MiniBatches(splits.train.examples, seed=seed)
+    if section.name == "reward":
+        if section.options:
+            raise ConfigError(f"fitness 'reward' has no options, got {', '.join(section.options)}: leave them out")
+        return RewardFitness(backend, batches, pool, config.sampling.make(seed=seed), **settings)
+    raise ConfigError(f"fitness.name is {section.name!r}, expected 'reward'")
+
+
+def _make_probe(section: ProbeSection | None, config: RunConfig, closing: ExitStack) -> HeldOut | None:
+    if section is None:
+        return None
+    examples = load_dataset(make_source(section), size=section.size, seed=config.run.seed).examples
+    return HeldOut(examples, closing.enter_context(make_pool(section.rewards, config.scoring)))

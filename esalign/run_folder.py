@@ -1,0 +1,128 @@
+"""The folder of a run: where it is, and the files that say what was run, on what, and how it ended."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from esalign.adapter_io import write_atomically
+from esalign.config import RunConfig, load_config
+from esalign.errors import CheckpointError
+from esalign.export import Verification
+from esalign.run import Result
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+RESULT = "result.json"
+ADAPTER = "adapter"
+PACKAGES = ("esalign", "numpy", "torch", "transformers", "peft", "cma", "nevergrad", "vllm", "llama-cpp-python", "ray")
+MAY_CHANGE = ("generations", "patience", "max_minutes", "evaluate_every", "flat_limit", "tracker", "kl_prompts", "dir")
+"""Keys of ``run`` that may differ between a run and its continuation."""
+
+
+def choose_folder(config: RunConfig, *, resume: bool) -> Path:
+    """Return the folder to run in: a new one, numbered where the name is taken, or the newest of the name to resume.
+
+    Raises:
+        CheckpointError: nothing to resume.
+    """
+    base = Path(config.run.dir) / config.run.name
+    number, last = 1, None
+    while (folder := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
+        number, last = number + 1, folder
+    if not resume:
+        return folder
+    if last is None:
+        raise CheckpointError(f"no run '{base}' to resume: leave --resume out, or name the run with run.name=...")
+    return last
+
+
+def prepare_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:
+    """Write the resolved configuration and the environment; when resuming, refuse another configuration.
+
+    Raises:
+        CheckpointError: the run to resume was another one; the message names the first key that differs.
+    """
+    import yaml
+
+    if resume and (folder / CONFIG).exists():
+        _refuse_changes(read_config(folder), config)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_atomically(folder / CONFIG, text.encode())
+    write_json(folder / ENVIRONMENT, environment())
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Read the configuration of a run.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+    """
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"'{folder}' is not a run: it holds no {CONFIG}")
+    return load_config([folder / CONFIG], schema=RunConfig)
+
+
+def write_result(folder: Path, result: Result, verification: Verification) -> None:
+    """Write how a run ended, for the report and for programs."""
+    content = {
+        "reason": result.reason,
+        "generation": result.generation,
+        "comparisons": {name: asdict(comparison) for name, comparison in result.comparisons.items()},
+        "kl": result.kl,
+        "totals": result.totals,
+        "verification": asdict(verification),
+        "samples": [
+            {"prompt": sample.prompt, "completion": sample.completion, "reward": sample.reward}
+            for sample in result.samples
+        ],
+    }
+    write_json(folder / RESULT, content)
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, atomically."""
+    write_atomically(file, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions and the machine's size, as far as a reader needs them to repeat a run."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "packages": versions,
+    }
+
+
+def _refuse_changes(before: RunConfig, now: RunConfig) -> None:
+    old, new = _leaves(before.model_dump(mode="json")), _leaves(now.model_dump(mode="json"))
+    free = {f"run.{key}" for key in MAY_CHANGE}
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in free)
+    if changed:
+        key = changed[0]
+        raise CheckpointError(
+            f"cannot resume: {key} was {old.get(key)!r} and is now {new.get(key)!r}; resume with the configuration of "
+            "the run, or start a new one without --resume"
+        )
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Return {'run.seed': 0, ...}."""
+    if isinstance(value, Mapping) and value:
+        leaves: dict[str, Any] = {}
+        for key, inner in value.items():
+            leaves |= _leaves(inner, f"{path}.{key}" if path else str(key))
+        return leaves
+    return {path: value}
