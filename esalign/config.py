@@ -167,8 +167,10 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = (), *, s
         merged = merge(merged, read_yaml(file))
     for override in overrides:
         merged = merge(merged, parse_override(override))
+    # A section whose keys are all commented out reads as null, and means its defaults.
+    sections = {key: value for key, value in merged.items() if value is not None}
     try:
-        return schema.model_validate(merged)
+        return schema.model_validate(sections)
     except ValidationError as error:
         source = ", ".join(str(file) for file in files) or "configuration"
         raise ConfigError(f"{source}: {describe(error, schema)}") from None

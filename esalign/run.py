@@ -123,28 +123,26 @@ class Run:
         folder: the run's directory.
         parts: the plugs and the held-out problems.
         reporter: who tells the user.
+        interrupts: when something appears in it, the run stops after the generation that is under way.
 
     Raises:
         CheckpointError: the folder holds a checkpoint of another run.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, parts: Parts, reporter: Reporter) -> None:
-        self._config, self._parts, self._reporter = config, parts, reporter
+    def __init__(
+        self, config: RunConfig, folder: Path, parts: Parts, reporter: Reporter, interrupts: Sequence[int] = ()
+    ) -> None:
+        self._config, self._parts, self._reporter, self._interrupts = config, parts, reporter, interrupts
         self._checkpoints = Checkpoints(folder / "checkpoints")
         self._metrics = JsonLines(folder / "metrics.jsonl")
         self._samples = JsonLines(folder / "samples.jsonl")
         self._progress = Progress(best_vector=np.zeros(parts.space.dim))
-        self._interrupted = False
         state = self._checkpoints.load_last()
         if state is not None:
             self._load(state)
         for file in (self._metrics, self._samples):
             file.keep_until(self._progress.done if state is not None else -1)
         reporter.start(config, folder, self._progress.done)
-
-    def interrupt(self) -> None:
-        """Stop after the generation that is under way."""
-        self._interrupted = True
 
     def execute(self) -> Result | None:
         """Search until a reason to stop, then report on the test problems. None when the run was interrupted."""
@@ -290,7 +288,7 @@ class Run:
         progress, limits = self._progress, self._config.run
         if reached := self._limit_reached():
             return reached
-        if self._interrupted:
+        if self._interrupts:
             return "interrupted"
         if limits.patience is not None and progress.stale >= limits.patience:
             return f"no better validation in {progress.stale} validations"

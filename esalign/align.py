@@ -1,0 +1,146 @@
+"""What `esalign run` and `esalign eval` do, as functions: from a configuration to a result in a folder."""
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from esalign.assemble import (
+    load_splits,
+    make_backend,
+    make_parts,
+    make_pool,
+    make_space,
+    model_path,
+)
+from esalign.config import RunConfig
+from esalign.errors import ConfigError
+from esalign.evaluate import HeldOutResult, evaluate
+from esalign.export import Verification, save_adapter, verify_adapter, write_model_card
+from esalign.report import write_report
+from esalign.run import Parts, Reporter, Result, Run
+from esalign.run_folder import ADAPTER, choose_folder, prepare_folder, write_result
+from esalign.types import Completion, Sample
+
+VERIFIED_PROMPTS = 32
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a run ended; result and verification are None when it was interrupted."""
+
+    folder: Path
+    result: Result | None = None
+    verification: Verification | None = None
+
+
+def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interrupts: Sequence[int] = ()) -> Outcome:
+    """Search, then write adapter, model card, result and report into the run's folder.
+
+    Args:
+        config: what to do.
+        reporter: who tells the user.
+        resume: go on with the newest run of the configuration's name.
+        interrupts: when something appears in it, the run stops after the generation that is under way.
+    """
+    folder = choose_folder(config, resume=resume)
+    reporter.stage("loading data, rewards and engine")
+    with ExitStack() as closing:
+        parts = make_parts(config, folder, closing)
+        prepare_folder(folder, config, resume=resume)
+        result = Run(config, folder, parts, reporter, interrupts).execute()
+        if result is None:
+            return Outcome(folder)
+        adapter = save_adapter(parts.space, result.vector, folder / ADAPTER)
+        prompts, completions = _answers_to_verify(config, parts, result)
+    reporter.stage("loading the saved adapter with transformers and peft, and comparing its answers")
+    verification = _verify(config, adapter, prompts, completions)
+    if not verification.good:
+        reporter.warn(verification.note)
+    write_model_card(adapter, config, result, verification)
+    write_result(folder, result, verification)
+    write_report(folder)
+    return Outcome(folder, result, verification)
+
+
+def judge(config: RunConfig, *, adapter: str | None, split: str) -> HeldOutResult:
+    """Evaluate a model on the problems of a split, with an adapter, or with None without.
+
+    Raises:
+        ConfigError: no such split.
+    """
+    splits = load_splits(config)
+    datasets = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    if split not in datasets:
+        raise ConfigError(f"no split {split!r}, expected one of {', '.join(datasets)}")
+    space = make_space(config.model.model_copy(update={"adapter": adapter})) if adapter else None
+    with ExitStack() as closing:
+        pool = closing.enter_context(make_pool(config.rewards, config.scoring))
+        backend = make_backend(config.backend, config.model.path, space)
+        closing.callback(backend.close)
+        sampling = config.sampling.make(seed=config.run.seed)
+        return evaluate(backend, pool, np.zeros(space.dim if space else 0), datasets[split].examples, sampling)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do, from one real batch.
+
+    Args:
+        dim: length of the search vector.
+        problems: number of training, validation and test problems.
+        answers: answers to generate in all generations.
+        tokens: generated tokens in all, from the mean length of the batch.
+        seconds: search time in all, from the batch's speed.
+        samples: answers of the start with their rewards.
+    """
+
+    dim: int
+    problems: tuple[int, int, int]
+    answers: int
+    tokens: int
+    seconds: float
+    samples: tuple[Sample, ...]
+
+
+def plan(config: RunConfig) -> Plan:
+    """Load everything, let the start answer one batch, and reckon what the whole run would take."""
+    with ExitStack() as closing:
+        parts = make_parts(config, Path(config.run.dir), closing)
+        splits = load_splits(config)
+        parts.fitness.prepare(parts.optimizer.mean, 0)
+        began = time.perf_counter()
+        candidates = parts.optimizer.ask()
+        evaluation = parts.fitness.evaluate(candidates)
+        seconds = time.perf_counter() - began
+        generations = config.run.generations
+        return Plan(
+            dim=parts.space.dim,
+            problems=(len(splits.train.examples), len(splits.validation.examples), len(splits.test.examples)),
+            answers=generations * len(candidates) * config.fitness.prompts * config.fitness.samples,
+            tokens=generations * evaluation.generated_tokens,
+            seconds=generations * seconds,
+            samples=evaluation.samples,
+        )
+
+
+def _answers_to_verify(
+    config: RunConfig, parts: Parts, result: Result
+) -> tuple[list[tuple[int, ...]], Sequence[Completion]]:
+    """Return prompts as token ids, and the engine's greedy answers to them with the result."""
+    examples = parts.validation.examples[:VERIFIED_PROMPTS]
+    sampling = replace(config.sampling.make(seed=0), temperature=0.0)
+    rows = parts.backend.generate(result.vector[None], [example.prompt for example in examples], sampling)
+    return [parts.backend.encode(example.prompt) for example in examples], rows[0]
+
+
+def _verify(
+    config: RunConfig, adapter: Path, prompts: list[tuple[int, ...]], completions: Sequence[Completion]
+) -> Verification:
+    exact = config.backend.dtype == "float32" and not config.backend.options.get("quantization")
+    return verify_adapter(
+        model_path(config.model.path), adapter, prompts, completions, dtype=config.backend.dtype, exact=exact
+    )

@@ -1,0 +1,218 @@
+"""The command line: the only code that prints or exits."""
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from esalign.errors import ConfigError, EsalignError
+
+USER_ERROR, INTERRUPTED = 2, 130
+ANY = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app = typer.Typer(
+    name="esalign",
+    help="Align language models without gradients.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CONFIG.yaml ...] [section.key=value ...]",
+        help="YAML files, the later over the earlier, and single values over them. None: the embedded quickstart.",
+    ),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as runs/quickstart.")]
+
+
+def main() -> None:
+    """Run the command line. Mistakes of the user end in one line and exit code 2, never in a traceback."""
+    _be_quiet()
+    try:
+        app()
+    except EsalignError as error:
+        _fail(str(error))
+    except OSError as error:  # a full disk, a folder without permission
+        where = f" '{error.filename}'" if error.filename else ""
+        _fail(f"{error.strerror or error}{where}; what was written before is whole, so a run can go on with --resume")
+    except KeyboardInterrupt:
+        print("stopped; a run goes on with --resume", file=sys.stderr)  # noqa: T201
+        sys.exit(INTERRUPTED)
+
+
+@app.command(context_settings=ANY)
+def run(
+    config: Config = None,
+    backend: Annotated[str | None, typer.Option(help="Engine: torch, vllm, llama-cpp or a plug-in's name.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this name.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")] = False,
+) -> None:
+    """Align a model: evolve the singular values of its LoRA adapter towards reward."""
+    from esalign import dashboard
+    from esalign.align import align, plan
+
+    settings = _read_run_config(config or [], backend)
+    console = _console()
+    if dry_run:
+        with console.status("checking data, rewards and engine"):
+            plan_of_run = plan(settings)
+        dashboard.show_plan(console, settings, plan_of_run)
+        return
+    with dashboard.make_reporter(console) as reporter, _first_interrupt() as interrupts:
+        outcome = align(settings, reporter=reporter, resume=resume, interrupts=interrupts)
+    if outcome.result is None:
+        console.print(f"interrupted after a whole generation; go on with --resume ({outcome.folder})")
+        raise typer.Exit(INTERRUPTED)
+    dashboard.show_result(console, outcome.result, outcome.verification, outcome.folder)
+
+
+@app.command(name="eval", context_settings=ANY)
+def evaluate(
+    config: Config = None,
+    backend: Annotated[str | None, typer.Option(help="Engine: torch, vllm, llama-cpp or a plug-in's name.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Adapter to judge in place of the configuration's.")] = None,
+    no_adapter: Annotated[bool, typer.Option("--no-adapter", help="Judge the base model alone.")] = False,
+    split: Annotated[str, typer.Option(help="Problems to judge on: test, validation or train.")] = "test",
+) -> None:
+    """Judge a model, with or without adapter, on held-out problems, with 95 % intervals."""
+    from esalign.align import judge
+
+    settings = _read_run_config(config or [], backend)
+    console = _console()
+    with console.status(f"answering the {split} problems"):
+        result = judge(settings, adapter=None if no_adapter else adapter or settings.model.adapter, split=split)
+    console.print(f"score      {result.estimate}  ({result.estimate.count} problems)")
+    console.print(
+        f"tokens     {result.generated_tokens:,} generated, {result.truncated:.1%} of answers cut at the limit"
+    )
+    for name, count in result.errors.items():
+        console.print(f"[yellow]errors[/]     {name}: {count} answers")
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    merged: Annotated[Path | None, typer.Option(help="Write base model and adapter as one model.")] = None,
+    gguf: Annotated[Path | None, typer.Option(help="Write the adapter for llama.cpp.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Copy the PEFT adapter.")] = None,
+) -> None:
+    """Write what a run found in another form, and check it there."""
+    from esalign.exports import export_run
+
+    if not (merged or gguf or adapter):
+        raise ConfigError("nothing to export: give --merged, --gguf or --adapter with a path")
+    for line in export_run(folder, merged=merged, gguf=gguf, adapter=adapter):
+        _console().print(line)
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Write a run's report.html again."""
+    from esalign.report import write_report
+
+    _console().print(f"report: {write_report(folder)}")
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="File to write.")] = Path("esalign.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
+) -> None:
+    """Write a commented configuration to start from."""
+    from esalign.adapter_io import write_atomically
+    from esalign.config_reference import commented_config
+
+    if file.exists() and not force:
+        raise ConfigError(f"'{file}' exists: name another file, or use --force")
+    write_atomically(file, commented_config().encode())
+    _console().print(f"wrote {file}: edit model, data and rewards, then `esalign run {file} --dry-run`")
+
+
+@app.command()
+def doctor() -> None:
+    """Show what is installed, what is missing, and how to mend it; fit to paste into a bug report."""
+    from esalign.doctor import examine
+
+    for line in examine():
+        print(line)  # noqa: T201  (plain text, to be pasted)
+
+
+def _read_run_config(arguments: Sequence[str], backend: str | None) -> Any:
+    from esalign.assemble import asset
+    from esalign.config import RunConfig, load_config
+
+    files, overrides = split_arguments(arguments)
+    if backend:
+        overrides.append(f"backend.name={backend}")
+    return load_config(files or [str(asset("quickstart.yaml"))], overrides, schema=RunConfig)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (files, overrides) of ``file.yaml a.b=value --a.b=value --a.b value``.
+
+    Raises:
+        ConfigError: an option without a value, or one that does not exist.
+    """
+    files: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-"):
+            (overrides if "=" in argument else files).append(argument)
+            continue
+        key, sign, value = argument.lstrip("-").partition("=")
+        if "." not in key:
+            raise ConfigError(f"no option {argument!r}: see --help; configuration keys are written section.key=value")
+        if not sign:
+            value = next(rest, "")
+            if not value:
+                raise ConfigError(f"option {argument!r} needs a value: --section.key value")
+        overrides.append(f"{key}={value}")
+    return files, overrides
+
+
+@contextmanager
+def _first_interrupt() -> Iterator[list[int]]:
+    """Collect the first Ctrl-C in a list, so that the generation under way is finished; the second one stops."""
+    seen: list[int] = []
+
+    def on_interrupt(number: int, _frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _be_quiet() -> None:
+    """Keep the libraries' progress bars, advice and warnings off the user's terminal."""
+    for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(variable, "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def _fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    sys.exit(USER_ERROR)

@@ -1,0 +1,34 @@
+"""Writing what a run found in other forms."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from esalign.assemble import model_path
+from esalign.errors import CheckpointError, MissingPackageError
+from esalign.export import merge_adapter
+from esalign.run_folder import ADAPTER, read_config
+
+
+def export_run(folder: Path, *, merged: Path | None, gguf: Path | None, adapter: Path | None) -> Iterator[str]:
+    """Write a run's adapter in each form that has a path, and yield a line about each.
+
+    Raises:
+        CheckpointError: the run is not finished.
+    """
+    config = read_config(folder)
+    source = folder / ADAPTER
+    if not source.is_dir():
+        raise CheckpointError(f"run '{folder}' has no adapter yet: finish it with `esalign run --resume`")
+    if adapter is not None:
+        shutil.copytree(source, adapter, dirs_exist_ok=True)
+        yield f"PEFT adapter: {adapter}"
+    if merged is not None:
+        difference = merge_adapter(model_path(config.model.path), source, merged)
+        yield f"merged model: {merged} (logits differ from base + adapter by at most {difference:.1e})"
+    if gguf is not None:
+        try:
+            from esalign_llama_cpp import export_gguf
+        except ImportError as error:
+            raise MissingPackageError("export --gguf", "llama-cpp-python", "llama-cpp") from error
+        yield export_gguf(source, model_path(config.model.path), gguf)
