@@ -1,0 +1,129 @@
+"""What all optimisers check, at their edge."""
+
+import math
+import operator
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from esalign.errors import OptimizerError
+from esalign.types import Array, State
+
+
+def check_settings(*, dim: int, sigma: float, population: int, seed: int, least_population: int = 1) -> None:
+    """Refuse settings that no optimiser can work with.
+
+    Raises:
+        OptimizerError: dim below 1, population below ``least_population``, a negative seed, or sigma that is not a
+            positive finite number.
+    """
+    for name, value, least in (("dim", dim, 1), ("population", population, least_population), ("seed", seed, 0)):
+        check_integer(name, value, least)
+    check_number("sigma", sigma, above=0.0)
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Refuse what is not an integer of at least ``least``."""
+    try:
+        fits = not isinstance(value, bool) and operator.index(value) >= least
+    except TypeError:
+        fits = False
+    if not fits:
+        raise OptimizerError(f"{name} is {value!r}, expected an integer of at least {least}")
+
+
+def check_number(
+    name: str, value: Any, *, above: float = -math.inf, least: float = -math.inf, below: float = math.inf
+) -> None:
+    """Refuse what is not a finite number greater than ``above``, of at least ``least`` and less than ``below``."""
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if number and value > above and value >= least and value < below:
+        return
+    bounds = (("above", above), ("of at least", least), ("below", below))
+    expected = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
+    raise OptimizerError(f"{name} is {value!r}, expected a finite number {expected}")
+
+
+def check_told(asked: Array | None, candidates: Array, fitness: Array) -> tuple[Array, Array]:
+    """Return the asked candidates and their fitness, a new float64 array (population,), or say what is wrong.
+
+    Args:
+        asked: the candidates that wait for their fitness, shape (population, dim); None when there are none.
+        candidates: what the caller says he evaluated.
+        fitness: what he says it is worth.
+
+    Raises:
+        OptimizerError: nothing was asked, other shapes or candidates than asked, or fitness that is not finite.
+    """
+    if asked is None:
+        raise OptimizerError("tell was called without candidates to tell of: call ask first, and tell once")
+    candidates = _as_floats("candidates", candidates)
+    if candidates.shape != asked.shape:
+        raise OptimizerError(f"candidates have shape {candidates.shape}, expected {asked.shape}, as asked")
+    wrong = np.flatnonzero((candidates != asked).any(axis=1))
+    if len(wrong):
+        raise OptimizerError(f"candidate {wrong[0]} is not the one that was asked: tell what ask returned, unchanged")
+    fitness = _as_floats("fitness", fitness)
+    if fitness.shape != asked.shape[:1]:
+        raise OptimizerError(f"fitness has shape {fitness.shape}, expected {asked.shape[:1]}: one for each candidate")
+    wrong = np.flatnonzero(~np.isfinite(fitness))
+    if len(wrong):
+        value = fitness[wrong[0]]
+        raise OptimizerError(f"fitness of candidate {wrong[0]} is {value}, expected finite numbers: nothing was learnt")
+    return asked, fitness
+
+
+def _as_floats(name: str, values: Any) -> Array:
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise OptimizerError(f"{name} cannot be read as an array of numbers: {error}") from error
+
+
+def check_state(state: State, expected: Mapping[str, Any]) -> None:
+    """Refuse a state that was saved by another optimiser, or by one with other settings.
+
+    Args:
+        state: what `load_state_dict` got.
+        expected: the settings of the optimiser that loads it; the state must hold the same.
+    """
+    for name, value in expected.items():
+        found = state.get(name)
+        if found != value:
+            raise OptimizerError(
+                f"the state has {name} {found!r}, but this optimiser has {value!r}: load it in its like"
+            )
+
+
+def take(state: State, name: str, shape: tuple[int, ...] | None = None) -> Any:
+    """Return an entry of a state, checked; arrays (those with a shape) as float64 copies."""
+    if name not in state:
+        raise OptimizerError(f"the state lacks {name!r}: it is damaged, or of another version")
+    if shape is None:
+        return state[name]
+    array = _as_floats(name, state[name])
+    if array.shape != shape:
+        raise OptimizerError(f"the state's {name!r} has shape {array.shape}, expected {shape}")
+    return array
+
+
+def take_asked(state: State, shape: tuple[int, int]) -> Array | None:
+    """Return the candidates that a state waits to be told of, shape (population, dim), or None."""
+    return None if take(state, "asked") is None else take(state, "asked", shape)
+
+
+def take_generator(state: State) -> np.random.Generator:
+    """Return a random generator in the position that a state holds."""
+    rng = np.random.default_rng()
+    try:
+        rng.bit_generator.state = take(state, "rng")
+    except (TypeError, ValueError, KeyError) as error:
+        raise OptimizerError(f"the state's 'rng' is no state of {type(rng.bit_generator).__name__}: {error}") from error
+    return rng
+
+
+def copy_or_none(array: Array | None) -> Array | None:
+    """Return a copy, so that nobody holds live state."""
+    return None if array is None else array.copy()

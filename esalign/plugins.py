@@ -1,0 +1,121 @@
+"""Plug-ins by name, from entry points. The names of esalign itself enter by the same door as anybody's.
+
+A distribution offers a plug-in in its ``pyproject.toml``:
+
+    [project.entry-points."esalign.optimizers"]
+    my-search = "my_package:MySearch"
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from esalign.errors import ConfigError, MissingPackageError
+
+BACKENDS = "esalign.backends"
+OPTIMIZERS = "esalign.optimizers"
+REWARDS = "esalign.rewards"
+
+
+def names(group: str) -> list[str]:
+    """Return the sorted names that the installed distributions offer in an entry-point group."""
+    return sorted({point.name for point in entry_points(group=group)})
+
+
+def find(group: str, name: str) -> Any:
+    """Return the object that an entry-point group has under a name.
+
+    Args:
+        group: ``esalign.backends``, ``esalign.optimizers`` or ``esalign.rewards``.
+        name: an entry point's name.
+
+    Raises:
+        ConfigError: no such name, two distributions that claim it, or a plug-in whose module is broken.
+        MissingPackageError: the plug-in needs a package that is not installed.
+    """
+    point = entry_point(group, name)
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise import_failure(point, error) from error
+
+
+def entry_point(group: str, name: str) -> EntryPoint:
+    """Return the one entry point of a group that has a name.
+
+    Raises:
+        ConfigError: no such name, or two distributions that claim it.
+    """
+    points = {point.value: point for point in entry_points(group=group) if point.name == name}
+    user = f"{noun(group)} {name!r}"
+    if not points:
+        known = names(group)
+        raise ConfigError(f"unknown {user}{did_you_mean(name, known)}; known: {', '.join(known) or 'none'}")
+    if len(points) > 1:
+        raise ConfigError(f"{user} is claimed by {' and by '.join(sorted(points))}: uninstall all but one")
+    return next(iter(points.values()))
+
+
+def import_failure(point: EntryPoint, error: Exception) -> Exception:
+    """Return the error to raise for a plug-in that could not be imported, with the way out in it."""
+    user = f"{noun(point.group)} {point.name!r}"
+    if isinstance(error, MissingPackageError):
+        return error
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ConfigError(f"{user} is broken: {point.value} cannot be imported: {error}")
+    package = error.name.partition(".")[0]
+    if package == point.module.partition(".")[0]:
+        return ConfigError(f"{user} is broken: {point.value} does not exist; reinstall the package that offers it")
+    if (
+        point.dist
+        and point.dist.name == "esalign"
+        and point.name in (point.dist.metadata.get_all("Provides-Extra") or ())
+    ):
+        return MissingPackageError(user, package, point.name)  # its extras are named like the plug-ins that need them
+    return ConfigError(f"{user} needs the package {package!r}, which is not installed: pip install {package}")
+
+
+def noun(group: str) -> str:
+    """Return what a group holds, in the singular.
+
+    >>> noun("esalign.backends")
+    'backend'
+    """
+    return group.rpartition(".")[2].removesuffix("s")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint to append to an error about an unknown name, empty when nothing is close.
+
+    >>> did_you_mean("cmaes", ["cma-es", "random-search"])
+    ", did you mean 'cma-es'?"
+    """
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f", did you mean {by_lower[close[0]]!r}?" if close else ""
+
+
+def check_options(user: str, factory: Callable[..., Any], options: Mapping[str, Any], reserved: Iterable[str]) -> None:
+    """Refuse options that a factory does not take.
+
+    Args:
+        user: what the options are for, e.g. ``"optimizer 'cma-es'"``.
+        factory: the class or function that will get them. One that takes ``**kwargs`` judges them itself.
+        options: the user's options.
+        reserved: parameters that are no options, as the caller fills them in.
+
+    Raises:
+        ConfigError: an unknown option.
+    """
+    parameters = inspect.signature(factory).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    taken = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    known = sorted(taken - set(reserved))
+    for name in options:
+        if name not in known:
+            raise ConfigError(
+                f"{user} has no option {name!r}{did_you_mean(name, known)}; options: {', '.join(known) or 'none'}"
+            )
