@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from esalign.assemble import model_path
-from esalign.errors import CheckpointError, MissingPackageError
+from esalign.errors import CheckpointError
 from esalign.export import merge_adapter
+from esalign.plugins import BACKENDS, find
 from esalign.run_folder import ADAPTER, read_config
 
 
@@ -27,8 +28,5 @@ def export_run(folder: Path, *, merged: Path | None, gguf: Path | None, adapter:
         difference = merge_adapter(model_path(config.model.path), source, merged)
         yield f"merged model: {merged} (logits differ from base + adapter by at most {difference:.1e})"
     if gguf is not None:
-        try:
-            from esalign_llama_cpp import export_gguf
-        except ImportError as error:
-            raise MissingPackageError("export --gguf", "llama-cpp-python", "llama-cpp") from error
-        yield export_gguf(source, model_path(config.model.path), gguf)
+        engine = find(BACKENDS, "llama-cpp")
+        yield engine.export_gguf(source, model_path(config.model.path), gguf)

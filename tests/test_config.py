@@ -1,0 +1,100 @@
+"""The configuration is strict, and says what is wrong in one line."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from esalign.cli import split_arguments
+from esalign.config import RunConfig, load_config
+from esalign.config_reference import commented_config, reference
+from esalign.errors import ConfigError
+
+GOOD = """
+model: {path: m, adapter: a}
+data: {source: reasoning-gym:countdown}
+rewards: [{name: reasoning-gym}]
+"""
+
+
+@pytest.fixture
+def good(tmp_path):
+    file = tmp_path / "good.yaml"
+    file.write_text(GOOD)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("modle.path=x", "unknown key 'modle', did you mean 'model'?"),
+        ("model.pth=x", "unknown key 'model.pth', did you mean 'path'?"),
+        ("run.generatoins=3", "did you mean 'generations'?"),
+        ("optimizer.popsize=3", "unknown key 'optimizer.popsize', expected one of name, population, sigma, options"),
+        ("data.test.sorce=x", "did you mean 'source'?"),
+        ("sampling.temprature=1", "did you mean 'temperature'?"),
+        ("rewards=[{nme: math}]", "did you mean 'name'?"),
+        ("rewards=[]", "'rewards' is ()|'rewards' is \\[\\]"),
+        ("optimizer.population=1", "'optimizer.population' is 1, input should be greater than or equal to 2"),
+        ("model.fraction=0", "'model.fraction' is 0"),
+        ("run.generations=many", "'run.generations' is 'many'"),
+        ("run.name=a/b", "'run.name' is 'a/b'"),
+        ("fitness.samples=4", "greedy decoding"),
+        ("model=null", "'model' is missing"),
+        ("run", "expected section.key=value"),
+        ("run.seed=[1", "not valid YAML"),
+        ("run.tracker=mlflow", "'run.tracker' is 'mlflow'"),
+    ],
+)
+def test_mistakes_are_told_with_their_path(good, override, told):
+    with pytest.raises(ConfigError, match=told.replace("?", "\\?").replace("(", "\\(").replace(")", "\\)")) as caught:
+        load_config([good], [override], schema=RunConfig)
+    assert "\n" not in str(caught.value)
+
+
+def test_later_files_and_overrides_win(good, tmp_path):
+    top = tmp_path / "top.yaml"
+    top.write_text("optimizer: {sigma: 0.1, population: 8}\n")
+    config = load_config([good, top], ["optimizer.sigma=0.7", "run.name=x"], schema=RunConfig)
+    assert (config.optimizer.sigma, config.optimizer.population, config.run.name) == (0.7, 8, "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("a: [", "not valid YAML at line"), ("- a", "expected sections"), ("\x00", "not valid YAML")],
+)
+def test_files_that_are_no_configuration_are_refused(tmp_path, content, told):
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=told):
+        load_config([file], schema=RunConfig)
+
+
+def test_missing_file_says_how_to_make_one(tmp_path):
+    with pytest.raises(ConfigError, match="esalign init"):
+        load_config([tmp_path / "none.yaml"], schema=RunConfig)
+
+
+def test_command_line_keys_may_be_written_as_options():
+    arguments = ["a.yaml", "--run.name", "x", "--run.seed=3", "optimizer.sigma=1"]
+    assert split_arguments(arguments) == (["a.yaml"], ["run.name=x", "run.seed=3", "optimizer.sigma=1"])
+    with pytest.raises(ConfigError, match="no option '--resumee'"):
+        split_arguments(["--resumee"])
+    with pytest.raises(ConfigError, match="needs a value"):
+        split_arguments(["--run.name"])
+
+
+def test_commented_config_is_a_valid_run_with_the_defaults(tmp_path):
+    file = tmp_path / "esalign.yaml"
+    file.write_text(commented_config())
+    config = load_config([file], schema=RunConfig)
+    assert config.optimizer.population == RunConfig.model_fields["optimizer"].default.population
+    uncommented = re.sub(r"^(\s*)# (\w+: )", r"\1\2", commented_config(), flags=re.MULTILINE)
+    keys = yaml.safe_load(uncommented)
+    assert set(keys) == set(RunConfig.model_fields)
+
+
+def test_the_reference_page_is_up_to_date():
+    page = Path(__file__).parents[1] / "docs" / "configuration.md"
+    assert page.read_text() == reference(), "run: python -m esalign.config_reference > docs/configuration.md"
