@@ -1,6 +1,6 @@
 """From a configuration to the objects it names."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
@@ -20,12 +20,17 @@ from esalign.data import MiniBatches, Source, Splits, load_dataset, make_splits
 from esalign.errors import ConfigError
 from esalign.fitness import RewardFitness
 from esalign.metrics import make_tracker
+from esalign.plugins import check_options
 from esalign.protocols import Backend, Fitness
 from esalign.registry import load_backend, make_optimizer
 from esalign.rewards import load_reward
 from esalign.rewards.pool import RewardPool
 from esalign.run import HeldOut, Parts
 from esalign.space import SvdLora
+from esalign.surrogate import SurrogateFitness
+
+FITNESSES: dict[str, Callable[..., Fitness]] = {"reward": RewardFitness, "surrogate": SurrogateFitness}
+POSITIONAL = ("backend", "batches", "pool", "sampling")
 
 
 def asset(name: str) -> Path:
@@ -125,11 +130,11 @@ def _make_fitness(config: RunConfig, backend: Backend, splits: Splits, pool: Rew
     seed = config.run.seed
     settings: dict[str, Any] = {"prompts": section.prompts, "samples": section.samples, "seed": seed}
     batches = MiniBatches(splits.train.examples, seed=seed)
-    if section.name == "reward":
-        if section.options:
-            raise ConfigError(f"fitness 'reward' has no options, got {', '.join(section.options)}: leave them out")
-        return RewardFitness(backend, batches, pool, config.sampling.make(seed=seed), **settings)
-    raise ConfigError(f"fitness.name is {section.name!r}, expected 'reward'")
+    if section.name not in FITNESSES:
+        raise ConfigError(f"fitness.name is {section.name!r}, expected one of {', '.join(FITNESSES)}")
+    factory = FITNESSES[section.name]
+    check_options(f"fitness {section.name!r}", factory, section.options, reserved=(*settings, *POSITIONAL))
+    return factory(backend, batches, pool, config.sampling.make(seed=seed), **settings, **section.options)
 
 
 def _make_probe(section: ProbeSection | None, config: RunConfig, closing: ExitStack) -> HeldOut | None:

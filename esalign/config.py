@@ -95,7 +95,9 @@ class SamplingSection(Section):
 class FitnessSection(Section):
     """What the optimiser maximises."""
 
-    name: str = Field("reward", description="reward: mean reward of what each candidate generates.")
+    name: str = Field(
+        "reward", description="reward: mean reward of what each candidate generates; surrogate: see docs/surrogate.md."
+    )
     prompts: int = Field(100, ge=1, description="Problems per generation, the same for all its candidates.")
     samples: int = Field(1, ge=1, description="Answers per problem and candidate; above 1 needs temperature > 0.")
     options: dict[str, Any] = Field({}, description="Options of the fitness.")
@@ -148,7 +150,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "RunConfig":
-        if self.fitness.samples > 1 and self.sampling.temperature == 0:
+        if self.fitness.name == "reward" and self.fitness.samples > 1 and self.sampling.temperature == 0:
             raise ValueError(
                 f"fitness.samples is {self.fitness.samples} with greedy decoding, where all samples are equal: "
                 "set sampling.temperature above 0, or fitness.samples to 1"

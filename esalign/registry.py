@@ -52,7 +52,7 @@ def load_backend(
     name: str,
     *,
     model: Any,
-    space: "SvdLora",
+    space: "SvdLora | None",
     dtype: str | None = None,
     device: str | None = None,
     **options: Any,
@@ -63,7 +63,8 @@ def load_backend(
         name: ``torch``, ``vllm``, ``llama-cpp``, or what an installed plug-in offers in the entry-point group
             ``esalign.backends``.
         model: the base model, as the engine takes it: a Hugging Face folder or id.
-        space: the search space whose frozen factors the engine holds.
+        space: the search space whose frozen factors the engine holds; None for the bare model, whose candidates have
+            shape (population, 0).
         dtype: precision of the base weights, as the engine names it; the engine's default unless given.
         device: where the engine computes, as the engine names it; the engine's default unless given.
         **options: the engine's own.
