@@ -1,0 +1,7 @@
+"""Verifiable rewards: built in, or the user's own, scored in processes beside generation."""
+
+from esalign.rewards.load import Reward, load_reward
+from esalign.rewards.pool import RewardPool, Scores
+from esalign.rewards.preview import Preview, preview
+
+__all__ = ["Preview", "Reward", "RewardPool", "Scores", "load_reward", "preview"]

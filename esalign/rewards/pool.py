@@ -1,0 +1,260 @@
+"""Scores answers in processes beside generation, each with a time limit; nothing that fails is silently 0."""
+
+import threading
+from collections import Counter, deque
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from esalign import plugins
+from esalign.errors import RewardError
+from esalign.rewards.judge import Item, Outcome, judge
+from esalign.rewards.load import Reward, RewardFunction, load_reward
+from esalign.rewards.process import Template, Worker, pack
+from esalign.types import Example
+
+MAX_BLOCK = 32
+"""Answers sent to a process at once. Sending one by one costs as much as a cheap reward."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a pool made of the answers since the last collection.
+
+    Args:
+        rewards: by key, the weighted sum of the rewards that did not abstain; None where all did.
+        components: by name of the reward, then by key, the single reward before weighting; None where it abstained.
+        errors: number of answers by ``"name/error"`` (raised, died, or not finite) and ``"name/timeout"``; only those
+            that occurred.
+        error_examples: one message for each of these.
+        abstentions: number of answers by name of the reward, for those that abstained.
+    """
+
+    rewards: Mapping[Hashable, float | None]
+    components: Mapping[str, Mapping[Hashable, float | None]]
+    errors: Mapping[str, int] = field(default_factory=dict)
+    error_examples: Mapping[str, str] = field(default_factory=dict)
+    abstentions: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def num_errors(self) -> int:
+        """Number of failures of all kinds."""
+        return sum(self.errors.values())
+
+
+class RewardPool:
+    """Weighted rewards, scored in processes of their own.
+
+    Equal answers to the same problem are scored once per collection. The results do not depend on the number of
+    workers. A failed reward counts as ``error_reward`` in the sum, and is counted in `Scores.errors`.
+
+    Args:
+        rewards: (reward, weight) pairs; a reward is loaded, or what `load_reward` takes.
+        workers: number of processes; 0 scores in this one, without a time limit.
+        timeout: seconds for one reward of one answer.
+        error_reward: what a failed reward counts as.
+
+    Raises:
+        RewardError: no reward, one that cannot be loaded, or one that cannot be sent to another process.
+    """
+
+    def __init__(
+        self,
+        rewards: Sequence[tuple[Reward | RewardFunction | str, float]],
+        *,
+        workers: int = 1,
+        timeout: float = 10.0,
+        error_reward: float = 0.0,
+    ) -> None:
+        if not rewards:
+            raise RewardError("no reward was given, expected at least one")
+        if workers < 0 or timeout <= 0:
+            raise RewardError(f"workers is {workers} and timeout {timeout}, expected at least 0, and above 0 seconds")
+        self._rewards = [load_reward(reward) for reward, _ in rewards]
+        self._weights = [float(weight) for _, weight in rewards]
+        self._names = _distinct([reward.name for reward in self._rewards])
+        self._error_reward = error_reward
+        self._batch = _Batch()
+        self._crew = _Crew(self._rewards, workers=workers, timeout=timeout) if workers else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The rewards' names, made distinct where two were equal."""
+        return tuple(self._names)
+
+    def submit(self, key: Hashable, example: Example, completion: str) -> None:
+        """Have an answer scored. It returns at once, unless there are no workers.
+
+        Raises:
+            RewardError: a key that was submitted before, since the last collection.
+        """
+        place = self._batch.add(key, example, completion)
+        if place is None:
+            return
+        item = Item(example.prompt, example.columns, completion)
+        if self._crew is None:
+            self._batch.outcomes[place] = [judge(reward, item) for reward in self._rewards]
+        else:
+            self._crew.submit(place, item)
+
+    def collect(self) -> Scores:
+        """Wait for all that was submitted, and return it.
+
+        Raises:
+            RewardError: a reward breaks its contract, or cannot be loaded by the workers.
+        """
+        batch, self._batch = self._batch, _Batch()
+        if self._crew is not None:
+            batch.outcomes.update(self._crew.collect())
+        return self._combine(batch)
+
+    def score(self, examples: Sequence[Example], completions: Sequence[str]) -> Scores:
+        """Score one completion per example; the keys are their indices."""
+        for key, (example, completion) in enumerate(zip(examples, completions, strict=True)):
+            self.submit(key, example, completion)
+        return self.collect()
+
+    def _combine(self, batch: "_Batch") -> Scores:
+        rewards: dict[Hashable, float | None] = {}
+        components: dict[str, dict[Hashable, float | None]] = {name: {} for name in self._names}
+        errors: Counter[str] = Counter()
+        abstentions: Counter[str] = Counter()
+        examples: dict[str, str] = {}
+        for key, place in batch.places.items():
+            for name, outcome in zip(self._names, batch.outcomes[place], strict=True):
+                components[name][key] = self._value(outcome)
+                if outcome.failure:
+                    errors[f"{name}/{outcome.failure}"] += 1
+                    examples.setdefault(f"{name}/{outcome.failure}", outcome.message)
+                abstentions[name] += components[name][key] is None
+            rewards[key] = self._sum([components[name][key] for name in self._names])
+        return Scores(rewards, components, dict(errors), examples, dict(+abstentions))
+
+    def _value(self, outcome: Outcome) -> float | None:
+        return self._error_reward if outcome.failure else outcome.value
+
+    def _sum(self, values: Sequence[float | None]) -> float | None:
+        present = [weight * value for weight, value in zip(self._weights, values, strict=True) if value is not None]
+        return sum(present) if present else None
+
+    def close(self) -> None:
+        """End the processes. Calling it twice is harmless."""
+        if self._crew is not None:
+            self._crew.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return result
+
+
+class _Batch:
+    """What was submitted since the last collection: keys -> distinct answers -> outcomes."""
+
+    def __init__(self) -> None:
+        self.places: dict[Hashable, int] = {}
+        self.outcomes: dict[int, list[Outcome]] = {}
+        self._known: dict[tuple[int, str], int] = {}
+        self._examples: list[Example] = []  # alive, so that their identities stay their own
+
+    def add(self, key: Hashable, example: Example, completion: str) -> int | None:
+        """Note an answer, and return its place when an equal one was not submitted before."""
+        if key in self.places:
+            raise RewardError(f"an answer with the key {key!r} was submitted before, and not collected yet")
+        answer = (id(example), completion)
+        place = self._known.get(answer)
+        if place is not None:
+            self.places[key] = place
+            return None
+        self.places[key] = self._known[answer] = len(self._known)
+        self._examples.append(example)
+        return self.places[key]
+
+
+class _Crew:
+    """Worker processes, each driven by a thread that takes work from a common queue."""
+
+    def __init__(self, rewards: Sequence[Reward], *, workers: int, timeout: float) -> None:
+        packed, count = pack(rewards), len(rewards)
+        self._template = Template(_preload(rewards))
+        self._workers = [Worker(self._template, packed, count=count, timeout=timeout) for _ in range(workers)]
+        self._waiting: deque[tuple[int, Item]] = deque()
+        self._open = 0
+        self._outcomes: dict[int, list[Outcome]] = {}
+        self._failure: Exception | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self._threads = [threading.Thread(target=self._drive, args=(w,), daemon=True) for w in self._workers]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, place: int, item: Item) -> None:
+        with self._changed:
+            self._waiting.append((place, item))
+            self._open += 1
+            self._changed.notify()
+
+    def collect(self) -> dict[int, list[Outcome]]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or not self._open)
+            if self._failure:
+                raise self._failure
+            outcomes, self._outcomes = self._outcomes, {}
+        return outcomes
+
+    def close(self) -> None:
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
+        self._template.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _drive(self, worker: Worker) -> None:
+        """Feed a worker until the crew is closed or a reward turns out to be broken."""
+        try:
+            worker.start()
+            while block := self._take():
+                outcomes = worker.score([item for _, item in block])
+                with self._changed:
+                    self._outcomes.update((place, out) for (place, _), out in zip(block, outcomes, strict=True))
+                    self._open -= len(block)
+                    self._changed.notify_all()
+        except Exception as error:  # noqa: BLE001  (it is raised where the scores are collected)
+            with self._changed:
+                self._failure = self._failure or error
+                self._changed.notify_all()
+
+    def _take(self) -> list[tuple[int, Item]]:
+        """Wait for work and take a fair share of it; nothing once the crew is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed or self._failure)
+            if self._closed or self._failure:
+                return []
+            share = max(1, min(MAX_BLOCK, len(self._waiting) // (2 * len(self._workers))))
+            return [self._waiting.popleft() for _ in range(share)]
+
+
+def _preload(rewards: Sequence[Reward]) -> list[str]:
+    """Return the modules of registered rewards, and those that they name as slow to import."""
+    modules: list[str] = []
+    for reward in rewards:
+        if isinstance(reward.spec, str) and reward.spec in plugins.names(plugins.REWARDS):
+            module = plugins.entry_point(plugins.REWARDS, reward.spec).module
+            modules += [module, *getattr(__import__(module, fromlist=["PRELOAD"]), "PRELOAD", ())]
+    return modules
