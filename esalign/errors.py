@@ -9,6 +9,7 @@ who knows nothing of esalign catches what he expects. The command line prints th
     ├── AdapterError           (ValueError)    the LoRA adapter cannot be used
     ├── RewardError            (ValueError)    a reward cannot be loaded, or failed where a run cannot go on
     ├── BackendError           (RuntimeError)  an engine cannot do what was asked
+    ├── DistillationError      (ValueError)    student and teacher do not fit, or their numbers are no probabilities
     ├── OptimizerError         (ValueError)    wrong shapes, or fitness that is not finite
     ├── CheckpointError        (ValueError)    a run directory cannot be read or resumed
     └── MissingPackageError    (ImportError)   an optional package is not installed
@@ -37,6 +38,10 @@ class RewardError(EsalignError, ValueError):
 
 class BackendError(EsalignError, RuntimeError):
     """An engine cannot do what was asked of it."""
+
+
+class DistillationError(EsalignError, ValueError):
+    """Student and teacher do not fit each other, or their numbers are no probabilities."""
 
 
 class OptimizerError(EsalignError, ValueError):
