@@ -1,0 +1,18 @@
+"""What a user sees of a run on the terminal, or in a log."""
+
+from typing import TYPE_CHECKING
+
+from esalign.dashboard.live import LiveDashboard
+from esalign.dashboard.plain import PlainReporter
+from esalign.dashboard.tables import show_plan, show_result
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["LiveDashboard", "PlainReporter", "make_reporter", "show_plan", "show_result"]
+
+
+def make_reporter(console: "Console") -> LiveDashboard | PlainReporter:
+    """Return the dashboard for a terminal, and plain lines for everything else. Both are context managers."""
+    fits = console.is_terminal and not console.is_dumb_terminal and console.width >= 60 and console.height >= 12
+    return LiveDashboard(console) if fits else PlainReporter(console)

@@ -1,0 +1,221 @@
+"""The dashboard for terminals: one panel that is drawn in place."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from esalign.config import RunConfig
+from esalign.dashboard.plain import describe_search
+from esalign.dashboard.progress import RunProgress
+from esalign.wording import compact, duration, memory, number, one_line, prompt_text, score
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.live import Live
+    from rich.text import Text
+
+WIDEST = 120
+DRAWINGS_PER_SECOND = 2
+LABEL_WIDTH = 12
+BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*%#"
+
+
+class LiveDashboard:
+    """Shows a run in a panel that stays in place, and stays in the scrollback when the run ends.
+
+    It is a context manager: the terminal is given back on leaving. Only the 16 standard colours are used, which
+    terminals adapt to light and dark.
+
+    Args:
+        console: a terminal.
+    """
+
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+        self._progress: RunProgress | None = None
+        self._sample: Mapping[str, Any] | None = None
+        self._stage = ""
+        self._begun = time.monotonic()
+        self._closed = False
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        from rich.live import Live
+
+        self._live = Live(self, console=self._console, refresh_per_second=DRAWINGS_PER_SECOND)
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed = True
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def start(self, config: RunConfig, folder: Path, done: int) -> None:  # noqa: ARG002  (the rows tell)
+        """Say that a run begins, or goes on."""
+        progress = RunProgress(config, folder)
+        self._sample = progress.last_sample()
+        self._stage = ""
+        self._progress = progress
+
+    def stage(self, text: str) -> None:
+        """Say what goes on now."""
+        self._stage = text
+
+    def generation(self, row: Mapping[str, Any]) -> None:
+        """Show the metrics of a finished generation."""
+        if self._progress is None:
+            return
+        self._progress.add(row)
+        self._sample = self._progress.last_sample()
+        self._stage = ""
+
+    def warn(self, text: str) -> None:
+        """Print a warning above the panel, where it stays."""
+        from rich.text import Text
+
+        self._console.print(Text.assemble(("warning: ", "bold red"), one_line(text, 1000)))
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["RenderableType"]:
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.text import Text
+
+        width = min(options.max_width, WIDEST)
+        progress = self._progress
+        if progress is None:
+            if not self._closed:
+                yield Text(f"esalign: {self._stage or 'starting'} ({duration(time.monotonic() - self._begun)})")
+            return
+        lines = self._lines(progress, width - 4, ascii_only=options.ascii_only)
+        room = console.size.height - 3
+        if progress.rows and len(lines) + len(self._sample_lines(width - 4)) <= room:
+            lines += self._sample_lines(width - 4)
+        lines += [Text.assemble(("! ", "bold red"), one_line(text, width - 6)) for text in progress.concerns]
+        yield Panel(
+            Group(*lines),
+            title=Text(f" esalign: {one_line(str(progress.folder), width - 20)} ", style="bold"),
+            title_align="left",
+            subtitle=Text(f" {describe_search(progress.config)} "),
+            subtitle_align="left",
+            border_style="cyan",
+            width=width,
+        )
+
+    def _lines(self, progress: RunProgress, width: int, *, ascii_only: bool) -> "list[RenderableType]":
+        lines: list[RenderableType] = [_bar_line(progress, width)]
+        if progress.rows:
+            row = progress.rows[-1]
+            fitness = row.get("fitness") or {}
+            lines += [
+                _line("validation", *_validation(progress)),
+                _line("best so far", *_best(progress)),
+                _line(
+                    "fitness",
+                    f"mean {number(fitness.get('mean'))}   max {number(fitness.get('max'))}   "
+                    f"std {number(fitness.get('std'))}   ",
+                    (sparkline(progress.fitness, width - LABEL_WIDTH - 41, ascii_only=ascii_only), "cyan"),
+                ),
+                _line(
+                    "search",
+                    f"sigma {number(row.get('sigma'), '.3g')}   norm of the mean {number(row.get('mean_norm'), '.3g')}",
+                ),
+                _line(
+                    "tokens",
+                    f"{compact(row['tokens'].get('generated'))} generated   "
+                    f"{compact(progress.tokens_per_second)} per second",
+                ),
+            ]
+        return [*lines, self._time_line(progress)]
+
+    def _time_line(self, progress: RunProgress) -> "Text":
+        since = 0.0 if self._closed else time.monotonic() - progress.received
+        parts = [f"{duration(progress.seconds_worked + since)} so far"]
+        if self._stage and not self._closed:
+            parts.append(self._stage)
+        elif not self._closed:
+            left = progress.seconds_left
+            parts.append("time left: measuring" if left is None else f"about {duration(max(left - since, 0))} left")
+        machine = progress.rows[-1]["machine"] if progress.rows else {}
+        if machine:
+            parts.append(f"peak memory {memory(machine.get('peak_rss_mib'))}")
+        if machine.get("peak_gpu_mib"):
+            parts.append(f"GPU {memory(machine['peak_gpu_mib'])}")
+        return _line("time", "   ".join(parts))
+
+    def _sample_lines(self, width: int) -> "list[RenderableType]":
+        """The first problem of the generation, and what its best candidate answered."""
+        from rich.text import Text
+
+        if self._sample is None:
+            return []
+        room = width - LABEL_WIDTH
+        reward = self._sample.get("reward")
+        return [
+            Text(""),
+            _line("problem", one_line(prompt_text(self._sample.get("prompt", "")), room)),
+            _line("answer", one_line(str(self._sample.get("completion", "")), 2 * room - 4)),
+            _line("reward", "none (abstained)" if reward is None else f"{reward:g}"),
+        ]
+
+
+def sparkline(values: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
+    """Draw values as a row of blocks, the lowest shown as the lowest block; only the last ``width`` are drawn."""
+    shown = values[-width:] if width > 0 else []
+    if not shown:
+        return ""
+    blocks = ASCII_BLOCKS if ascii_only else BLOCKS
+    low, high = min(shown), max(shown)
+    scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
+    return "".join(blocks[round((value - low) * scale)] for value in shown)
+
+
+def _bar_line(progress: RunProgress, width: int) -> "RenderableType":
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    total, done = progress.config.run.generations, progress.done
+    text = f"{done} of {total}"
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(width=LABEL_WIDTH - 2, no_wrap=True, style="cyan")
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    bar = ProgressBar(
+        total=total,
+        completed=done,
+        width=width - LABEL_WIDTH - len(text) - 10,
+        complete_style="green",
+        finished_style="green",
+    )
+    grid.add_row("generation", text, bar, f"{done / total:4.0%}")
+    return grid
+
+
+def _validation(progress: RunProgress) -> "list[str | tuple[str, str]]":
+    if progress.validated is None:
+        return ["n/a"]
+    _, last = progress.validated
+    return [(score(last), "bold"), f"   start {score(progress.start)}"]
+
+
+def _best(progress: RunProgress) -> "list[str | tuple[str, str]]":
+    if progress.best is None or progress.start is None:
+        return ["n/a"]
+    generation, best = progress.best
+    if generation == 0:
+        return ["the start itself"]
+    return [
+        (f"{number(best.mean)}", "bold"),
+        f" at generation {generation}, ",
+        (f"{best.mean - progress.start.mean:+.3f}", "bold green"),
+        " to the start",
+    ]
+
+
+def _line(label: str, *parts: "str | tuple[str, str]") -> "Text":
+    from rich.text import Text
+
+    return Text.assemble((f"{label:<{LABEL_WIDTH}}", "cyan"), *parts)

@@ -1,0 +1,98 @@
+"""One line per event, for logs and pipes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from esalign.config import RunConfig
+from esalign.dashboard.progress import RunProgress
+from esalign.wording import as_estimate, concerns, count, duration, number, one_line, score, set_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LONGEST_LINE = 1000
+
+
+class PlainReporter:
+    """Reports a run in plain lines.
+
+    Args:
+        console: where to print.
+    """
+
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+        self._progress: RunProgress | None = None
+        self._told: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+    def start(self, config: RunConfig, folder: Path, done: int) -> None:
+        """Say that a run begins, or goes on after so many generations."""
+        self._progress = RunProgress(config, folder)
+        verb = f"goes on after generation {done} of" if done else "begins:"
+        self._print(f"run {folder} {verb} {config.run.generations} generations, {describe_search(config)}")
+
+    def stage(self, text: str) -> None:
+        """Say what goes on now."""
+        self._print(text)
+
+    def generation(self, row: Mapping[str, Any]) -> None:
+        """Print the line of a generation, and what is worrying about it for the first time."""
+        if self._progress is None:
+            return
+        self._progress.add(row)
+        self._print(_start_line(row) if row["generation"] == 0 else self._line(row, self._progress))
+        for text in concerns(row, max_tokens=self._progress.config.sampling.max_tokens):
+            kind = text.translate({ord(digit): None for digit in "0123456789,."})
+            if kind not in self._told:
+                self._told.add(kind)
+                self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self._print(f"warning: {text}")
+
+    def _line(self, row: Mapping[str, Any], progress: RunProgress) -> str:
+        fitness, limit = row.get("fitness") or {}, progress.config.run.generations
+        parts = [
+            f"{row['generation']:>{len(str(limit))}}/{limit}",
+            f"fitness {number(fitness.get('mean'))} max {number(fitness.get('max'))} std {number(fitness.get('std'))}",
+            f"sigma {number(row.get('sigma'), '.3g')}",
+            f"{count(progress.tokens_per_second)} tokens/s",
+            f"{duration(progress.seconds_worked)}, about {duration(progress.seconds_left)} left",
+        ]
+        validation = as_estimate(row.get("validation"))
+        if validation is not None:
+            best = progress.best
+            is_best = best is not None and best[0] == row["generation"]
+            start = number(progress.start.mean if progress.start else None)
+            parts.append(f"validation {score(validation)}, start {start}" + (", best so far" if is_best else ""))
+        return " | ".join(parts)
+
+    def _print(self, text: str) -> None:
+        line = one_line(text, LONGEST_LINE)
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def describe_search(config: RunConfig) -> str:
+    """Return '24 candidates x 100 problems each, cma-es on torch'."""
+    samples = f" x {config.fitness.samples} answers" if config.fitness.samples > 1 else ""
+    return (
+        f"{config.optimizer.population} candidates x {config.fitness.prompts} problems{samples} each, "
+        f"{config.optimizer.name} on {config.backend.name}"
+    )
+
+
+def _start_line(row: Mapping[str, Any]) -> str:
+    sets = [(name, as_estimate(value)) for name, value in row.items() if _is_interval(value)]
+    return "start | " + " | ".join(f"{set_name(name)} {score(value)}" for name, value in sets)
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"mean", "low", "high", "count"} <= value.keys()

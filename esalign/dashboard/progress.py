@@ -1,0 +1,124 @@
+"""What the reporters know of a run: the rows so far, and what follows from them."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from esalign.config import RunConfig
+from esalign.metrics import read_json_lines
+from esalign.statistics import Estimate
+from esalign.wording import as_estimate, concerns
+
+WINDOW = 10  # generations that the speed is measured over
+TAIL_BYTES = 1 << 16  # enough of samples.jsonl for the answers of one generation
+
+
+class RunProgress:
+    """The rows of a run so far.
+
+    Args:
+        config: what the run does.
+        folder: its directory; rows of an earlier part of the same run are read from its ``metrics.jsonl``.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.rows: list[Mapping[str, Any]] = []
+        self.best: tuple[int, Estimate] | None = None
+        self.validated: tuple[int, Estimate] | None = None
+        self.received = time.monotonic()
+        for row in read_json_lines(folder / "metrics.jsonl"):
+            self.add(row)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take in the row of a finished generation, or of the start."""
+        validation = as_estimate(row.get("validation"))
+        if validation is not None:
+            self.validated = (row["generation"], validation)
+            if self.best is None or validation.mean > self.best[1].mean:
+                self.best = self.validated
+        self.rows = [*self.rows, row]  # a new list, as another thread may be drawing the old one
+        self.received = time.monotonic()
+
+    @property
+    def done(self) -> int:
+        """Finished generations."""
+        return int(self.rows[-1]["generation"]) if self.rows else 0
+
+    @property
+    def start(self) -> Estimate | None:
+        """The start's validation score."""
+        return as_estimate(self.rows[0].get("validation")) if self.rows else None
+
+    @property
+    def fitness(self) -> list[float]:
+        """The mean fitness of each generation."""
+        means = [(row.get("fitness") or {}).get("mean") for row in self.rows]
+        return [float(mean) for mean in means if mean is not None and math.isfinite(mean)]
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Generated tokens per second of search, over the last generations."""
+        seconds = self._recent("machine", "search_seconds")
+        return self._recent("tokens", "generated") / seconds if seconds > 0 else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """What the generations left, their validations and the final judgement should take, as measured so far."""
+        counted = min(WINDOW, len(self.rows) - 1)
+        if counted < 1:
+            return None
+        search, held_out = (self._recent("machine", f"{kind}_seconds") / counted for kind in ("search", "held_out"))
+        limits, last = self.config.run, self.rows[-1]["machine"]
+        left = float(limits.generations - self.done)
+        if limits.max_minutes is not None and search > 0:
+            left = min(left, math.ceil(max(60 * limits.max_minutes - last["search_seconds"], 0.0) / search))
+        return left * (search + held_out) + float(self.rows[0]["machine"]["held_out_seconds"])
+
+    @property
+    def seconds_worked(self) -> float:
+        """Seconds of search and judgement until the last row, earlier parts of a resumed run included."""
+        machine = self.rows[-1]["machine"] if self.rows else {}
+        return float(machine.get("search_seconds") or 0.0) + float(machine.get("held_out_seconds") or 0.0)
+
+    @property
+    def concerns(self) -> list[str]:
+        """What in the last generation should worry the user; scoring errors are summed over the run."""
+        if not self.rows:
+            return []
+        errors: dict[str, float] = {}
+        for row in self.rows:
+            for key, value in row.items():
+                if key.startswith("errors/"):
+                    errors[key] = errors.get(key, 0.0) + (value or 0.0)
+        return concerns({**self.rows[-1], **errors}, max_tokens=self.config.sampling.max_tokens)
+
+    def last_sample(self) -> Mapping[str, Any] | None:
+        """Return an answer of the last generation, from the end of ``samples.jsonl``."""
+        import json
+
+        try:
+            with (self.folder / "samples.jsonl").open("rb") as file:
+                file.seek(0, 2)
+                file.seek(max(file.tell() - TAIL_BYTES, 0))
+                lines = file.read().split(b"\n")
+        except OSError:
+            return None
+        for line in lines:
+            try:
+                sample = json.loads(line)
+            except ValueError:  # the first line may be cut
+                continue
+            if isinstance(sample, dict) and sample.get("generation") == self.done:
+                return sample
+        return None
+
+    def _recent(self, section: str, key: str) -> float:
+        """Return how much a running total grew over the last generations."""
+        window = self.rows[-WINDOW - 1 :]
+        if len(window) < 2:
+            return 0.0
+        first, last = (row.get(section, {}).get(key) or 0.0 for row in (window[0], window[-1]))
+        return float(last - first)
