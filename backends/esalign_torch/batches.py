@@ -1,0 +1,94 @@
+"""How work is cut into batches that fit the memory and, on a CPU, the cache."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+CPU_ROWS = 512
+CPU_TOKENS = 4096
+CUDA_TOKENS = 65536
+MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one batch may hold.
+
+    Args:
+        rows: sequences decoded together, whatever their length.
+        tokens: tokens of one parallel pass (reading prompts, scoring).
+        logits: numbers of one table of logits.
+        cache_tokens: tokens whose keys and values are kept at once.
+    """
+
+    rows: int
+    tokens: int
+    logits: int
+    cache_tokens: int
+
+    def rows_for(self, capacity: int, vocab: int) -> int:
+        """Return how many sequences of at most capacity tokens may be decoded together, at least 1."""
+        return max(1, min(self.rows, self.cache_tokens // capacity, self.logits // vocab))
+
+    def halved(self) -> "Limits":
+        """Return limits for another try after the memory ran out."""
+        half = [max(1, value // 2) for value in (self.rows, self.tokens, self.logits, self.cache_tokens)]
+        return Limits(*half)
+
+
+def make_limits(
+    device: torch.device, *, kv_bytes: int, token_bytes: int, memory_gb: float | None, max_rows: int | None
+) -> Limits:
+    """Return the limits for a device.
+
+    They depend on the machine and the model, not on what happens to be free now: the same call is cut the same way
+    each time, so that a resumed run repeats an uninterrupted one bit by bit.
+
+    Args:
+        device: where the model is.
+        kv_bytes: keys and values of one token, in all layers.
+        token_bytes: what one token takes on its way through a layer.
+        memory_gb: memory for batches; None for half of what the machine has beside the weights.
+        max_rows: the most sequences of one batch; None for a limit that suits the device.
+    """
+    budget = int(memory_gb * 1e9) if memory_gb is not None else int(MEMORY_SHARE * total_memory(device))
+    on_cpu = device.type == "cpu"
+    tokens = min(CPU_TOKENS if on_cpu else CUDA_TOKENS, budget // (4 * token_bytes))
+    return Limits(
+        rows=max_rows or (CPU_ROWS if on_cpu else budget),
+        tokens=max(1, tokens),
+        logits=max(1, budget // 4 // 16),  # logits, their float32 copy, and room for the sampler's two
+        cache_tokens=max(1, budget // 2 // max(1, kv_bytes)),
+    )
+
+
+def total_memory(device: torch.device) -> int:
+    """Return the bytes that the device has for batches: all, less the weights that are already there on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device)
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(physical, _cgroup_limit() or physical)
+
+
+def _cgroup_limit() -> int | None:
+    """Return the memory limit of this process's container, if there is one."""
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return int(Path(file).read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def even_share(total: int, most: int) -> int:
+    """Return the size of the first part, when total is cut into the fewest parts of at most the given size.
+
+    >>> even_share(10, 4)
+    4
+    >>> even_share(600, 512)
+    300
+    """
+    parts = -(-total // most)
+    return -(-total // parts)

@@ -1,0 +1,95 @@
+"""Teacher-forced log-probabilities of given answers."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from esalign_torch.batches import Limits
+from esalign_torch.decoding import Engine
+
+
+class ScoreRow(NamedTuple):
+    """One answer to be scored.
+
+    Args:
+        candidate: the candidate's index.
+        sequence: the sequence's index.
+        ids: prompt and answer.
+        start: where the answer begins in ids, at least 1.
+        wanted: ids of interest at each place of the answer, shape (tokens, k).
+    """
+
+    candidate: int
+    sequence: int
+    ids: tuple[int, ...]
+    start: int
+    wanted: Tensor
+
+
+class PositionPicker:
+    """Lets the model's head see chosen positions only: the logits of all would not fit the memory.
+
+    It picks before the head rather than after the trunk, as some models change the logits behind their head.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        self.flat: Tensor | None = None
+        head.register_forward_pre_hook(self._pick)
+
+    def _pick(self, _head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self.flat is None:
+            return None
+        hidden = args[0]
+        return (hidden.reshape(1, -1, hidden.shape[-1])[:, self.flat], *args[1:])
+
+
+def cut_scoring(rows: Sequence[ScoreRow], limits: Limits, vocab: int) -> Iterator[list[ScoreRow]]:
+    """Cut rows, the longest first, into batches that keep the limits on tokens and logits."""
+    batch: list[ScoreRow] = []
+    answers = 0
+    for row in sorted(rows, key=lambda row: -len(row.ids)):
+        answers += len(row.wanted)
+        tokens = (len(batch) + 1) * len((batch or [row])[0].ids)
+        if batch and (tokens > limits.tokens or answers * vocab > limits.logits):
+            yield batch
+            batch, answers = [], len(row.wanted)
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def score_batch(engine: Engine, picker: PositionPicker, rows: Sequence[ScoreRow], table: Tensor) -> list[Tensor]:
+    """Return the log-probabilities of each row's wanted ids, each of shape (tokens, k), float32, on the CPU.
+
+    Answers stand at the left and padding at the right, where causal attention does not see it: no mask is needed.
+    """
+    width = max(len(row.ids) for row in rows) - 1  # nothing follows the last token
+    device = engine.device
+    ids = [list(row.ids[:-1]) + [engine.pad] * (width + 1 - len(row.ids)) for row in rows]
+    flat = [i * width + at for i, row in enumerate(rows) for at in range(row.start - 1, len(row.ids) - 1)]
+    engine.values.rows = table[torch.tensor([row.candidate for row in rows], device=device)]
+    picker.flat = torch.tensor(flat, device=device)
+    try:
+        logits = engine.model(input_ids=torch.tensor(ids, device=device), use_cache=False).logits[0]
+    finally:
+        picker.flat = None
+    wanted = _stack([row.wanted for row in rows]).to(device)
+    scores = _log_probabilities(logits, wanted).cpu()
+    counts = [len(row.wanted) for row in rows]
+    parts = scores.split(counts)
+    return [part[:, : row.wanted.shape[1]] for part, row in zip(parts, rows, strict=True)]
+
+
+def _stack(wanted: Sequence[Tensor]) -> Tensor:
+    """Join tables (tokens, k) with differing k into one, shape (all tokens, largest k)."""
+    k = max(part.shape[1] for part in wanted)
+    return torch.cat([nn.functional.pad(part, (0, k - part.shape[1])) for part in wanted])
+
+
+def _log_probabilities(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Return log softmax of logits (tokens, vocab) at wanted (tokens, k), in float32."""
+    logits = logits.float()
+    return logits.gather(1, wanted) - logits.logsumexp(dim=-1, keepdim=True)
