@@ -1,5 +1,6 @@
 """The command line: the only code that prints or exits."""
 
+import logging
 import os
 import signal
 import sys
@@ -209,6 +210,8 @@ def _be_quiet() -> None:
         os.environ.setdefault(variable, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("torchao", "torch.utils._pytree"):  # at import: kernels for other machines, deprecations of its own
+        logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 
@@ -216,3 +219,7 @@ def _be_quiet() -> None:
 def _fail(message: str) -> None:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
     sys.exit(USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()

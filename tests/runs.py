@@ -1,0 +1,115 @@
+"""A small real run on disk: a random model, an adapter, a data set and a reward, for tests of anything that runs."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from models import make_tiny
+
+REWARD = '''"""A graded reward that depends on every token: the share of distinct characters."""
+
+
+def variety(prompts, completions, **columns):
+    return [len(set(text)) / 40 for text in completions]
+'''
+
+
+def write_run(folder: Path, **changes: Any) -> Path:
+    """Write everything that a run of a second needs, and return its configuration file."""
+    if not (folder / "model").exists():
+        make_tiny(folder, rank=2)
+    (folder / "reward.py").write_text(REWARD)
+    rows = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(12) for b in range(12)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "model": {"path": str(folder / "model"), "adapter": str(folder / "adapter")},
+        "backend": {"dtype": "float32", "device": "cpu"},
+        "data": {"source": str(folder / "data.jsonl"), "validation_size": 8, "test_size": 16},
+        "rewards": [{"name": f"{folder / 'reward.py'}:variety"}],
+        "scoring": {"workers": 0},
+        "sampling": {"max_tokens": 8},
+        "fitness": {"prompts": 6},
+        "optimizer": {"name": "cma-es", "population": 6, "sigma": 0.5},
+        "run": {
+            "name": "small",
+            "dir": str(folder / "runs"),
+            "generations": 6,
+            "evaluate_every": 2,
+            "kl_prompts": 4,
+        },
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        config[section] = {**config[section], name: value} if name else value
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+@dataclass
+class Command:
+    """A command line that runs, or has run, in a process of its own."""
+
+    pid: int
+    folder: Path
+    returncode: int | None = None
+
+    @property
+    def stdout(self) -> str:
+        return (self.folder / "out").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / "err").read_text()
+
+    def send(self, signal_number: int) -> None:
+        os.kill(self.pid, signal_number)
+
+    def wait(self) -> "Command":
+        if self.returncode is None:
+            self.returncode = _ask({"wait": self.pid})
+        return self
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    script = Path(__file__).with_name("command_server.py")
+    return subprocess.Popen(
+        [sys.executable, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+
+
+def _ask(request: dict[str, Any]) -> int:
+    server = _server()
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    return int(server.stdout.readline())
+
+
+def start_esalign(*arguments: object, **environment: str) -> Command:
+    """Start the command line as a user does, and return while it runs."""
+    folder = Path(tempfile.mkdtemp())
+    request = {"args": [str(argument) for argument in arguments], "env": environment}
+    return Command(_ask({**request, "out": str(folder / "out"), "err": str(folder / "err")}), folder)
+
+
+def esalign(*arguments: object, **environment: str) -> Command:
+    """Run the command line as a user does, to its end."""
+    return start_esalign(*arguments, **environment).wait()
+
+
+def reproducible(folder: Path) -> list[dict[str, Any]]:
+    """Return a run's metrics without what depends on the machine."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "machine"} for line in lines]

@@ -1,0 +1,205 @@
+"""A run, from the command line to the adapter: what it writes, that it resumes, and what it says."""
+
+import json
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+from runs import esalign, reproducible, start_esalign, write_run
+
+from esalign.adapter_io import read_adapter
+from esalign.checkpoint import Checkpoints
+from esalign.config import RunConfig, load_config
+from esalign.run_folder import choose_folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run's folder, and what the command printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = esalign("run", write_run(folder))
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "small", done
+
+
+def final_vectors(folder):
+    state = Checkpoints(folder / "checkpoints").load_last()
+    return state["optimizer"], state["progress"]["best_vector"]
+
+
+def assert_same_state(mine, theirs):
+    if isinstance(mine, dict):
+        assert mine.keys() == theirs.keys()
+        for key in mine:
+            if not str(key).endswith("_seconds"):
+                assert_same_state(mine[key], theirs[key])
+    elif isinstance(mine, np.ndarray):
+        assert np.array_equal(mine, theirs, equal_nan=True)
+    elif isinstance(mine, list):
+        assert len(mine) == len(theirs)
+        for left, right in zip(mine, theirs, strict=True):
+            assert_same_state(left, right)
+    else:
+        assert mine == theirs
+
+
+def assert_same_run(mine, theirs):
+    assert reproducible(mine) == reproducible(theirs)
+    assert (mine / "samples.jsonl").read_text() == (theirs / "samples.jsonl").read_text()
+    for left, right in zip(final_vectors(mine), final_vectors(theirs), strict=True):
+        assert_same_state(left, right)
+    weights = "adapter/adapter_model.safetensors"
+    assert (mine / weights).read_bytes() == (theirs / weights).read_bytes()
+    results = [json.loads((folder / "result.json").read_text()) for folder in (mine, theirs)]
+    for result in results:
+        del result["totals"]["machine"]
+    assert results[0] == results[1]
+
+
+def test_a_run_writes_its_files_and_says_where(finished):
+    folder, done = finished
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "adapter",
+        "checkpoints",
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "report.html",
+        "result.json",
+        "samples.jsonl",
+    }
+    assert str(folder / "report.html") in done.stdout.replace("\n", "")
+    assert [row["generation"] for row in reproducible(folder)] == list(range(7))
+    assert [row["generation"] for row in reproducible(folder) if "validation" in row] == [0, 2, 4, 6]
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_the_adapter_is_plain_peft_with_a_model_card_and_was_compared(finished):
+    folder, _ = finished
+    assert read_adapter(folder / "adapter").config["r"] == 2
+    card = (folder / "adapter" / "README.md").read_text()
+    assert "library_name: peft" in card
+    assert "test/greedy" in card
+    verification = json.loads((folder / "result.json").read_text())["verification"]
+    assert verification["good"]
+    assert verification["agreement"] == 1.0
+
+
+def test_the_result_is_judged_against_the_start_on_the_same_problems(finished):
+    folder, _ = finished
+    comparisons = json.loads((folder / "result.json").read_text())["comparisons"]
+    assert set(comparisons) == {"test/greedy", "test/sampled"}
+    for comparison in comparisons.values():
+        assert comparison["start"]["count"] == comparison["result"]["count"] == 16
+        gain = comparison["result"]["mean"] - comparison["start"]["mean"]
+        assert comparison["gain"]["mean"] == pytest.approx(gain, abs=1e-12)
+
+
+def test_equal_seeds_give_equal_runs(finished, tmp_path):
+    done = esalign("run", write_run(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "runs" / "small", finished[0])
+
+
+@pytest.mark.parametrize("fitness", ["reward", "surrogate"])
+def test_a_run_killed_at_random_moments_and_resumed_equals_an_uninterrupted_one(fitness, tmp_path):
+    options = {"name": fitness, "prompts": 6, "samples": 4 if fitness == "surrogate" else 1}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+        write_run(folder, fitness=options, optimizer={"name": "openai-es", "population": 6, "sigma": 0.5})
+    assert esalign("run", whole / "run.yaml").returncode == 0
+    chance, kills, resume = random.Random(0), 0, []
+    while kills < 10:
+        command = start_esalign("run", killed / "run.yaml", *resume)
+        progress = killed / "runs" / "small" / "metrics.jsonl"
+        size = progress.stat().st_size if progress.exists() else 0
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if progress.exists() and progress.stat().st_size > size:  # it got further, so a kill now interrupts work
+                break
+            time.sleep(0.005)
+        time.sleep(chance.random() * 0.15)
+        command.send(signal.SIGKILL)
+        command.wait()
+        kills += 1
+        resume = ["--resume"] if (killed / "runs" / "small").exists() else []
+        if (killed / "runs" / "small" / "result.json").exists():
+            break
+    done = esalign("run", killed / "run.yaml", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(killed / "runs" / "small", whole / "runs" / "small")
+
+
+def test_first_interrupt_finishes_the_generation_and_saves(tmp_path):
+    file = write_run(tmp_path, run__generations=10_000)
+    command = start_esalign("run", file)
+    metrics = tmp_path / "runs" / "small" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    command.send(signal.SIGINT)
+    assert command.wait().returncode == 130
+    assert "--resume" in command.stdout
+    assert "Traceback" not in command.stderr
+    state = Checkpoints(tmp_path / "runs" / "small" / "checkpoints").load_last()
+    assert state["progress"]["done"] == reproducible(metrics.parent)[-1]["generation"]
+
+
+def test_resuming_with_another_configuration_is_refused_by_key(finished, tmp_path):
+    folder = finished[0].parent.parent
+    done = esalign("run", folder / "run.yaml", "--resume", "optimizer.sigma=0.7")
+    assert done.returncode == 2
+    assert "optimizer.sigma was 0.5 and is now 0.7" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_finished_run_goes_on_when_given_more_generations(tmp_path):
+    file = write_run(tmp_path, run__generations=2)
+    assert esalign("run", file).returncode == 0
+    done = esalign("run", file, "--resume", "run.generations=6")
+    assert done.returncode == 0, done.stderr
+    assert [row["generation"] for row in reproducible(tmp_path / "runs" / "small")] == list(range(7))
+
+
+def test_a_taken_name_gets_a_number_and_resume_takes_the_newest(tmp_path):
+    config = load_config([write_run(tmp_path)], schema=RunConfig)
+    assert choose_folder(config, resume=False).name == "small"
+    (tmp_path / "runs" / "small").mkdir(parents=True)
+    (tmp_path / "runs" / "small-2").mkdir()
+    assert choose_folder(config, resume=False).name == "small-3"
+    assert choose_folder(config, resume=True).name == "small-2"
+
+
+def test_equal_fitness_is_warned_of_and_stops_the_run(tmp_path):
+    (tmp_path / "flat.py").write_text("def flat(prompts, completions, **columns):\n    return [1.0] * len(prompts)\n")
+    rewards = [{"name": f"{tmp_path / 'flat.py'}:flat"}]
+    done = esalign("run", write_run(tmp_path, rewards=rewards, run__flat_limit=2, run__generations=50))
+    assert done.returncode == 0, done.stderr
+    assert "same fitness" in done.stdout
+    assert len(reproducible(tmp_path / "runs" / "small")) == 3
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path):
+    done = esalign("run", write_run(tmp_path), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "tokens" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_eval_agrees_with_the_run_on_the_same_problems(finished):
+    folder = finished[0].parent.parent
+    done = esalign("eval", folder / "run.yaml", "--adapter", finished[0] / "adapter")
+    result = json.loads((finished[0] / "result.json").read_text())["comparisons"]["test/greedy"]["result"]
+    assert f"{result['mean']:.3f}" in done.stdout
+    assert esalign("eval", folder / "run.yaml", "--no-adapter").returncode == 0
+
+
+def test_merged_export_gives_the_logits_of_base_and_adapter(finished, tmp_path):
+    done = esalign("export", finished[0], "--merged", tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    difference = float(done.stdout.split("at most ")[1].split(")")[0])
+    assert difference < 1e-3
