@@ -1,0 +1,180 @@
+"""Starting vLLM with room for candidates, and making candidates current in it."""
+
+import gc
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from esalign.errors import BackendError
+from esalign.space import SvdLora
+from esalign.types import Array
+from esalign_vllm.basis import FILES, MODES, SHARED_BASIS, tabulate, write_basis
+from esalign_vllm.environment import IN_PROCESS, QUIET, defaults, preserved_process
+from esalign_vllm.files import memory_folder, write_candidate
+
+WORKER = "esalign_vllm.worker.PopulationWorker"
+MEMORY_PATH = "mem://esalign"  # vLLM wants a path of an adapter; this one is never read
+
+
+class ModeError(BackendError):
+    """This vLLM, or this model in it, lacks what a mode needs."""
+
+
+class Engine:
+    """A running vLLM and the candidates in it.
+
+    Args:
+        model: path or name of the base model.
+        space: the search space.
+        mode: ``shared-basis``, ``slots`` or ``files``.
+        slots: the most candidates at a time.
+        in_process: run vLLM's engine in this process, as is best on CPUs.
+        arguments: further arguments of ``vllm.LLM``.
+
+    Raises:
+        BackendError: vLLM does not start, or lacks what the mode needs.
+    """
+
+    def __init__(
+        self, model: str, space: SvdLora, *, mode: str, slots: int, in_process: bool, arguments: Mapping[str, Any]
+    ) -> None:
+        self.space = space
+        self.mode = mode
+        self.slots = slots
+        self.in_process = in_process
+        self.calls = 0
+        self.llm: Any = None
+        with memory_folder() as folder:
+            basis = folder / "basis.safetensors"
+            write_basis(space, basis)
+            settings = _lora_arguments(space, mode, slots, basis)
+            self.llm = _start(model, in_process=in_process, arguments={**arguments, **settings})
+        if mode != FILES:
+            self._check_workers(model)
+
+    def _check_workers(self, model: str) -> None:
+        reports = self.llm.collective_rpc("esalign_start")
+        problem = next((report["problem"] for report in reports if report["problem"]), "")
+        adapted = {name for report in reports for name in report["adapted"]}
+        missing = next((module.name for module in self.space.modules if module.name not in adapted), None)
+        if not problem and missing:
+            problem = f"it has no LoRA layer for {missing!r}"
+        if problem:
+            self.close()
+            raise ModeError(f"mode {self.mode!r} of backend 'vllm' does not work with model '{model}': {problem}")
+
+    @contextmanager
+    def candidates(self, vectors: Array) -> Iterator[list[Any]]:
+        """Make candidates, shape (population, dim), current. Yields a LoRARequest for each.
+
+        vLLM keys its prefix cache by the names of adapters, and would reuse the keys and values of former candidates
+        under the same name: every call gets new names.
+        """
+        from vllm.lora.request import LoRARequest
+
+        self.calls += 1
+        population = len(vectors)
+        names = [f"esalign-{self.calls}-{number}" for number in range(population)]
+        if self.mode != FILES:
+            rows = tabulate(self.space, vectors)
+            self.llm.collective_rpc("esalign_write", args=(rows.tobytes(), population))
+            yield [LoRARequest(name, number + 1, MEMORY_PATH) for number, name in enumerate(names)]
+            return
+        with memory_folder() as folder:
+            first = 1 + self.calls * self.slots  # ids are new too, so that vLLM reads the new files
+            for name, vector in zip(names, vectors, strict=True):
+                write_candidate(self.space, vector, folder / name)
+            yield [LoRARequest(name, first + number, str(folder / name)) for number, name in enumerate(names)]
+
+    def close(self) -> None:
+        """Stop the engine and free its memory."""
+        if self.llm is None:
+            return
+        engine, self.llm = self.llm.llm_engine, None
+        engine.engine_core.shutdown()
+        del engine
+        if self.in_process:
+            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+            cleanup_dist_env_and_memory()
+        gc.collect()
+
+
+def start_engine(
+    model: str, space: SvdLora, *, mode: str, slots: int, in_process: bool, arguments: Mapping[str, Any]
+) -> Engine:
+    """Start an engine in a mode; for ``auto``, in the best that works, with a warning when it is not the first.
+
+    Raises:
+        BackendError: vLLM does not start.
+    """
+    wanted = MODES if mode == "auto" else (mode,)
+    for number, name in enumerate(wanted):
+        try:
+            return Engine(model, space, mode=name, slots=slots, in_process=in_process, arguments=arguments)
+        except ModeError as error:
+            if number == len(wanted) - 1:
+                raise
+            warnings.warn(f"{error}; falling back to mode {wanted[number + 1]!r}, which is slower", stacklevel=3)
+    raise AssertionError(mode)
+
+
+def _lora_arguments(space: SvdLora, mode: str, slots: int, basis: Path) -> dict[str, Any]:
+    """Return the arguments of ``vllm.LLM`` that make room for candidates."""
+    from vllm import EngineArgs
+
+    rank = max(module.rank for module in space.modules)
+    arguments: dict[str, Any] = {
+        "enable_lora": True,
+        "max_loras": slots,
+        "max_lora_rank": 1 if mode == SHARED_BASIS else fitting_rank(rank, mode),
+    }
+    if hasattr(EngineArgs, "lora_target_modules"):
+        arguments["lora_target_modules"] = sorted({module.name.rpartition(".")[2] for module in space.modules})
+    if mode == FILES:
+        return {**arguments, "max_cpu_loras": 2 * slots}
+    settings = {"esalign": {"mode": mode, "basis": str(basis)}}
+    return {**arguments, "worker_extension_cls": WORKER, "additional_config": settings}
+
+
+def fitting_rank(rank: int, mode: str) -> int:
+    """Return the lowest rank of vLLM's LoRA buffers that holds a rank.
+
+    Raises:
+        BackendError: vLLM has no buffers for such a rank.
+    """
+    from typing import get_args
+
+    from vllm.config.lora import MaxLoRARanks
+
+    ranks = sorted(get_args(MaxLoRARanks))
+    fitting = next((known for known in ranks if known >= rank), None)
+    if fitting is None:
+        raise BackendError(
+            f"the adapter has rank {rank}, above vLLM's limit of {ranks[-1]} in mode {mode!r}: "
+            "use mode 'shared-basis', which has no limit, or an adapter of lower rank"
+        )
+    return fitting
+
+
+def _start(model: str, *, in_process: bool, arguments: Mapping[str, Any]) -> Any:
+    """Start vLLM, leaving this process as it was."""
+    from vllm import LLM
+
+    with ExitStack() as stack:
+        stack.enter_context(defaults({**QUIET, **(IN_PROCESS if in_process else {})}))
+        stack.enter_context(preserved_process())
+        try:
+            return LLM(model=model, **arguments)
+        except (ValueError, RuntimeError, NotImplementedError, OSError, AssertionError, ImportError) as error:
+            raise BackendError(f"vLLM cannot start model '{model}': {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an error of vLLM says, in one line."""
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+    if type(error).__name__ == "ValidationError" and len(lines) > 1:  # pydantic: a heading, the field, its message
+        return lines[2] if len(lines) > 2 else lines[1]
+    return lines[0] if lines else type(error).__name__

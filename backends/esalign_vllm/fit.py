@@ -1,0 +1,71 @@
+"""Does the adapter fit the model? Found out from the model's configuration, before an engine is started."""
+
+from typing import Any
+
+from esalign.errors import BackendError
+from esalign.space import SvdLora, SvdModule
+
+
+def load_config(model: str, *, trust_remote_code: bool) -> Any:
+    """Return the model's configuration in transformers.
+
+    Raises:
+        BackendError: there is no readable model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise BackendError(f"model '{model}' cannot be read: {first}") from error
+
+
+def find_ends(model: str, config: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the ids that end an answer: those of the model's generation configuration, and the tokenizer's."""
+    from transformers import GenerationConfig
+
+    try:
+        generation = GenerationConfig.from_pretrained(model)
+    except OSError:
+        generation = GenerationConfig.from_model_config(config)
+    configured = generation.eos_token_id
+    listed = configured if isinstance(configured, list | tuple) else [configured]
+    return frozenset(token for token in (*listed, tokenizer.eos_token_id) if token is not None)
+
+
+def check_fit(space: SvdLora, config: Any, label: str) -> None:
+    """Refuse an adapter that was made for another model.
+
+    An architecture that transformers itself cannot build is left to the engine to check.
+
+    Raises:
+        BackendError: an adapted layer is missing, is not linear, or has another shape than the adapter's factors.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, ImportError, NotImplementedError):
+        return
+    for module in space.modules:
+        _check_layer(skeleton, module, label)
+
+
+def _check_layer(skeleton: Any, module: SvdModule, label: str) -> None:
+    advice = "use the model that the adapter was trained on"
+    try:
+        layer = skeleton.get_submodule(module.name)
+    except AttributeError:
+        raise BackendError(
+            f"the adapter adapts {module.name!r}, which model '{label}' does not have: {advice}"
+        ) from None
+    shape = tuple(layer.weight.shape) if hasattr(layer, "weight") else ()
+    expected = (module.b.U.shape[0], module.a.Vt.shape[1])
+    if len(shape) != 2 or shape not in (expected, expected[::-1]):
+        raise BackendError(
+            f"the adapter's factors for {module.name!r} map {expected[1]} to {expected[0]} features, but the layer of "
+            f"model '{label}' is a {type(layer).__name__} of shape {shape}: {advice}"
+        )

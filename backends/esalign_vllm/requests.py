@@ -1,0 +1,50 @@
+"""Running requests through vLLM's engine, each answer handed on as soon as it is finished."""
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to generate or to score.
+
+    Args:
+        key: what the caller knows it by.
+        ids: token ids of the prompt.
+        parameters: vLLM's SamplingParams.
+        adapter: vLLM's LoRARequest.
+    """
+
+    key: Hashable
+    ids: list[int]
+    parameters: Any
+    adapter: Any
+
+
+def run_requests(engine: Any, requests: Iterable[Request], on_finished: Callable[[Any, Any], None]) -> None:
+    """Run requests to the end, all in one batch as far as the engine's memory reaches.
+
+    Args:
+        engine: vLLM's LLMEngine.
+        requests: what to run.
+        on_finished: called with a request's key and vLLM's output, in the order in which they finish.
+    """
+    open_keys: dict[str, Any] = {}
+    try:
+        for number, request in enumerate(requests):
+            name = str(number)
+            open_keys[name] = request.key
+            engine.add_request(
+                name,
+                {"type": "token", "prompt_token_ids": request.ids},
+                request.parameters,
+                lora_request=request.adapter,
+            )
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    on_finished(open_keys.pop(output.request_id), output)
+    finally:
+        if open_keys:  # interrupted: what is left would run on in the next call
+            engine.abort_request(list(open_keys))
