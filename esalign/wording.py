@@ -11,6 +11,7 @@ from esalign.statistics import Estimate
 MISSING = "n/a"
 HIGH_TRUNCATION = 0.2  # share of cut answers above which the limit decides more than the model
 HIGH_ABSTENTION = 0.5
+ERRORS = "errors/"  # in a row, before the name of what failed
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,13 @@ class Verdict:
 
     kind: Literal["better", "worse", "unclear", "none"]
     text: str
+
+    @property
+    def short(self) -> str:
+        """The verdict in a table's cell."""
+        return {"better": "better", "worse": "worse", "unclear": "no clear difference", "none": "the start itself"}[
+            self.kind
+        ]
 
 
 def judge_gain(gain: Estimate, generation: int) -> Verdict:
@@ -135,22 +143,37 @@ def one_line(text: str, width: int) -> str:
     return f"{line[:head]} … {line[len(line) - (width - 3 - head) :]}"
 
 
-def concerns(row: Mapping[str, Any], *, max_tokens: int | None) -> list[str]:
-    """Say what in a generation's metrics should worry the user.
+def concerns(row: Mapping[str, Any], *, max_tokens: int | None) -> dict[str, str]:
+    """Say what in a generation's metrics should worry the user, by kind of worry.
 
     Args:
-        row: a line of ``metrics.jsonl``.
+        row: a line of ``metrics.jsonl``, or what `worst` makes of many.
         max_tokens: the limit of an answer's length, named in the advice.
     """
-    found = []
-    for key, value in row.items():
-        if key.startswith("errors/") and value:
-            found.append(f"{count(value)} answers could not be scored ({key.removeprefix('errors/')})")
+    found = {
+        key: f"{count(value)} answers could not be scored ({key.removeprefix(ERRORS)})"
+        for key, value in row.items()
+        if key.startswith(ERRORS) and value
+    }
     if (row.get("truncated") or 0) >= HIGH_TRUNCATION:
         limit = f" of {max_tokens} tokens" if max_tokens else ""
-        found.append(f"{row['truncated']:.0%} of answers were cut at the limit{limit}: raise sampling.max_tokens?")
+        found["truncated"] = (
+            f"{row['truncated']:.0%} of answers were cut at the limit{limit}: raise sampling.max_tokens?"
+        )
     if (row.get("abstained") or 0) >= HIGH_ABSTENTION:
-        found.append(f"the rewards abstained on {row['abstained']:.0%} of answers: do they fit the data?")
+        found["abstained"] = f"the rewards abstained on {row['abstained']:.0%} of answers: do they fit the data?"
     if (row.get("fitness") or {}).get("std") == 0:
-        found.append("all candidates have the same fitness, so nothing can be learned from this generation")
+        found["flat"] = "all candidates have the same fitness, so nothing can be learned from this generation"
     return found
+
+
+def worst(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one row that stands for many: errors summed, and the worst of everything else that `concerns` reads."""
+    errors: dict[str, float] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key.startswith(ERRORS):
+                errors[key] = errors.get(key, 0.0) + (value or 0.0)
+    shares = {key: max((row.get(key) or 0.0 for row in rows), default=0.0) for key in ("truncated", "abstained")}
+    spreads = [row["fitness"].get("std") for row in rows if row.get("fitness")]
+    return {**errors, **shares, "fitness": {"std": 0.0 if 0.0 in spreads else None}}

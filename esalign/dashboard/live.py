@@ -155,7 +155,7 @@ class LiveDashboard:
         reward = self._sample.get("reward")
         return [
             Text(""),
-            _line("problem", one_line(prompt_text(self._sample.get("prompt", "")), room)),
+            _line("problem", one_line(prompt_text(self._sample.get("prompt", "")), 2 * room - 4)),
             _line("answer", one_line(str(self._sample.get("completion", "")), 2 * room - 4)),
             _line("reward", "none (abstained)" if reward is None else f"{reward:g}"),
         ]
@@ -187,6 +187,7 @@ def _bar_line(progress: RunProgress, width: int) -> "RenderableType":
         total=total,
         completed=done,
         width=width - LABEL_WIDTH - len(text) - 10,
+        style="bright_black",
         complete_style="green",
         finished_style="green",
     )

@@ -48,8 +48,7 @@ class PlainReporter:
             return
         self._progress.add(row)
         self._print(_start_line(row) if row["generation"] == 0 else self._line(row, self._progress))
-        for text in concerns(row, max_tokens=self._progress.config.sampling.max_tokens):
-            kind = text.translate({ord(digit): None for digit in "0123456789,."})
+        for kind, text in concerns(row, max_tokens=self._progress.config.sampling.max_tokens).items():
             if kind not in self._told:
                 self._told.add(kind)
                 self.warn(text)

@@ -9,7 +9,7 @@ from typing import Any
 from esalign.config import RunConfig
 from esalign.metrics import read_json_lines
 from esalign.statistics import Estimate
-from esalign.wording import as_estimate, concerns
+from esalign.wording import ERRORS, as_estimate, concerns, worst
 
 WINDOW = 10  # generations that the speed is measured over
 TAIL_BYTES = 1 << 16  # enough of samples.jsonl for the answers of one generation
@@ -85,15 +85,11 @@ class RunProgress:
 
     @property
     def concerns(self) -> list[str]:
-        """What in the last generation should worry the user; scoring errors are summed over the run."""
+        """What in the last generation should worry the user; scoring errors are those of the whole run."""
         if not self.rows:
             return []
-        errors: dict[str, float] = {}
-        for row in self.rows:
-            for key, value in row.items():
-                if key.startswith("errors/"):
-                    errors[key] = errors.get(key, 0.0) + (value or 0.0)
-        return concerns({**self.rows[-1], **errors}, max_tokens=self.config.sampling.max_tokens)
+        errors = {key: value for key, value in worst(self.rows).items() if key.startswith(ERRORS)}
+        return list(concerns({**self.rows[-1], **errors}, max_tokens=self.config.sampling.max_tokens).values())
 
     def last_sample(self) -> Mapping[str, Any] | None:
         """Return an answer of the last generation, from the end of ``samples.jsonl``."""

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 ONE_LINE_WIDTH = 100  # columns from which a mean and its interval fit side by side
 LABEL_WIDTH = 12
-SHORT = {"better": "better", "worse": "worse", "unclear": "unclear", "none": "the start"}
 STYLES = {"better": "bold green", "worse": "bold red", "unclear": "bold", "none": "bold"}
 PROBE = "probe"
 
@@ -86,7 +85,9 @@ def comparison_table(result: "Result", *, wide: bool) -> "Table":
         ]
         if not wide:
             cells = [re.sub(r" (?=[\[(])", "\n", cell) for cell in cells]
-        table.add_row(*cells, Text(SHORT[verdict.kind], style=STYLES[verdict.kind]))
+        table.add_row(
+            *cells, Text(verdict.short if wide else verdict.short.replace(" ", "\n", 1), style=STYLES[verdict.kind])
+        )
     return table
 
 

@@ -2,14 +2,15 @@
 
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from esalign.report.plots import draw_plots
 from esalign.report.source import RunFiles
 from esalign.statistics import Estimate
 from esalign.wording import (
-    Verdict,
     as_estimate,
+    bounds,
     concerns,
     count,
     duration,
@@ -20,6 +21,7 @@ from esalign.wording import (
     prompt_text,
     score,
     set_name,
+    worst,
 )
 
 LONGEST_TEXT = 4000  # characters of a prompt or an answer that are shown
@@ -56,26 +58,44 @@ def render(files: RunFiles) -> str:
     )
 
 
-def headline(files: RunFiles) -> tuple[str, Verdict | None]:
-    """Return the one sentence to remember, and the verdict; while the run goes on, its validation so far."""
+@dataclass(frozen=True)
+class Headline:
+    """The numbers and the one sentence to remember.
+
+    Args:
+        numbers: label, mean and interval of each.
+        kind: the verdict's.
+        text: in words.
+    """
+
+    numbers: Sequence[tuple[str, str, str]]
+    kind: str
+    text: str
+
+
+def headline(files: RunFiles) -> Headline:
+    """Return what the run achieved on the test; while it goes on, its validation so far."""
     for name, sides in files.comparisons.items():
-        generation = int((files.result or {}).get("generation") or 0)
+        verdict = judge_gain(sides["gain"], int((files.result or {}).get("generation") or 0))
         problems = f"{count(sides['gain'].count)} unseen problems ({set_name(name)})"
-        verdict = judge_gain(sides["gain"], generation)
-        means = f"{number(sides['start'].mean)} → {number(sides['result'].mean)}"
-        return f"{means} mean reward on {problems}; gain {gain(sides['gain'])}", verdict
+        start, aligned, change = sides["start"], sides["result"], sides["gain"]
+        numbers = [
+            ("start", number(start.mean), bounds(start)),
+            ("aligned", number(aligned.mean), bounds(aligned)),
+            ("gain", number(change.mean, "+.3f"), bounds(change, "+.3f")),
+        ]
+        return Headline(numbers, verdict.kind, f"Mean reward on {problems}. {_sentence(verdict.text)}")
     scores = [(row["generation"], as_estimate(row["validation"])) for row in files.rows if row.get("validation")]
     known = [(generation, value) for generation, value in scores if value is not None]
     if not known:
-        return "nothing was validated yet", None
+        return Headline((), "", "Nothing was validated yet.")
     generation, best = max(known, key=lambda pair: pair[1].mean)
-    return (
-        (
-            f"{number(known[0][1].mean)} → {number(best.mean)} mean reward on {count(best.count)} validation problems, "
-            f"best at generation {generation}"
-        ),
-        None,
-    )
+    start = known[0][1]
+    numbers = [
+        ("start", number(start.mean), bounds(start)),
+        (f"best so far, generation {generation}", number(best.mean), bounds(best)),
+    ]
+    return Headline(numbers, "", f"Mean reward on {count(best.count)} validation problems.")
 
 
 def status(files: RunFiles) -> str:
@@ -87,7 +107,9 @@ def status(files: RunFiles) -> str:
             f"This run is not finished: {done} of {planned} generations are done. Scores on validation problems, by "
             "which the best generation is chosen, flatter; the test follows at the end of the run."
         )
-    return f"The result is the mean of generation {files.result.get('generation')}. Stopped: {files.result['reason']}."
+    generation = files.result.get("generation")
+    chosen = "the start" if generation == 0 else f"the mean of the search distribution after generation {generation}"
+    return f"The result is {chosen}, the best on validation problems. The search stopped: {files.result.get('reason')}."
 
 
 def comparison_rows(files: RunFiles) -> list[Mapping[str, Any]]:
@@ -138,14 +160,14 @@ def accounting(files: RunFiles) -> Pairs:
 
 
 def all_concerns(files: RunFiles) -> list[str]:
-    """Return what was worrying, each kind once, with the generations in which it was."""
+    """Return what was worrying: the worst of each kind, with the generations in which it was."""
     limit = (files.config.get("sampling") or {}).get("max_tokens")
-    seen: dict[str, tuple[str, list[int]]] = {}
+    when: dict[str, list[int]] = {}
     for row in files.rows:
-        for text in concerns(row, max_tokens=limit):
-            kind = "".join(char for char in text if not char.isdigit())
-            seen.setdefault(kind, (text, []))[1].append(row["generation"])
-    return [f"{text} (generation {_spread(generations)})" for text, generations in seen.values()]
+        for kind in concerns(row, max_tokens=limit):
+            when.setdefault(kind, []).append(row["generation"])
+    texts = concerns(worst(files.rows), max_tokens=limit)
+    return [f"{text} ({_spread(when[kind])})" for kind, text in texts.items()]
 
 
 def verification(files: RunFiles) -> Mapping[str, Any] | None:
@@ -187,6 +209,10 @@ def clean(text: str) -> str:
     return kept if len(kept) <= LONGEST_TEXT else f"{kept[:LONGEST_TEXT]} … ({count(len(kept) - LONGEST_TEXT)} more)"
 
 
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _answer(sample: Mapping[str, Any]) -> Mapping[str, str]:
     reward = sample.get("reward")
     return {
@@ -215,6 +241,8 @@ def _evenly(values: Sequence[int], most: int) -> list[int]:
 
 
 def _spread(generations: Sequence[int]) -> str:
+    if len(generations) == 1:
+        return f"generation {generations[0]}"
     if len(generations) <= 6:
-        return ", ".join(str(generation) for generation in generations)
-    return f"{generations[0]} to {generations[-1]}, {len(generations)} in all"
+        return "generations " + ", ".join(str(generation) for generation in generations)
+    return f"{len(generations)} generations from {generations[0]} to {generations[-1]}"

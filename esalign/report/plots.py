@@ -4,17 +4,18 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from esalign.statistics import Estimate
-from esalign.wording import as_estimate, number, set_name
+from esalign.wording import as_estimate, set_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HALF, WIDE = 5.2, 10.7  # inches; both come out with the same size of type
 HEIGHT = 2.5
+LEFT, RIGHT, BOTTOM, TOP = 0.62, 0.08, 0.46, 0.3  # margins, inches
 MOST_MARKERS = 60
 # Okabe and Ito's palette, which the colour-blind can tell apart. Each becomes the page's variable of that name.
 BLUE, ORANGE, GREEN, GREY, INK, GRID = "#0072b2", "#d55e00", "#009e73", "#777777", "#222222", "#dddddd"
@@ -58,12 +59,14 @@ class Plot:
         caption: below it: how to read it.
         svg: the drawing.
         wide: whether it takes the page's whole width.
+        name: id of the title.
     """
 
     title: str
     caption: str
     svg: str
     wide: bool = False
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def draw_plots(rows: Rows, comparisons: Mapping[str, Mapping[str, Estimate]]) ->
         plots.append(_comparison_plot(comparisons))
     if len(searched) > 1:
         plots += _search_plots(rows, searched)
-    return plots
+    return [_named(plot, f"plot-{number}") for number, plot in enumerate(plots, start=1)]
 
 
 def _validation_plots(rows: Rows) -> list[Plot]:
@@ -95,16 +98,24 @@ def _validation_plots(rows: Rows) -> list[Plot]:
     scores = [_known(as_estimate(row["validation"])) for row in rows]
     tokens = _scaled([_total(row, "tokens", "generated") for row in rows], TOKEN_UNITS, "generated tokens")
     seconds = _scaled([_total(row, "machine", "search_seconds") for row in rows], TIME_UNITS, "search time")
-    band = "The band is the 95 % interval over the problems; the dashed line is the start, with its own interval."
     return [
         Plot(
             "Validation score of the distribution's mean",
-            f"{band} The ring marks the best, which is the result.",
+            "The band is the 95 % interval over the problems; the dashed line is the start, with its own interval. The "
+            "ring marks the best, which is the result.",
             _draw(lambda axes: _draw_scores(axes, generations, scores, note=True), WIDE, 3.1),
             wide=True,
         ),
-        Plot("Validation score over tokens", band, _draw(lambda axes: _draw_scores(axes, tokens, scores))),
-        Plot("Validation score over time", band, _draw(lambda axes: _draw_scores(axes, seconds, scores))),
+        Plot(
+            "Validation score over tokens",
+            "The same, over what the search generated.",
+            _draw(lambda axes: _draw_scores(axes, tokens, scores)),
+        ),
+        Plot(
+            "Validation score over time",
+            "The same, over the time that the search took.",
+            _draw(lambda axes: _draw_scores(axes, seconds, scores)),
+        ),
     ]
 
 
@@ -146,7 +157,7 @@ def _comparison_plot(comparisons: Mapping[str, Mapping[str, Estimate]]) -> Plot:
 
     caption = "Points are means over unseen problems, bars their 95 % intervals. The table gives the paired gains."
     height = 0.9 + 0.55 * len(comparisons)
-    return Plot("Start and result on unseen problems", caption, _draw(paint, WIDE, height), wide=True)
+    return Plot("Start and result on unseen problems", caption, _draw(paint, WIDE, height, left=1.05), wide=True)
 
 
 def _search_plots(rows: Rows, searched: Rows) -> list[Plot]:
@@ -160,23 +171,28 @@ def _search_plots(rows: Rows, searched: Rows) -> list[Plot]:
     def fitness(axes: "Axes") -> None:
         mean, std = series("fitness", "mean"), series("fitness", "std")
         low, high = [m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)]
-        axes.fill_between(x, low, high, color=BLUE, alpha=0.18, linewidth=0, label="± 1 standard deviation")
-        axes.plot(x, series("fitness", "max"), color=ORANGE, linewidth=1, label="best candidate")
-        axes.plot(x, mean, color=BLUE, label="mean of candidates")
+        axes.fill_between(x, low, high, color=BLUE, alpha=0.18, linewidth=0, label="± 1 std")
+        axes.plot(x, series("fitness", "max"), color=ORANGE, linewidth=1, label="best")
+        axes.plot(x, mean, color=BLUE, label="mean")
         _label(axes, "generation", "fitness", integer=True)
         _legend(axes)
 
-    def line(values: Sequence[float], label: str, *, zero: bool = True) -> str:
+    def line(values: Sequence[float], label: str) -> str:
         def paint(axes: "Axes") -> None:
             axes.plot(x, values, color=BLUE)
             _label(axes, "generation", label, integer=True)
-            if zero:
-                axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=0)
+            if any(value >= 1000 for value in values):
+                axes.yaxis.set_major_formatter("{x:,.0f}")
 
         return _draw(paint)
 
     plots = [
-        Plot("Fitness", "Between candidates of a generation, on problems that they share.", _draw(fitness)),
+        Plot(
+            "Fitness",
+            "Mean, standard deviation and best of a generation's candidates, on problems that they share.",
+            _draw(fitness),
+        ),
         Plot("Step size", "Sigma of the search distribution.", line(series("sigma"), "sigma")),
         Plot("Distance from the start", "Norm of the distribution's mean.", line(series("mean_norm"), "norm of mean")),
         Plot("Speed", "Generated tokens per second of search.", line(_speeds(rows, searched), "tokens per second")),
@@ -213,13 +229,14 @@ def _scaled(values: Sequence[float], units: Sequence[tuple[float, str]], what: s
     return Axis(label, [value / size for value in values])
 
 
-def _draw(paint: Callable[["Axes"], None], width: float = HALF, height: float = HEIGHT) -> str:
-    """Return the SVG of one pair of axes."""
+def _draw(paint: Callable[["Axes"], None], width: float = HALF, height: float = HEIGHT, *, left: float = LEFT) -> str:
+    """Return the SVG of one pair of axes, in margins that are the same for all, so that plots line up."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height))
+        figure.subplots_adjust(left / width, BOTTOM / height, 1 - RIGHT / width, 1 - TOP / height)
         paint(figure.add_subplot())
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -228,7 +245,7 @@ def _draw(paint: Callable[["Axes"], None], width: float = HALF, height: float = 
 
 
 def adopt(svg: str) -> str:
-    """Return matplotlib's SVG as a part of a page: no prolog, the page's font, and its colours by name."""
+    """Return matplotlib's SVG as a part of a page: no prolog, no fixed size, the page's font and named colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
@@ -237,6 +254,12 @@ def adopt(svg: str) -> str:
     for color, name in VARIABLES.items():
         svg = svg.replace(color, f"var(--{name})")
     return svg
+
+
+def _named(plot: Plot, name: str) -> Plot:
+    """Return a plot whose ids are its own on a page of several, and whose drawing is named by its title."""
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", plot.svg)
+    return replace(plot, svg=svg.replace("<svg", f'<svg role="img" aria-labelledby="{name}"', 1), name=name)
 
 
 def _label(axes: "Axes", x: str, y: str, *, integer: bool = False) -> None:
@@ -263,11 +286,3 @@ def _known(value: Estimate | None) -> Estimate:
 
 def _total(row: Mapping[str, Any], section: str, key: str) -> float:
     return float((row.get(section) or {}).get(key) or 0.0)
-
-
-def describe(plot: Plot) -> str:
-    """Return what a screen reader should say of a plot."""
-    return f"{plot.title}. {plot.caption}"
-
-
-__all__ = ["Plot", "adopt", "describe", "draw_plots", "number"]
