@@ -16,7 +16,7 @@ NEVERGRAD = "nevergrad"
 
 
 def make_optimizer(
-    name: str, *, dim: int, sigma: float = 0.3, population: int = 24, seed: int = 0, **options: Any
+    name: str, /, *, dim: int, sigma: float = 0.3, population: int = 24, seed: int = 0, **options: Any
 ) -> "Optimizer":
     """Make an optimiser by name.
 
@@ -39,10 +39,10 @@ def make_optimizer(
         raise ConfigError(f"unknown {user}: only nevergrad has a second name, as in 'nevergrad:TwoPointsDE'")
     factory = find(plugins.OPTIMIZERS, family)
     settings: dict[str, Any] = {"dim": dim, "sigma": sigma, "population": population, "seed": seed}
-    if colon:
+    if family == NEVERGRAD:
+        if not member:
+            raise ConfigError(f"{user} needs a second name, as in 'nevergrad:TwoPointsDE'")
         settings["name"] = member
-    elif family == NEVERGRAD and "name" not in options:
-        raise ConfigError(f"{user} needs a second name, as in 'nevergrad:TwoPointsDE'")
     plugins.check_options(user, factory, options, reserved=settings)
     optimizer: Optimizer = factory(**settings, **options)
     return optimizer
@@ -50,6 +50,7 @@ def make_optimizer(
 
 def load_backend(
     name: str,
+    /,
     *,
     model: Any,
     space: "SvdLora | None",

@@ -35,13 +35,19 @@ def check_integer(name: str, value: Any, least: int) -> None:
 
 
 def check_number(
-    name: str, value: Any, *, above: float = -math.inf, least: float = -math.inf, below: float = math.inf
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    below: float = math.inf,
+    most: float = math.inf,
 ) -> None:
-    """Refuse what is not a finite number greater than ``above``, of at least ``least`` and less than ``below``."""
+    """Refuse what is not a finite number within bounds; ``above`` and ``below`` are themselves outside."""
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if number and value > above and value >= least and value < below:
+    if number and above < value < below and least <= value <= most:
         return
-    bounds = (("above", above), ("of at least", least), ("below", below))
+    bounds = (("above", above), ("of at least", least), ("below", below), ("of at most", most))
     expected = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
     raise OptimizerError(f"{name} is {value!r}, expected a finite number {expected}")
 

@@ -33,6 +33,10 @@ class Nevergrad:
         name: what nevergrad's registry calls the optimiser, e.g. ``TwoPointsDE``.
         budget: evaluations of the whole run, by which some optimisers plan; 100 generations unless given. Nothing stops
             when it is spent.
+
+    Raises:
+        ConfigError: nevergrad registers no such name.
+        OptimizerError: the optimiser refuses these settings, or needs a package that is not installed.
     """
 
     def __init__(
@@ -41,33 +45,28 @@ class Nevergrad:
         checks.check_settings(dim=dim, sigma=sigma, population=population, seed=seed)
         budget = 100 * population if budget is None else budget
         checks.check_integer("budget", budget, 1)
+        self._name, self._seed = name, int(seed)
         self._shape = (int(population), int(dim))
         self._settings: State = {
             "optimizer": f"nevergrad:{name}",
             "dim": int(dim),
             "population": int(population),
             "sigma": float(sigma),
-            "seed": int(seed),
             "budget": int(budget),
         }
-        self._name = name
-        self._begin()
-
-    def _begin(self) -> None:
-        """Go to the start of the run."""
-        self._global_randomness = _GlobalRandomness(self._settings["seed"])
-        with self._global_randomness, _quiet():
-            self._search = _make(self._name, self._shape, self._settings)
+        self._surroundings = _Surroundings(name, self._seed)
+        with self._surroundings.entered():
+            self._search = _make(name, self._shape, self._seed, sigma=float(sigma), budget=int(budget))
         self._parameters: list[Any] = []  # nevergrad's own form of the asked candidates
         self._asked: Array | None = None
         self._history: list[Array] = []  # told fitness, (population,) a generation
         self._digest = hashlib.sha256()  # of all candidates so far
-        self._mean = np.zeros(self._shape[1])
+        self._mean = np.zeros(dim)
 
     def ask(self) -> Array:
         """Return the next candidates, shape (population, dim), float64."""
         if self._asked is None:
-            with self._global_randomness, _quiet():
+            with self._surroundings.entered():
                 self._parameters = [self._search.ask() for _ in range(self._shape[0])]
             self._asked = np.array([parameter.value for parameter in self._parameters], dtype=np.float64)
             self._digest.update(self._asked.tobytes())
@@ -76,7 +75,7 @@ class Nevergrad:
     def tell(self, candidates: Array, fitness: Array) -> None:
         """Tell nevergrad the candidates' loss, which is the negated fitness."""
         _, fitness = checks.check_told(self._asked, candidates, fitness)
-        with self._global_randomness, _quiet():
+        with self._surroundings.entered():
             for parameter, value in zip(self._parameters, fitness, strict=True):
                 self._search.tell(parameter, -float(value))
             recommendation = self._search.provide_recommendation()  # here, as it may draw random numbers
@@ -91,15 +90,16 @@ class Nevergrad:
 
     @property
     def sigma(self) -> float:
-        """The mutation size of construction: nevergrad does not tell what became of it."""
+        """The mutation size of construction: nevergrad does not say what became of it."""
         return float(self._settings["sigma"])
 
     def state_dict(self) -> State:
         """Return everything that the future depends on: what was told."""
         return {
             **self._settings,
-            "fitness": np.array(self._history).reshape(-1, self._shape[0]),
+            "seed": self._seed,
             "pending": self._asked is not None,
+            "fitness": np.array(self._history).reshape(-1, self._shape[0]),
             "digest": self._digest.hexdigest(),
         }
 
@@ -110,23 +110,26 @@ class Nevergrad:
         history = checks.take(state, "fitness", (len(checks.take(state, "fitness")), self._shape[0]))
         replay = Nevergrad(
             dim=self._shape[1],
+            sigma=self._settings["sigma"],
             population=self._shape[0],
+            seed=checks.take(state, "seed"),
             name=self._name,
-            **{name: self._settings[name] for name in ("sigma", "seed", "budget")},
+            budget=self._settings["budget"],
         )
         for fitness in history:
             replay.tell(replay.ask(), fitness)
         if pending:
             replay.ask()
-        if replay._digest.hexdigest() != digest:
+        if replay.state_dict()["digest"] != digest:
             raise OptimizerError(
-                f"{self._settings['optimizer']} asked other candidates when its run was replayed: it cannot be resumed "
-                "with this version of nevergrad and numpy, or not at all"
+                f"nevergrad:{self._name} asked other candidates when its run was replayed: this version of nevergrad "
+                "or numpy differs from the one that saved the state, or the optimiser cannot be resumed at all"
             )
-        self.__dict__.update(replay.__dict__)
+        vars(self).update(vars(replay))
 
 
-def _make(name: str, shape: tuple[int, int], settings: State) -> Any:
+def _make(name: str, shape: tuple[int, int], seed: int, *, sigma: float, budget: int) -> Any:
+    """Return a new optimiser of nevergrad over (dim,), centred at zero, for a shape (population, dim)."""
     import nevergrad
 
     registry = nevergrad.optimizers.registry
@@ -137,43 +140,48 @@ def _make(name: str, shape: tuple[int, int], settings: State) -> Any:
         )
     population, dim = shape
     if registry[name].no_parallelization and population > 1:
-        raise OptimizerError(
-            f"nevergrad:{name} evaluates one candidate at a time: population is {population}, expected 1"
-        )
-    space = nevergrad.p.Array(init=np.zeros(dim)).set_mutation(sigma=settings["sigma"])
-    space.random_state = np.random.RandomState(settings["seed"])
+        raise OptimizerError(f"nevergrad:{name} asks for one candidate at a time: population is {population}, not 1")
+    space = nevergrad.p.Array(init=np.zeros(dim)).set_mutation(sigma=sigma)
+    space.random_state = np.random.RandomState(seed)
     try:
-        return registry[name](parametrization=space, budget=settings["budget"], num_workers=population)
-    except (ImportError, ValueError, AssertionError) as error:
+        return registry[name](parametrization=space, budget=budget, num_workers=population)
+    except (ValueError, AssertionError) as error:
         raise OptimizerError(f"nevergrad:{name} refuses these settings: {error}") from error
 
 
-class _GlobalRandomness:
-    """While entered, the global random streams of numpy and python are private ones; after, they are as before.
+class _Surroundings:
+    """What nevergrad's optimisers run in.
 
-    Some of nevergrad's optimisers draw from them.
+    Some of them draw from the global random streams of numpy and python: inside, these are private and seeded; outside,
+    they are as if nothing had happened. Warnings, which are for people at a prompt, are silenced.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._mine = (np.random.RandomState(seed).get_state(), random.Random(seed).getstate())  # noqa: S311 - for search
+    def __init__(self, name: str, seed: int) -> None:
+        self._name = name
+        self._streams = (np.random.RandomState(seed).get_state(), random.Random(seed).getstate())  # noqa: S311 - search
 
-    def __enter__(self) -> None:
-        self._theirs = (np.random.get_state(), random.getstate())  # noqa: NPY002 - the global one is meant
-        self._set(self._mine)
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        outside = _global_streams()
+        _set_global_streams(self._streams)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        except ModuleNotFoundError as error:
+            raise OptimizerError(
+                f"nevergrad:{self._name} needs the package {error.name!r}, which is not installed: "
+                "see nevergrad's documentation for its optional packages"
+            ) from error
+        finally:
+            self._streams = _global_streams()
+            _set_global_streams(outside)
 
-    def __exit__(self, *_: object) -> None:
-        self._mine = (np.random.get_state(), random.getstate())  # noqa: NPY002 - the global one is meant
-        self._set(self._theirs)
 
-    @staticmethod
-    def _set(states: tuple[Any, Any]) -> None:
-        np.random.set_state(states[0])  # noqa: NPY002 - the global one is meant
-        random.setstate(states[1])
+def _global_streams() -> tuple[Any, Any]:
+    return np.random.get_state(), random.getstate()  # noqa: NPY002 - the global stream is meant
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence nevergrad's warnings, which are for people at a prompt."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _set_global_streams(streams: tuple[Any, Any]) -> None:
+    np.random.set_state(streams[0])  # noqa: NPY002 - the global stream is meant
+    random.setstate(streams[1])

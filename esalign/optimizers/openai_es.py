@@ -22,8 +22,9 @@ class OpenAiEs:
         sigma: standard deviation of the perturbations, the same for the whole run.
         population: candidates of a generation, even: pairs theta + sigma epsilon, theta - sigma epsilon.
         seed: of the random stream.
-        learning_rate: alpha, the length of a step in each coordinate, in units of the search vector; sigma / 4 unless
-            given (the paper's code: sigma / 2).
+        learning_rate: alpha, the length of a step in each coordinate, in units of the search vector; sigma / 10 unless
+            given. (The paper's code has sigma / 2 for networks of a million weights and thousands of candidates. With
+            tens of candidates a noisy sphere wants sigma / 10: at sigma / 2 the mean wanders away.)
         weight_decay: pull towards zero, i.e. towards the start, at least 0: theta shrinks by alpha times this fraction
             in each generation, decoupled from Adam (Loshchilov and Hutter 2019, arXiv 1711.05101). The paper's code
             adds it to the gradient, where its strength depends on how noisy fitness is.
@@ -48,7 +49,7 @@ class OpenAiEs:
             raise OptimizerError(
                 f"population is {population}, expected an even number: openai-es samples mirrored pairs"
             )
-        learning_rate = sigma / 4 if learning_rate is None else learning_rate
+        learning_rate = sigma / 10 if learning_rate is None else learning_rate
         checks.check_number("learning_rate", learning_rate, above=0.0)
         checks.check_number("weight_decay", weight_decay, least=0.0)
         checks.check_number("beta1", beta1, least=0.0, below=1.0)

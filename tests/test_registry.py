@@ -1,0 +1,196 @@
+"""Optimisers and engines are found by name, by the door that plug-ins use, and errors say the way out."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+import esalign
+from esalign import plugins, registry
+from esalign.errors import ConfigError, MissingPackageError
+
+PLUGIN = """
+import numpy as np
+
+class Still:
+    '''An optimiser that proposes its start for ever.'''
+
+    def __init__(self, *, dim, sigma, population, seed, speed=1.0):
+        self.speed, self.population, self._sigma, self._mean = speed, population, sigma, np.zeros(dim)
+
+    def ask(self):
+        return np.tile(self._mean, (self.population, 1))
+
+class Engine:
+    def __init__(self, *, model, space, dtype="int4", device="cpu", depth=3):
+        self.model, self.space, self.dtype, self.device, self.depth = model, space, dtype, device, depth
+
+class NeedsMissing:
+    def __init__(self, *, model, space):
+        import missing_engine.core
+
+class Generous:
+    def __init__(self, *, dim, sigma, population, seed, **rest):
+        self.rest = rest
+"""
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Put a distribution on the path, with the entry points given as {group: {name: value}}."""
+
+    def put(groups, name="my_search", code=PLUGIN):
+        (tmp_path / f"{name}.py").write_text(code)
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = [
+            f"[{group}]\n" + "".join(f"{n} = {v}\n" for n, v in points.items()) for group, points in groups.items()
+        ]
+        (info / "entry_points.txt").write_text("\n".join(lines))
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    return put
+
+
+# --- names ---
+
+
+def test_the_names_of_esalign_are_offered():
+    assert plugins.names(plugins.OPTIMIZERS) == ["cma-es", "nevergrad", "openai-es", "random-search"]
+    assert set(plugins.names(plugins.BACKENDS)) >= {"torch", "vllm", "llama-cpp"}
+    assert "math" in plugins.names(plugins.REWARDS)
+
+
+@pytest.mark.parametrize("name", ["cma-es", "openai-es", "random-search", "nevergrad:TwoPointsDE"])
+def test_one_name_swaps_the_optimizer(name):
+    optimizer = esalign.make_optimizer(name, dim=6, sigma=0.3, population=8, seed=0)
+    candidates = optimizer.ask()
+    optimizer.tell(candidates, np.arange(8.0))
+    assert optimizer.mean.shape == (6,)
+    assert optimizer.state_dict()["optimizer"] == name
+
+
+def test_options_reach_the_optimizer():
+    optimizer = registry.make_optimizer("cma-es", dim=6, population=8, covariance="diagonal")
+    assert optimizer.state_dict()["covariance"] == "diagonal"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cmaes", {}, "unknown optimizer 'cmaes', did you mean 'cma-es'?; known: cma-es, nevergrad, openai-es, "),
+        ("zzz", {}, "unknown optimizer 'zzz'; known: cma-es"),
+        ("nevergrad:PSOO", {}, "unknown optimizer 'nevergrad:PSOO', did you mean 'PSO'?"),
+        ("nevergrad:", {}, "optimizer 'nevergrad:' needs a second name, as in 'nevergrad:TwoPointsDE'"),
+        ("nevergrad", {}, "optimizer 'nevergrad' needs a second name, as in 'nevergrad:TwoPointsDE'"),
+        ("cma-es:full", {}, "unknown optimizer 'cma-es:full': only nevergrad has a second name"),
+        ("cma-es", {"covarience": "full"}, "optimizer 'cma-es' has no option 'covarience', did you mean 'covariance'?"),
+        ("random-search", {"speed": 2}, "optimizer 'random-search' has no option 'speed'; options: none"),
+        ("nevergrad:PSO", {"name": "CMA"}, "optimizer 'nevergrad:PSO' has no option 'name'"),
+    ],
+)
+def test_wrong_optimizers_are_one_clear_line(name, options, message):
+    with pytest.raises(ConfigError) as caught:
+        registry.make_optimizer(name, dim=6, **options)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+# --- plug-ins of others ---
+
+
+def test_installed_optimizer_is_made_by_name(install):
+    install({plugins.OPTIMIZERS: {"still": "my_search:Still"}})
+    assert "still" in registry.names(plugins.OPTIMIZERS)
+    optimizer = registry.make_optimizer("still", dim=5, population=3, speed=2.0)
+    assert optimizer.ask().shape == (3, 5)
+    assert optimizer.speed == 2.0
+    with pytest.raises(ConfigError, match=r"has no option 'sped', did you mean 'speed'\?; options: speed"):
+        registry.make_optimizer("still", dim=5, sped=2.0)
+
+
+def test_plugin_with_open_keywords_judges_its_options_itself(install):
+    install({plugins.OPTIMIZERS: {"generous": "my_search:Generous"}})
+    assert registry.make_optimizer("generous", dim=5, anything=1).rest == {"anything": 1}
+
+
+def test_installed_backend_is_loaded_with_what_was_given(install):
+    install({plugins.BACKENDS: {"mine": "my_search:Engine"}})
+    engine = registry.load_backend("mine", model="folder", space="space", device="cuda", depth=7)
+    assert (engine.model, engine.space, engine.dtype, engine.device, engine.depth) == (
+        "folder", "space", "int4", "cuda", 7,
+    )  # fmt: skip
+
+
+def test_two_claims_to_one_name_are_refused(install):
+    install({plugins.OPTIMIZERS: {"twin": "my_search:Still"}})
+    install({plugins.OPTIMIZERS: {"twin": "other_search:Still"}}, name="other_search")
+    with pytest.raises(ConfigError, match="'twin' is claimed by my_search:Still and by other_search:Still"):
+        registry.make_optimizer("twin", dim=5)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("my_search:Absent", "optimizer 'bad' is broken: my_search:Absent cannot be imported: "),
+        ("my_serch:Still", "optimizer 'bad' is broken: my_serch:Still does not exist; reinstall"),
+    ],
+)
+def test_broken_plugin_is_named(install, value, message):
+    install({plugins.OPTIMIZERS: {"bad": value}})
+    with pytest.raises(ConfigError) as caught:
+        registry.make_optimizer("bad", dim=5)
+    assert str(caught.value).startswith(message)
+
+
+def test_package_that_a_plugin_lacks_is_named(install):
+    install({plugins.BACKENDS: {"lacking": "my_search:NeedsMissing"}})
+    with pytest.raises(
+        ConfigError, match="backend 'lacking' needs the package 'missing_engine', which is not installed"
+    ):
+        registry.load_backend("lacking", model="m", space="s")
+
+
+# --- engines ---
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("torhc", {}, "unknown backend 'torhc', did you mean 'torch'?; known: llama-cpp, torch, vllm"),
+        ("torch", {"chunk_sise": 1}, "backend 'torch' has no option 'chunk_sise'"),
+    ],
+)
+def test_wrong_backends_are_one_clear_line(name, options, message):
+    with pytest.raises(ConfigError) as caught:
+        registry.load_backend(name, model="m", space=None, **options)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(("backend", "package"), [("vllm", "vllm"), ("llama-cpp", "llama_cpp")])
+def test_missing_extra_says_how_to_install_it(backend, package):
+    error = plugins.import_failure(
+        plugins.entry_point(plugins.BACKENDS, backend),
+        ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.sampling"),
+    )
+    assert isinstance(error, MissingPackageError)
+    assert str(error) == (
+        f'backend {backend!r} needs the package {package!r}, which is not installed: pip install "esalign[{backend}]"'
+    )
+
+
+def test_looking_up_a_name_imports_no_heavy_package():
+    code = """
+    import sys
+    from esalign import registry
+    registry.make_optimizer("openai-es", dim=4)
+    print([name for name in ("torch", "cma", "nevergrad", "transformers") if name in sys.modules])
+    """
+    printed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    ).stdout
+    assert printed == "[]\n"
