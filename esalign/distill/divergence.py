@@ -6,18 +6,17 @@ merging tokens can only lower a divergence (data processing inequality), never b
 moving mass off the support. Without the tail it would.
 """
 
+from collections.abc import Callable
 from math import log
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 DivergenceName: TypeAlias = Literal["reverse_kl", "forward_kl", "jensen_shannon"]
 
 
-def reverse_kl(student: "Tensor", teacher: "Tensor") -> "Tensor":
+def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
     """Return KL(student || teacher), shape (...): the loss of on-policy distillation. It seeks modes.
 
     Args:
@@ -27,32 +26,30 @@ def reverse_kl(student: "Tensor", teacher: "Tensor") -> "Tensor":
     return _kl(student, teacher)
 
 
-def forward_kl(student: "Tensor", teacher: "Tensor") -> "Tensor":
+def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
     """Return KL(teacher || student), shape (...): the loss of supervised distillation. It covers modes."""
     return _kl(teacher, student)
 
 
-def jensen_shannon(student: "Tensor", teacher: "Tensor") -> "Tensor":
+def jensen_shannon(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the mean of both KLs to the even mixture, shape (...), between 0 and log 2."""
-    import torch
-
     possible = torch.maximum(student, teacher) > -float("inf")
     # logaddexp(-inf, -inf) has no gradient, so such tokens are taken out first
     mixture = torch.logaddexp(student.masked_fill(~possible, 0.0), teacher.masked_fill(~possible, 0.0)) - log(2.0)
     return (_kl(student, mixture) + _kl(teacher, mixture)) / 2
 
 
-def divergence(name: DivergenceName) -> "Callable[[Tensor, Tensor], Tensor]":
+def divergence(name: DivergenceName) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the divergence of a name."""
     return {"reverse_kl": reverse_kl, "forward_kl": forward_kl, "jensen_shannon": jensen_shannon}[name]
 
 
-def top_support(logprobs: "Tensor", size: int) -> "Tensor":
+def top_support(logprobs: Tensor, size: int) -> Tensor:
     """Return the ids of the likeliest tokens, shape (..., min(size, vocab)): the student's, for the paper's loss."""
     return logprobs.topk(min(size, logprobs.shape[-1]), dim=-1, sorted=True).indices
 
 
-def coarsen(logprobs: "Tensor", support: "Tensor") -> "Tensor":
+def coarsen(logprobs: Tensor, support: Tensor) -> Tensor:
     """Return log-probabilities on a support and of its tail.
 
     The tail is summed over the tokens outside, so it is exact however small it is.
@@ -64,14 +61,12 @@ def coarsen(logprobs: "Tensor", support: "Tensor") -> "Tensor":
     Returns:
         shape (..., support + 1), the tail last; the smallest tail is the dtype's smallest normal number.
     """
-    import torch
-
     outside = logprobs.exp().scatter(-1, support, 0.0).sum(dim=-1, keepdim=True)
     tail = outside.clamp_min(torch.finfo(logprobs.dtype).tiny).log()
     return torch.cat([logprobs.gather(-1, support), tail], dim=-1)
 
 
-def append_tail(selected: "Tensor") -> "Tensor":
+def append_tail(selected: Tensor) -> Tensor:
     """Append the tail to log-probabilities that are known on a support only.
 
     The tail is one minus the rest, so it is exact to the rounding of 1 (1e-7 in float32), which is also its floor.
@@ -82,14 +77,12 @@ def append_tail(selected: "Tensor") -> "Tensor":
     Returns:
         shape (..., support + 1), the tail last.
     """
-    import torch
-
     inside = selected.exp().sum(dim=-1, keepdim=True)
     tail = (1.0 - inside).clamp_min(torch.finfo(selected.dtype).eps).log()
     return torch.cat([selected, tail], dim=-1)
 
 
-def _kl(first: "Tensor", second: "Tensor") -> "Tensor":
+def _kl(first: Tensor, second: Tensor) -> Tensor:
     """KL(first || second). Both the value and the gradient of a token that ``first`` cannot emit are zero."""
     possible = first > -float("inf")
     first = first.masked_fill(~possible, 0.0)

@@ -16,12 +16,11 @@ Source: "Trust-Region Behavior Blending for On-Policy Distillation", arXiv 2605.
 
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from esalign.errors import DistillationError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _UNUSED = 1e-6  # share of the budget that the solver may leave unused
 _ROUNDING = 1e-15  # of K in float64, absolute
@@ -43,12 +42,12 @@ class Blend:
         kl_student: KL(mu || student) in nats, at most the budget, shape (batch,), float64.
     """
 
-    logprobs: "Tensor"
-    beta: "Tensor"
-    kl_student: "Tensor"
+    logprobs: Tensor
+    beta: Tensor
+    kl_student: Tensor
 
 
-def trust_region_blend(student_logprobs: "Tensor", teacher_logprobs: "Tensor", budget: "float | Tensor") -> Blend:
+def trust_region_blend(student_logprobs: Tensor, teacher_logprobs: Tensor, budget: float | Tensor) -> Blend:
     """Return the distribution closest to the teacher, in KL(mu || teacher), among those within the budget.
 
     Budget 0 gives the student, exactly; a teacher within the budget is returned, exactly. Tokens that the student
@@ -63,8 +62,6 @@ def trust_region_blend(student_logprobs: "Tensor", teacher_logprobs: "Tensor", b
     Raises:
         DistillationError: unequal shapes, a negative budget, NaN, or rows that do not sum to one.
     """
-    import torch
-
     budgets = _checked_budgets(student_logprobs, teacher_logprobs, budget)
     num_rows, vocab = student_logprobs.shape
     dtype = torch.promote_types(student_logprobs.dtype, torch.float32)
@@ -85,22 +82,22 @@ def trust_region_blend(student_logprobs: "Tensor", teacher_logprobs: "Tensor", b
 class _Point:
     """The exponential family at one beta per row, all of shape (rows,): log sum_a exp(base + beta r), K and Var[r]."""
 
-    beta: "Tensor"
-    log_sum: "Tensor"
-    kl: "Tensor"
-    variance: "Tensor"
+    beta: Tensor
+    log_sum: Tensor
+    kl: Tensor
+    variance: Tensor
 
-    def where(self, condition: "Tensor", other: "_Point") -> "_Point":
+    def where(self, condition: Tensor, other: "_Point") -> "_Point":
         """Return this point in the rows that fulfil the condition, and the other elsewhere."""
         mine, others = vars(self), vars(other)
         return _Point(**{name: mine[name].where(condition, others[name]) for name in mine})
 
-    def put(self, index: "Tensor", other: "_Point") -> "_Point":
+    def put(self, index: Tensor, other: "_Point") -> "_Point":
         """Return this point with some rows replaced."""
         mine, others = vars(self), vars(other)
         return _Point(**{name: mine[name].index_copy(0, index, others[name]) for name in mine})
 
-    def rows(self, index: "Tensor") -> "_Point":
+    def rows(self, index: Tensor) -> "_Point":
         """Return the point of some of the rows."""
         return _Point(**{name: value[index] for name, value in vars(self).items()})
 
@@ -116,33 +113,31 @@ class _Family:
         work: room for the weights, shape (rows, vocab).
     """
 
-    base: "Tensor"
-    ratio: "Tensor"
-    log_mass: "Tensor"
-    work: "Tensor"
+    base: Tensor
+    ratio: Tensor
+    log_mass: Tensor
+    work: Tensor
 
-    def at(self, beta: "Tensor") -> _Point:
+    def at(self, beta: Tensor) -> _Point:
         """Evaluate at beta, shape (rows,): one exponential per token."""
         log_sum, mean, square = _moments(self.base, self.ratio, beta, self.work)
         kl = beta * mean - (log_sum - self.log_mass)
         return _Point(beta, log_sum, kl.clamp_min(0.0), square - mean * mean)
 
-    def logprobs(self, beta: "Tensor", log_sum: "Tensor") -> "Tensor":
+    def logprobs(self, beta: Tensor, log_sum: Tensor) -> Tensor:
         """Return log mu_beta, shape (rows, vocab), in the room for the weights."""
         import torch
 
         return torch.addcmul(self.base, self.ratio, beta[:, None], out=self.work).sub_(log_sum[:, None])
 
-    def rows(self, index: "Tensor") -> "_Family":
+    def rows(self, index: Tensor) -> "_Family":
         """Return the family of some of the rows."""
         base = self.base[index]
         return _Family(base, self.ratio[index], self.log_mass[index], self.work[: len(base)])
 
 
-def _moments(base: "Tensor", ratio: "Tensor", beta: "Tensor", work: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+def _moments(base: Tensor, ratio: Tensor, beta: Tensor, work: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return log sum w, E[r] and E[r^2] under the weights w = exp(base + beta r), each of shape (rows,)."""
-    import torch
-
     weights = torch.addcmul(base, ratio, beta[:, None], out=work).exp_()
     total, log_shift = weights.sum(dim=-1), torch.zeros_like(beta)
     if not bool((total > 1e-250).all()):  # distributions far apart underflow between them; only those pay for a shift
@@ -155,8 +150,8 @@ def _moments(base: "Tensor", ratio: "Tensor", beta: "Tensor", work: "Tensor") ->
 
 
 def _blend_rows(
-    student: "Tensor", teacher: "Tensor", budget: "Tensor", room: "Tensor", *, out: "Tensor", first_row: int
-) -> "tuple[Tensor, Tensor]":
+    student: Tensor, teacher: Tensor, budget: Tensor, room: Tensor, *, out: Tensor, first_row: int
+) -> tuple[Tensor, Tensor]:
     """Write log mu of a few rows to ``out``; return beta and K, both of shape (rows,)."""
     if not bool((budget > 0).any()):
         out.copy_(student)
@@ -177,7 +172,7 @@ def _blend_rows(
     return best.beta, best.kl
 
 
-def _restricted(teacher: "Tensor", student: "Tensor") -> "Tensor":
+def _restricted(teacher: Tensor, student: Tensor) -> Tensor:
     """Return the teacher without the tokens that the student cannot emit; rows that had none of them are unchanged."""
     lost = (student == -float("inf")) & (teacher > -float("inf"))
     left = teacher.masked_fill(lost, -float("inf"))
@@ -185,10 +180,8 @@ def _restricted(teacher: "Tensor", student: "Tensor") -> "Tensor":
     return left - log_mass.where(lost.any(dim=-1, keepdim=True) & log_mass.isfinite(), log_mass.new_zeros(()))
 
 
-def _family(student: "Tensor", teacher: "Tensor", room: "Tensor", *, masked: bool) -> tuple[_Family, _Point, _Point]:
+def _family(student: Tensor, teacher: Tensor, room: Tensor, *, masked: bool) -> tuple[_Family, _Point, _Point]:
     """Return the family of some rows and its points at beta 0 (just above it, if the teacher masks) and at beta 1."""
-    import torch
-
     base, ratio, work = room[0].copy_(student), room[1].copy_(teacher), room[2]
     if masked:
         missing, log_mass = ratio == -float("inf"), base.logsumexp(dim=-1)
@@ -203,7 +196,7 @@ def _family(student: "Tensor", teacher: "Tensor", room: "Tensor", *, masked: boo
     return family, start, family.at(torch.ones_like(beta))
 
 
-def _solve(family: _Family, budget: "Tensor", start: _Point, end: _Point) -> _Point:
+def _solve(family: _Family, budget: Tensor, start: _Point, end: _Point) -> _Point:
     """Return the largest feasible point of every row. Only rows whose root lies between both ends are searched."""
     whole = (end.kl <= budget) & (budget > 0)
     none = ~(start.kl <= budget) | (budget == 0)  # also where the supports are disjoint, and K is NaN
@@ -217,7 +210,7 @@ def _solve(family: _Family, budget: "Tensor", start: _Point, end: _Point) -> _Po
     return best
 
 
-def _largest_feasible(family: _Family, budget: "Tensor", start: _Point, end: _Point) -> _Point:
+def _largest_feasible(family: _Family, budget: Tensor, start: _Point, end: _Point) -> _Point:
     """Return the point with K just below the budget, for rows whose start is within it and whose end is not."""
     best, high = start, end.beta
     beta = _first_guess(budget, start, end)
@@ -237,7 +230,7 @@ def _largest_feasible(family: _Family, budget: "Tensor", start: _Point, end: _Po
     return best
 
 
-def _first_guess(budget: "Tensor", start: _Point, end: _Point) -> "Tensor":
+def _first_guess(budget: Tensor, start: _Point, end: _Point) -> Tensor:
     """Interpolate beta as a cubic of sqrt(K) between both ends, whose slopes are sqrt(2 / Var) and 2 sqrt(K) / Var."""
     root = end.kl.sqrt()
     x = (budget / end.kl).sqrt()  # in (0, 1)
@@ -247,16 +240,14 @@ def _first_guess(budget: "Tensor", start: _Point, end: _Point) -> "Tensor":
     return guess.where((guess > 0.0) & (guess < 1.0), x / 2)
 
 
-def _newton(point: _Point, target: "Tensor") -> "Tensor":
+def _newton(point: _Point, target: Tensor) -> Tensor:
     """Return Newton's next beta for sqrt(K) = sqrt(target), where (sqrt K)' = beta Var / (2 sqrt K)."""
     root = point.kl.sqrt()
     return point.beta + (target.sqrt() - root) * 2.0 * root / (point.beta * point.variance)
 
 
-def _checked_budgets(student: "Tensor", teacher: "Tensor", budget: "float | Tensor") -> "Tensor":
+def _checked_budgets(student: Tensor, teacher: Tensor, budget: float | Tensor) -> Tensor:
     """Return one budget per row, shape (batch,), float64."""
-    import torch
-
     if student.ndim != 2 or student.shape != teacher.shape or not student.shape[1]:
         raise DistillationError(
             f"student and teacher have log-probabilities of shapes {tuple(student.shape)} and {tuple(teacher.shape)}, "
@@ -272,14 +263,14 @@ def _checked_budgets(student: "Tensor", teacher: "Tensor", budget: "float | Tens
     return budgets.expand(len(student)).clone()
 
 
-def _check_numbers(student: "Tensor", teacher: "Tensor", *, first_row: int) -> None:
+def _check_numbers(student: Tensor, teacher: Tensor, *, first_row: int) -> None:
     for name, logprobs in (("student", student), ("teacher", teacher)):
         if not isfinite(logprobs.amax().item()):  # NaN wins
             row = int((~logprobs.amax(dim=-1).isfinite()).nonzero()[0]) + first_row
             raise DistillationError(f"row {row} of the {name}'s log-probabilities holds NaN, +inf or nothing but -inf")
 
 
-def _check_sum(name: str, log_sum: "Tensor", first_row: int) -> None:
+def _check_sum(name: str, log_sum: Tensor, first_row: int) -> None:
     wrong = (log_sum.abs() > _MISSED_SUM).nonzero()
     if len(wrong):
         row = int(wrong[0])
