@@ -104,8 +104,8 @@ def status(files: RunFiles) -> str:
     planned = (files.config.get("run") or {}).get("generations", "?")
     if files.result is None:
         return (
-            f"This run is not finished: {done} of {planned} generations are done. Scores on validation problems, by "
-            "which the best generation is chosen, flatter; the test follows at the end of the run."
+            f"This run is not finished: {done} of {planned} generations are done. Validation scores flatter, as "
+            "the best generation is chosen by them; the test follows at the end of the run."
         )
     generation = files.result.get("generation")
     chosen = "the start" if generation == 0 else f"the mean of the search distribution after generation {generation}"

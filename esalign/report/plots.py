@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HALF, WIDE = 5.2, 10.7  # inches; both come out with the same size of type
 HEIGHT = 2.5
-LEFT, RIGHT, BOTTOM, TOP = 0.62, 0.08, 0.46, 0.3  # margins, inches
+LEFT, RIGHT, BOTTOM, TOP, LEGEND = 0.62, 0.08, 0.46, 0.08, 0.3  # margins, inches; LEGEND: on top, with a legend
 MOST_MARKERS = 60
 # Okabe and Ito's palette, which the colour-blind can tell apart. Each becomes the page's variable of that name.
 BLUE, ORANGE, GREEN, GREY, INK, GRID = "#0072b2", "#d55e00", "#009e73", "#777777", "#222222", "#dddddd"
@@ -102,8 +102,8 @@ def _validation_plots(rows: Rows) -> list[Plot]:
         Plot(
             "Validation score of the distribution's mean",
             "The band is the 95 % interval over the problems; the dashed line is the start, with its own interval. The "
-            "ring marks the best, which is the result.",
-            _draw(lambda axes: _draw_scores(axes, generations, scores, note=True), WIDE, 3.1),
+            "ring marks the best, which becomes the result.",
+            _draw(lambda axes: _draw_scores(axes, generations, scores, note=True), WIDE, 3.1, top=LEGEND),
             wide=True,
         ),
         Plot(
@@ -131,10 +131,12 @@ def _draw_scores(axes: "Axes", axis: Axis, scores: Sequence[Estimate], *, note: 
     axes.plot([x[best]], [means[best]], "o", markersize=9, markerfacecolor="none", markeredgecolor=ORANGE)
     if note:
         text = f"best {means[best]:.3f}"
-        axes.annotate(text, (x[best], highs[best]), (0, 5), textcoords="offset points", ha="center", color=ORANGE)
+        place = (x[best] - x[0]) / ((x[-1] - x[0]) or 1)
+        side = "left" if place < 0.1 else "right" if place > 0.9 else "center"
+        axes.annotate(text, (x[best], highs[best]), (0, 5), textcoords="offset points", ha=side, color=ORANGE)
         axes.margins(y=0.12)
+        _legend(axes)
     _label(axes, axis.label, "mean reward", integer=axis.integer)
-    _legend(axes)
 
 
 def _comparison_plot(comparisons: Mapping[str, Mapping[str, Estimate]]) -> Plot:
@@ -157,7 +159,9 @@ def _comparison_plot(comparisons: Mapping[str, Mapping[str, Estimate]]) -> Plot:
 
     caption = "Points are means over unseen problems, bars their 95 % intervals. The table gives the paired gains."
     height = 0.9 + 0.55 * len(comparisons)
-    return Plot("Start and result on unseen problems", caption, _draw(paint, WIDE, height, left=1.05), wide=True)
+    return Plot(
+        "Start and result on unseen problems", caption, _draw(paint, WIDE, height, left=1.05, top=LEGEND), wide=True
+    )
 
 
 def _search_plots(rows: Rows, searched: Rows) -> list[Plot]:
@@ -181,21 +185,26 @@ def _search_plots(rows: Rows, searched: Rows) -> list[Plot]:
         def paint(axes: "Axes") -> None:
             axes.plot(x, values, color=BLUE)
             _label(axes, "generation", label, integer=True)
-            axes.set_ylim(bottom=0)
-            if any(value >= 1000 for value in values):
-                axes.yaxis.set_major_formatter("{x:,.0f}")
+            axes.set_ylim(0, 1.08 * max((value for value in values if math.isfinite(value)), default=1.0) or 1.0)
 
         return _draw(paint)
 
+    speed = _scaled(_speeds(rows, searched), TOKEN_UNITS, "tokens per second")
     plots = [
         Plot(
             "Fitness",
             "Mean, standard deviation and best of a generation's candidates, on problems that they share.",
-            _draw(fitness),
+            _draw(fitness, WIDE, 3.1, top=LEGEND),
+            wide=True,
         ),
         Plot("Step size", "Sigma of the search distribution.", line(series("sigma"), "sigma")),
+        Plot(
+            "Spread between candidates",
+            "Standard deviation of their fitness: what selection works with.",
+            line(series("fitness", "std"), "std of fitness"),
+        ),
         Plot("Distance from the start", "Norm of the distribution's mean.", line(series("mean_norm"), "norm of mean")),
-        Plot("Speed", "Generated tokens per second of search.", line(_speeds(rows, searched), "tokens per second")),
+        Plot("Speed", "Generated tokens per second of search.", line(speed.values, speed.label)),
         Plot("Length of answers", "Mean over all answers.", line(series("mean_tokens"), "tokens per answer")),
         Plot(
             "Cut answers",
@@ -223,20 +232,28 @@ TIME_UNITS = ((3600.0, ", hours"), (60.0, ", minutes"), (1.0, ", seconds"))
 
 
 def _scaled(values: Sequence[float], units: Sequence[tuple[float, str]], what: str) -> Axis:
-    """Return an axis in the largest unit that the last value holds twice."""
-    size, name = next((unit for unit in units if values[-1] >= 2 * unit[0]), units[-1])
+    """Return an axis in the largest unit that the largest value holds twice."""
+    largest = max((value for value in values if math.isfinite(value)), default=0.0)
+    size, name = next((unit for unit in units if largest >= 2 * unit[0]), units[-1])
     label = f"{what}{name}" if name.startswith(",") else f"{name}{what}"
     return Axis(label, [value / size for value in values])
 
 
-def _draw(paint: Callable[["Axes"], None], width: float = HALF, height: float = HEIGHT, *, left: float = LEFT) -> str:
+def _draw(
+    paint: Callable[["Axes"], None],
+    width: float = HALF,
+    height: float = HEIGHT,
+    *,
+    left: float = LEFT,
+    top: float = TOP,
+) -> str:
     """Return the SVG of one pair of axes, in margins that are the same for all, so that plots line up."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height))
-        figure.subplots_adjust(left / width, BOTTOM / height, 1 - RIGHT / width, 1 - TOP / height)
+        figure.subplots_adjust(left / width, BOTTOM / height, 1 - RIGHT / width, 1 - top / height)
         paint(figure.add_subplot())
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
