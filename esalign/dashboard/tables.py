@@ -3,9 +3,10 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from esalign.dashboard.plain import describe_search
+from esalign.types import Sample
 from esalign.wording import (
     bounds,
     compact,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from esalign.align import Plan
     from esalign.config import RunConfig
     from esalign.export import Verification
     from esalign.run import Result
@@ -34,6 +34,34 @@ ONE_LINE_WIDTH = 100  # columns from which a mean and its interval fit side by s
 LABEL_WIDTH = 12
 STYLES = {"better": "bold green", "worse": "bold red", "unclear": "bold", "none": "bold"}
 PROBE = "probe"
+
+
+class Plan(Protocol):
+    """What a dry run found out."""
+
+    @property
+    def dim(self) -> int:
+        """Length of the search vector."""
+
+    @property
+    def problems(self) -> tuple[int, int, int]:
+        """Number of training, validation and test problems."""
+
+    @property
+    def answers(self) -> int:
+        """Answers that all generations take."""
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens that all generations should take."""
+
+    @property
+    def seconds(self) -> float:
+        """Search time that all generations should take."""
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """Answers of the start, with their rewards."""
 
 
 def show_result(
@@ -91,7 +119,7 @@ def comparison_table(result: "Result", *, wide: bool) -> "Table":
     return table
 
 
-def show_plan(console: "Console", config: "RunConfig", plan: "Plan") -> None:
+def show_plan(console: "Console", config: "RunConfig", plan: Plan) -> None:
     """Print what a run would do, as a dry run found by one real batch."""
     training, validation, test = plan.problems
     facts = {
