@@ -49,7 +49,7 @@ def top_support(logprobs: Tensor, size: int) -> Tensor:
     return logprobs.topk(min(size, logprobs.shape[-1]), dim=-1, sorted=True).indices
 
 
-def coarsen(logprobs: Tensor, support: Tensor) -> Tensor:
+def coarsen(logprobs: Tensor, support: Tensor, *, mass: Tensor | None = None) -> Tensor:
     """Return log-probabilities on a support and of its tail.
 
     The tail is summed over the tokens outside, so it is exact however small it is.
@@ -57,11 +57,13 @@ def coarsen(logprobs: Tensor, support: Tensor) -> Tensor:
     Args:
         logprobs: shape (..., vocab).
         support: token ids, different ones, shape (..., support).
+        mass: ``logprobs.exp()``, if it is known already.
 
     Returns:
         shape (..., support + 1), the tail last; the smallest tail is the dtype's smallest normal number.
     """
-    outside = logprobs.exp().scatter(-1, support, 0.0).sum(dim=-1, keepdim=True)
+    mass = logprobs.exp() if mass is None else mass
+    outside = mass.scatter(-1, support, 0.0).sum(dim=-1, keepdim=True)
     tail = outside.clamp_min(torch.finfo(logprobs.dtype).tiny).log()
     return torch.cat([logprobs.gather(-1, support), tail], dim=-1)
 

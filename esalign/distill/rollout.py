@@ -218,8 +218,9 @@ class _History:
 def remember_teacher(teacher: Tensor, support: Tensor | None) -> dict[str, Tensor]:
     """Return what is kept of the teacher's log-probabilities, shape (tokens, vocab), on a support or in full."""
     mass = teacher.exp()
-    entropy = -(mass * teacher.masked_fill(mass == 0, 0.0)).sum(dim=-1)
-    return {"teacher": teacher if support is None else coarsen(teacher, support), "teacher_entropy": entropy}
+    entropy = -(mass * teacher.clamp_min(-1e9)).sum(dim=-1)  # no 0 * inf
+    kept = teacher if support is None else coarsen(teacher, support, mass=mass)
+    return {"teacher": kept, "teacher_entropy": entropy}
 
 
 @torch.no_grad()

@@ -99,8 +99,8 @@ def rollout_table(vocab: int, *, sequences: int, tokens: int) -> None:
     student = sequences * tokens / alone[0]
     print(f"| student alone | {student:.0f} | | 1.00 |")
     print(f"| student, then teacher, separately | {separate:.0f} | 1.00 | {separate / student:.2f} |")
+    options = RolloutOptions(max_tokens=tokens)
     for name, behaviour in (("trust region, budget 0.02", TrustRegion(Schedule(0.02))), ("plain OPD", student_alone())):
-        options = RolloutOptions(max_tokens=tokens)
         speed = sequences * tokens / seconds(lambda b=behaviour: roll_out(pair, prompts, b, options), repeats=3)
         print(f"| {name} | {speed:.0f} | {speed / separate:.2f} | {speed / student:.2f} |")
 
