@@ -50,6 +50,13 @@ def judge_gain(gain: Estimate, generation: int) -> Verdict:
     return Verdict("unclear", "no clear difference: the gain's 95 % interval includes zero")
 
 
+def result_of(generation: int) -> str:
+    """Say what the result of a run is."""
+    return (
+        "the start itself" if generation == 0 else f"the mean of the search distribution after generation {generation}"
+    )
+
+
 def as_estimate(value: Mapping[str, Any] | None) -> Estimate | None:
     """Return the estimate that a metrics row or ``result.json`` holds; null is read as NaN."""
     if value is None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 WIDEST = 120
 DRAWINGS_PER_SECOND = 2
 LABEL_WIDTH = 12
+SAMPLE_HEIGHT = 6  # lines
+WORD = 20  # columns that breaking two lines between words may cost
 BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*%#"
 
 
@@ -79,7 +81,6 @@ class LiveDashboard:
         self._console.print(Text.assemble(("warning: ", "bold red"), one_line(text, 1000)))
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["RenderableType"]:
-        from rich.console import Group
         from rich.panel import Panel
         from rich.text import Text
 
@@ -89,13 +90,8 @@ class LiveDashboard:
             if not self._closed:
                 yield Text(f"esalign: {self._stage or 'starting'} ({duration(time.monotonic() - self._begun)})")
             return
-        lines = self._lines(progress, width - 4, ascii_only=options.ascii_only)
-        room = console.size.height - 3
-        if progress.rows and len(lines) + len(self._sample_lines(width - 4)) <= room:
-            lines += self._sample_lines(width - 4)
-        lines += [Text.assemble(("! ", "bold red"), one_line(text, width - 6)) for text in progress.concerns]
         yield Panel(
-            Group(*lines),
+            self._body(progress, width - 4, console.size.height - 3, ascii_only=options.ascii_only),
             title=Text(f" esalign: {one_line(str(progress.folder), width - 20)} ", style="bold"),
             title_align="left",
             subtitle=Text(f" {describe_search(progress.config)} "),
@@ -104,35 +100,44 @@ class LiveDashboard:
             width=width,
         )
 
-    def _lines(self, progress: RunProgress, width: int, *, ascii_only: bool) -> "list[RenderableType]":
-        lines: list[RenderableType] = [_bar_line(progress, width)]
+    def _body(self, progress: RunProgress, width: int, height: int, *, ascii_only: bool) -> "RenderableType":
+        """Everything inside the frame; the sample answer is left out where the terminal is too low for it."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        grid.add_column(width=LABEL_WIDTH - 1, no_wrap=True, style="cyan")
+        grid.add_column(width=width - LABEL_WIDTH)
+        for label, value in self._lines(progress, width - LABEL_WIDTH, ascii_only=ascii_only):
+            grid.add_row(label, value)
+        worries = [Text.assemble(("! ", "bold red"), one_line(text, width - 2)) for text in progress.concerns]
+        if progress.rows and grid.row_count + SAMPLE_HEIGHT + len(worries) <= height:
+            for label, value in self._sample_lines(width - LABEL_WIDTH):
+                grid.add_row(label, value)
+        return Group(grid, *worries)
+
+    def _lines(self, progress: RunProgress, width: int, *, ascii_only: bool) -> "Iterator[tuple[str, RenderableType]]":
+        from rich.text import Text
+
+        yield "generation", _bar(progress, width)
         if progress.rows:
             row = progress.rows[-1]
             fitness = row.get("fitness") or {}
-            lines += [
-                _line("validation", *_validation(progress)),
-                _line("best so far", *_best(progress)),
-                _line(
-                    "fitness",
-                    f"mean {number(fitness.get('mean'))}   max {number(fitness.get('max'))}   "
-                    f"std {number(fitness.get('std'))}   ",
-                    (sparkline(progress.fitness, width - LABEL_WIDTH - 41, ascii_only=ascii_only), "cyan"),
-                ),
-                _line(
-                    "search",
-                    f"sigma {number(row.get('sigma'), '.3g')}   norm of the mean {number(row.get('mean_norm'), '.3g')}",
-                ),
-                _line(
-                    "tokens",
-                    f"{compact(row['tokens'].get('generated'))} generated   "
-                    f"{compact(progress.tokens_per_second)} per second",
-                ),
-            ]
-        return [*lines, self._time_line(progress)]
+            yield "validation", _validation(progress)
+            yield "best so far", _best(progress)
+            numbers = "   ".join(f"{key} {number(fitness.get(key))}" for key in ("mean", "max", "std"))
+            blocks = sparkline(progress.fitness, width - len(numbers) - 3, ascii_only=ascii_only)
+            yield "fitness", Text.assemble(numbers, "   ", (blocks, "cyan"))
+            sigma, norm = number(row.get("sigma"), ".3g"), number(row.get("mean_norm"), ".3g")
+            yield "search", Text(f"sigma {sigma}   norm of the mean {norm}")
+            tokens, speed = compact(row["tokens"].get("generated")), compact(progress.tokens_per_second)
+            yield "tokens", Text(f"{tokens} generated   {speed} per second")
+        yield "time", Text(self._time(progress))
 
-    def _time_line(self, progress: RunProgress) -> "Text":
+    def _time(self, progress: RunProgress) -> str:
         since = 0.0 if self._closed else time.monotonic() - progress.received
-        parts = [f"{duration(progress.seconds_worked + since)} so far"]
+        parts = [duration(progress.seconds_worked + since) + ("" if self._closed else " so far")]
         if self._stage and not self._closed:
             parts.append(self._stage)
         elif not self._closed:
@@ -143,22 +148,17 @@ class LiveDashboard:
             parts.append(f"peak memory {memory(machine.get('peak_rss_mib'))}")
         if machine.get("peak_gpu_mib"):
             parts.append(f"GPU {memory(machine['peak_gpu_mib'])}")
-        return _line("time", "   ".join(parts))
+        return "   ".join(parts)
 
-    def _sample_lines(self, width: int) -> "list[RenderableType]":
-        """The first problem of the generation, and what its best candidate answered."""
-        from rich.text import Text
-
+    def _sample_lines(self, width: int) -> Iterator[tuple[str, str]]:
+        """The first problem of the generation, and what its best candidate answered; at most `SAMPLE_HEIGHT` lines."""
         if self._sample is None:
-            return []
-        room = width - LABEL_WIDTH
+            return
         reward = self._sample.get("reward")
-        return [
-            Text(""),
-            _line("problem", one_line(prompt_text(self._sample.get("prompt", "")), 2 * room - 4)),
-            _line("answer", one_line(str(self._sample.get("completion", "")), 2 * room - 4)),
-            _line("reward", "none (abstained)" if reward is None else f"{reward:g}"),
-        ]
+        yield "", ""
+        yield "problem", one_line(prompt_text(self._sample.get("prompt", "")), 2 * width - WORD)
+        yield "answer", one_line(str(self._sample.get("completion", "")), 2 * width - WORD)
+        yield "reward", "none (abstained)" if reward is None else f"{reward:g}"
 
 
 def sparkline(values: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
@@ -172,51 +172,38 @@ def sparkline(values: Sequence[float], width: int, *, ascii_only: bool = False) 
     return "".join(blocks[round((value - low) * scale)] for value in shown)
 
 
-def _bar_line(progress: RunProgress, width: int) -> "RenderableType":
+def _bar(progress: RunProgress, width: int) -> "RenderableType":
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
     total, done = progress.config.run.generations, progress.done
     text = f"{done} of {total}"
     grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(width=LABEL_WIDTH - 2, no_wrap=True, style="cyan")
     grid.add_column(no_wrap=True, style="bold")
-    grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True)
     bar = ProgressBar(
         total=total,
         completed=done,
-        width=width - LABEL_WIDTH - len(text) - 10,
+        width=width - len(text) - 10,
         style="bright_black",
         complete_style="green",
         finished_style="green",
     )
-    grid.add_row("generation", text, bar, f"{done / total:4.0%}")
+    grid.add_row(text, bar, f"{done / total:4.0%}")
     return grid
 
 
-def _validation(progress: RunProgress) -> "list[str | tuple[str, str]]":
-    if progress.validated is None:
-        return ["n/a"]
-    _, last = progress.validated
-    return [(score(last), "bold"), f"   start {score(progress.start)}"]
-
-
-def _best(progress: RunProgress) -> "list[str | tuple[str, str]]":
-    if progress.best is None or progress.start is None:
-        return ["n/a"]
-    generation, best = progress.best
-    if generation == 0:
-        return ["the start itself"]
-    return [
-        (f"{number(best.mean)}", "bold"),
-        f" at generation {generation}, ",
-        (f"{best.mean - progress.start.mean:+.3f}", "bold green"),
-        " to the start",
-    ]
-
-
-def _line(label: str, *parts: "str | tuple[str, str]") -> "Text":
+def _validation(progress: RunProgress) -> "Text":
     from rich.text import Text
 
-    return Text.assemble((f"{label:<{LABEL_WIDTH}}", "cyan"), *parts)
+    last = progress.validated[1] if progress.validated else None
+    return Text.assemble((score(last), "bold"), f"   start {score(progress.start)}")
+
+
+def _best(progress: RunProgress) -> "Text":
+    from rich.text import Text
+
+    if progress.best is None or progress.start is None or progress.best[0] == 0:
+        return Text("the start itself")
+    generation, best = progress.best
+    gained = (f"{best.mean - progress.start.mean:+.3f}", "bold green")
+    return Text.assemble((number(best.mean), "bold"), f" at generation {generation}, ", gained, " over the start")

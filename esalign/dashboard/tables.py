@@ -18,6 +18,7 @@ from esalign.wording import (
     number,
     one_line,
     prompt_text,
+    result_of,
     score,
     set_name,
 )
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from esalign.export import Verification
     from esalign.run import Result
 
-ONE_LINE_WIDTH = 100  # columns from which a mean and its interval fit side by side
+ONE_LINE_WIDTH = 130  # columns from which a mean and its interval fit side by side
 LABEL_WIDTH = 12
 STYLES = {"better": "bold green", "worse": "bold red", "unclear": "bold", "none": "bold"}
 PROBE = "probe"
@@ -106,15 +107,16 @@ def comparison_table(result: "Result", *, wide: bool) -> "Table":
     for name, comparison in result.comparisons.items():
         verdict = judge_gain(comparison.gain, result.generation)
         cells = [
-            f"{set_name(name)} ({count(comparison.gain.count)} problems)",
+            f"{set_name(name)}, {count(comparison.gain.count)} problems",
             score(comparison.start),
             score(comparison.result),
             gain(comparison.gain),
         ]
         if not wide:
-            cells = [re.sub(r" (?=[\[(])", "\n", cell) for cell in cells]
+            cells = [re.sub(r",? (?=\[|[\d,]+ problems)", "\n", cell) for cell in cells]
         table.add_row(
-            *cells, Text(verdict.short if wide else verdict.short.replace(" ", "\n", 1), style=STYLES[verdict.kind])
+            *cells,
+            Text(verdict.short if wide else verdict.short.replace("clear ", "clear\n"), style=STYLES[verdict.kind]),
         )
     return table
 
@@ -159,7 +161,7 @@ def _facts(result: "Result") -> Sequence[tuple[str, str]]:
     gpu = f", GPU {memory(machine['peak_gpu_mib'])}" if machine.get("peak_gpu_mib") else ""
     speed = count(machine.get("tokens_per_second"))
     return (
-        ("result", f"the mean of generation {result.generation} ({result.reason})"),
+        ("result", f"{result_of(result.generation)} ({result.reason})"),
         ("forgetting", forgetting(result)),
         (
             "tokens",
@@ -180,7 +182,15 @@ def _facts(result: "Result") -> Sequence[tuple[str, str]]:
 
 
 def _fact(console: "Console", label: str, text: str, style: str = "") -> None:
-    """Print one labelled line; the terminal, not the program, breaks long ones, so that paths can be copied."""
+    """Print one labelled value: indented below itself where it is long on a terminal, on one line elsewhere."""
+    from rich.padding import Padding
     from rich.text import Text
 
-    console.print(Text.assemble((f"{label:<{LABEL_WIDTH}} ", "cyan"), (text, style)), soft_wrap=True)
+    line = Text.assemble((f"{label:<{LABEL_WIDTH}} ", "cyan"), (text, style))
+    if not console.is_terminal or line.cell_len <= console.width or " " not in text:  # paths stay whole, to be copied
+        console.print(line, soft_wrap=True)
+        return
+    lines = Text(text, style).wrap(console, max(console.width - LABEL_WIDTH - 1, 20))
+    console.print(Text.assemble((f"{label:<{LABEL_WIDTH}} ", "cyan"), lines[0]))
+    for rest in lines[1:]:
+        console.print(Padding(rest, (0, 0, 0, LABEL_WIDTH + 1)))

@@ -19,6 +19,7 @@ from esalign.wording import (
     memory,
     number,
     prompt_text,
+    result_of,
     score,
     set_name,
     worst,
@@ -107,8 +108,7 @@ def status(files: RunFiles) -> str:
             f"This run is not finished: {done} of {planned} generations are done. Validation scores flatter, as "
             "the best generation is chosen by them; the test follows at the end of the run."
         )
-    generation = files.result.get("generation")
-    chosen = "the start" if generation == 0 else f"the mean of the search distribution after generation {generation}"
+    chosen = result_of(int(files.result.get("generation") or 0))
     return f"The result is {chosen}, the best on validation problems. The search stopped: {files.result.get('reason')}."
 
 
