@@ -1,17 +1,17 @@
 """Starting vLLM with room for candidates, and making candidates current in it."""
 
-import gc
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from esalign.errors import BackendError
 from esalign.space import SvdLora
 from esalign.types import Array
 from esalign_vllm.basis import FILES, MODES, SHARED_BASIS, tabulate, write_basis
-from esalign_vllm.environment import IN_PROCESS, QUIET, defaults, preserved_process
+from esalign_vllm.environment import IN_PROCESS, defaults, preserved_process, quietly
 from esalign_vllm.files import memory_folder, write_candidate
 
 WORKER = "esalign_vllm.worker.PopulationWorker"
@@ -37,6 +37,8 @@ class Engine:
         BackendError: vLLM does not start, or lacks what the mode needs.
     """
 
+    in_this_process: ClassVar["WeakSet[Engine]"] = WeakSet()  # they share vLLM's process groups: the last one ends them
+
     def __init__(
         self, model: str, space: SvdLora, *, mode: str, slots: int, in_process: bool, arguments: Mapping[str, Any]
     ) -> None:
@@ -51,6 +53,8 @@ class Engine:
             write_basis(space, basis)
             settings = _lora_arguments(space, mode, slots, basis)
             self.llm = _start(model, in_process=in_process, arguments={**arguments, **settings})
+        if in_process:
+            Engine.in_this_process.add(self)
         if mode != FILES:
             self._check_workers(model)
 
@@ -95,11 +99,11 @@ class Engine:
         engine, self.llm = self.llm.llm_engine, None
         engine.engine_core.shutdown()
         del engine
-        if self.in_process:
+        Engine.in_this_process.discard(self)
+        if self.in_process and not Engine.in_this_process:
             from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
             cleanup_dist_env_and_memory()
-        gc.collect()
 
 
 def start_engine(
@@ -164,7 +168,8 @@ def _start(model: str, *, in_process: bool, arguments: Mapping[str, Any]) -> Any
     from vllm import LLM
 
     with ExitStack() as stack:
-        stack.enter_context(defaults({**QUIET, **(IN_PROCESS if in_process else {})}))
+        stack.enter_context(defaults(IN_PROCESS if in_process else {}))
+        stack.enter_context(quietly())
         stack.enter_context(preserved_process())
         try:
             return LLM(model=model, **arguments)

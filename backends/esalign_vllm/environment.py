@@ -1,13 +1,17 @@
 """What vLLM reads from the environment, and what it leaves behind in the process."""
 
+import logging
 import os
 import random
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
-"""Its own log off but for errors, and no usage statistics sent out."""
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+"""Logs off but for errors (torch's native one, if torch is not imported yet), and no usage statistics sent out."""
+
+CHATTY_LOGGERS = ("torch._library.triton", "torch.utils._pytree", "torchao")
 
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """On CPUs: the engine in this process, and its threads on any core."""
@@ -26,12 +30,28 @@ def defaults(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep from users what imports of vLLM and torchao say of features that nobody asked for."""
+    levels = {name: logging.getLogger(name).level for name in CHATTY_LOGGERS}
+    with defaults(QUIET), warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", category)
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
 def import_vllm() -> None:
     """Import vLLM, quietly unless the user's environment says otherwise. Once imported, it keeps its logger."""
     if "vllm" in sys.modules:
         return
-    with defaults(QUIET):
-        import vllm  # noqa: F401  (for its side effects)
+    with quietly():
+        from vllm import LLM  # noqa: F401  (a lazy module: most of it is imported by this name)
 
 
 @contextmanager
