@@ -1,0 +1,251 @@
+"""The engine as esalign sees it."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from esalign.errors import BackendError
+from esalign.space import SvdLora
+from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
+from esalign_llama_cpp.consumers import Answers, Scores, group_by_prompt
+from esalign_llama_cpp.context import CACHE_TYPES, MOST_SEQUENCES
+from esalign_llama_cpp.engine import Engine, SingularValues
+from esalign_llama_cpp.library import load_library
+from esalign_llama_cpp.model import GgufModel, Vocabulary
+from esalign_llama_cpp.options import check_choice, check_counts, default_threads, find_device, make_settings
+from esalign_llama_cpp.sampling import draw_uniforms
+from esalign_llama_cpp.sources import KIND_OF_DTYPE, QUANTIZATIONS, Source, find_source
+from esalign_llama_cpp.switch import METHODS, Method
+from esalign_llama_cpp.text import GgufTokenizer, HuggingFaceTokenizer, StopStrings, TextCodec
+
+
+class LlamaCppBackend:
+    """Runs GGUF models, in any quantisation, with one adapter that is rewritten for every candidate.
+
+    A GGUF file is used as it is. A Hugging Face model of the Llama, Mistral, Qwen2 or Qwen3 family is converted first.
+    Candidates are answered one after another, the prompts of each in common batches. Every candidate sees the same
+    prompts in the same order.
+
+    Prompts are tokenised by the Hugging Face tokenizer where there is one, else by the GGUF file's vocabulary.
+
+    Args:
+        model: a GGUF file, or the folder or Hugging Face id of a model to convert.
+        space: the frozen factors; None for the bare model, with candidates of shape (population, 0).
+        dtype: ``"float32"`` for a float32 key-value cache without flash attention, and for float32 weights of a
+            converted model; ``"float16"`` or ``"bfloat16"`` likewise, with a cache of float16; ``"auto"`` for what the
+            weights are.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` for a GPU where llama.cpp was built for one.
+        quantization: of a converted model: f32, f16, bf16, q8_0, q4_0 or q4_k_m; None goes by dtype.
+        cache: folder that keeps converted models, each under a hash of its content; None converts into a temporary
+            folder that goes at the end.
+        tokenizer: folder or id of a Hugging Face tokenizer; None for that of the model's folder, and for a GGUF file
+            its own vocabulary.
+        method: how to switch candidates: ``"in-place"`` rewrites the adapter in llama.cpp's memory, ``"files"`` loads
+            each one anew, ``"auto"`` takes the first that passes its checks.
+        threads: CPU threads; None for half of the processors, which is one per core where a core counts as two. More
+            threads than idle cores are much slower than fewer.
+        context: the most tokens of a prompt with its answer; None grows with what is asked, up to the model's own.
+        sequences: sequences answered together, 1 to 255; None for 32, or fewer where their cache would be too large.
+        batch: the most tokens of one step.
+        kv_type: type of the key-value cache: f32, f16 or q8_0; None goes by dtype.
+        kv_memory_gb: memory for the key-value cache, in GB, where ``sequences`` is None.
+        flash_attention: None leaves it to llama.cpp, but with a float32 cache it is off.
+        kv_unified: one cache for all sequences. Mostly a bit faster, but with quantised weights an answer then depends
+            on which others are in its batch.
+        gpu_layers: layers on the GPU; None for all.
+        chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": False}``.
+
+    Raises:
+        AdapterError: the space adapts layers that this architecture does not have.
+        BackendError: the model cannot be loaded, an option is out of range, or the space is of another model.
+        MissingPackageError: llama-cpp-python is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        space: SvdLora | None = None,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        quantization: str | None = None,
+        cache: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        method: Method = "auto",
+        threads: int | None = None,
+        context: int | None = None,
+        sequences: int | None = None,
+        batch: int = 512,
+        kv_type: str | None = None,
+        kv_memory_gb: float = 2.0,
+        flash_attention: bool | None = None,
+        kv_unified: bool = False,
+        gpu_layers: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        _check_options(
+            dtype=dtype,
+            method=method,
+            quantization=quantization,
+            kv_type=kv_type,
+            kv_memory_gb=kv_memory_gb,
+            counts={"threads": threads, "context": context, "sequences": sequences, "batch": batch},
+        )
+        library = load_library()
+        layers, gpu = find_device(device, gpu_layers, gpus=bool(library.api.llama_supports_gpu_offload()))
+        threads = threads or default_threads()
+        self.space = space
+        with ExitStack() as undo:
+            self._source = find_source(model, dtype=dtype, quantization=quantization, cache=cache, threads=threads)
+            undo.callback(self._source.close)
+            loaded = GgufModel(library, self._source.gguf, gpu_layers=layers, gpu=gpu)
+            undo.callback(loaded.close)
+            settings = make_settings(
+                loaded,
+                dtype=dtype,
+                threads=threads,
+                batch=batch,
+                kv_type=kv_type,
+                flash_attention=flash_attention,
+                kv_unified=kv_unified,
+            )
+            self._codec = _make_codec(loaded, self._source, tokenizer, chat_template_kwargs or {})
+            self._engine: Engine | None = Engine(
+                loaded,
+                space,
+                settings,
+                method=method,
+                sequences=sequences,
+                context=context,
+                kv_bytes=kv_memory_gb * 1e9,
+            )
+            undo.pop_all()
+
+    def generate(
+        self,
+        candidates: Array,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        on_completion: OnCompletion | None = None,
+    ) -> list[list[Completion]]:
+        """Answer every prompt with every candidate; see `esalign.protocols.Backend`."""
+        engine = self._open()
+        table = self._tabulate(candidates)
+        encoded = [self._codec.encode(prompt, f"prompt {j}") for j, prompt in enumerate(prompts)]
+        for j, ids in enumerate(encoded):
+            engine.check_length(f"prompt {j}", len(ids), sampling.max_tokens)
+        groups = group_by_prompt(encoded, range(len(encoded)))
+        longest = max(map(len, encoded), default=0) + sampling.max_tokens
+        uniforms = [draw_uniforms(sampling, j) for j in range(len(encoded))]
+        stops = StopStrings(self._codec, sampling.stop) if sampling.stop else None
+        rows = []
+        for i, values in enumerate(table):
+            answers: dict[int, Completion] = {}
+
+            def finish(j: int, answer: Completion, i: int = i, answers: dict[int, Completion] = answers) -> None:
+                answers[j] = answer
+                if on_completion is not None:
+                    on_completion(i, j, answer)
+
+            consumer = Answers(self._codec, sampling, stops, uniforms, finish)
+            engine.run(values, groups, consumer, longest=longest)
+            rows.append([answers[j] for j in range(len(encoded))])
+        return rows
+
+    def score(
+        self, candidates: Array, sequences: Sequences, support: Sequence[Array] | None = None
+    ) -> list[list[Array]]:
+        """Give the teacher-forced log-probabilities of given answers; see `esalign.protocols.Backend`."""
+        engine = self._open()
+        table = self._tabulate(candidates)
+        prompts, answers, wanted = [], [], []
+        for j, (prompt, answer) in enumerate(sequences):
+            prompts.append(self._codec.encode(prompt, f"the prompt of sequence {j}"))
+            answers.append(self._codec.encode(answer, f"the answer of sequence {j}") if len(answer) else ())
+            engine.check_length(f"the prompt of sequence {j}", len(prompts[j]), len(answers[j]))
+            wanted.append(self._check_support(j, answers[j], None if support is None else support[j]))
+        groups = group_by_prompt(prompts, [j for j, answer in enumerate(answers) if answer])
+        longest = max((len(p) + len(a) for p, a in zip(prompts, answers, strict=True)), default=0)
+        rows = []
+        for values in table:
+            scores = Scores(answers, wanted)
+            engine.run(values, groups, scores, longest=longest)
+            rows.append(scores.values if support is not None else [part[:, 0] for part in scores.values])
+        return rows
+
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return the token ids that the engine feeds for a prompt."""
+        self._open()
+        return self._codec.encode(prompt)
+
+    def close(self) -> None:
+        """Free the engine's memory, and remove a temporary model. Calling it twice is harmless."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+            self._source.close()
+
+    def _open(self) -> Engine:
+        if self._engine is None:
+            raise BackendError("the engine was closed: make a new one")
+        return self._engine
+
+    def _tabulate(self, candidates: Array) -> list[SingularValues]:
+        """Return per candidate the singular values of A and B of every module."""
+        if self.space is None:
+            return [[] for _ in as_candidates(candidates, 0)]
+        pairs = self.space.singular_values(candidates)
+        return [[(a[i], b[i]) for a, b in pairs] for i in range(len(np.asarray(candidates)))]
+
+    def _check_support(self, j: int, answer: tuple[int, ...], support: Array | None) -> Array:
+        """Return the ids of interest of sequence j, shape (tokens, k)."""
+        wanted = np.asarray(answer, dtype=np.int64)[:, None] if support is None else np.asarray(support)
+        if wanted.ndim != 2 or len(wanted) != len(answer) or wanted.dtype.kind not in "iu":
+            raise BackendError(
+                f"support {j} has shape {wanted.shape} and type {wanted.dtype}, expected integers of shape "
+                f"({len(answer)}, k): one row per token of the answer"
+            )
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < self._codec.vocab:
+            raise BackendError(f"support {j} holds ids outside of the vocabulary, 0 to {self._codec.vocab - 1}")
+        return wanted.astype(np.int64)
+
+
+def _check_options(
+    *,
+    dtype: str,
+    method: str,
+    quantization: str | None,
+    kv_type: str | None,
+    kv_memory_gb: float,
+    counts: Mapping[str, Any],
+) -> None:
+    check_choice("dtype", dtype, ("auto", *KIND_OF_DTYPE))
+    check_choice("method", method, METHODS)
+    check_choice("quantization", quantization, (None, *QUANTIZATIONS))
+    check_choice("kv_type", kv_type, (None, *CACHE_TYPES))
+    check_counts(**counts)
+    if not kv_memory_gb > 0:
+        raise BackendError(f"kv_memory_gb is {kv_memory_gb!r}, expected a number above 0")
+    most = min(MOST_SEQUENCES - 1, counts["batch"])
+    if (counts["sequences"] or 1) > most:
+        raise BackendError(
+            f"sequences is {counts['sequences']}, expected at most {most}: llama.cpp's limit of {MOST_SEQUENCES - 1}, "
+            "and the option 'batch'"
+        )
+
+
+def _make_codec(
+    model: GgufModel, source: Source, tokenizer: str | Path | None, chat_template_kwargs: Mapping[str, Any]
+) -> TextCodec:
+    """Return the codec of the tokenizer that was asked for, of the folder's, or of the GGUF file's vocabulary."""
+    home = tokenizer or source.folder
+    ends = frozenset(source.ends) or Vocabulary(model).ends
+    if home is None:
+        chosen: GgufTokenizer | HuggingFaceTokenizer = GgufTokenizer(model)
+    else:
+        chosen = HuggingFaceTokenizer(home)
+        ends |= frozenset(end for end in (chosen.end,) if end is not None)
+    return TextCodec(chosen, vocab=model.vocab_size, ends=ends, chat_template_kwargs=chat_template_kwargs)

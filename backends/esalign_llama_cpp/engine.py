@@ -1,0 +1,95 @@
+"""The model, its adapter and its context, of which the last grows with what is asked."""
+
+from collections.abc import Sequence
+
+from esalign.errors import BackendError
+from esalign.space import SvdLora
+from esalign.types import Array
+from esalign_llama_cpp.context import GRANULARITY, Context, Settings
+from esalign_llama_cpp.decoder import Consumer, Decoder, Group
+from esalign_llama_cpp.model import GgufModel
+from esalign_llama_cpp.options import count_sequences
+from esalign_llama_cpp.switch import Method, make_switch
+
+SingularValues = list[tuple[Array, Array]]
+
+
+class Engine:
+    """Runs one candidate at a time.
+
+    Args:
+        model: it is closed with the engine.
+        space: the frozen factors, or None.
+        settings: of contexts.
+        method: how to switch candidates.
+        sequences: answered together; None for a default.
+        context: the most tokens of a sequence; None for the model's own context.
+        kv_bytes: memory for the key-value cache where sequences is None.
+    """
+
+    def __init__(
+        self,
+        model: GgufModel,
+        space: SvdLora | None,
+        settings: Settings,
+        *,
+        method: Method,
+        sequences: int | None,
+        context: int | None,
+        kv_bytes: float,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.limit = context or model.context
+        self._fixed_context = context is not None
+        self._sequences = sequences
+        self._kv_bytes = kv_bytes
+        self._context: Context | None = None
+        self._switch = make_switch(space, model, method)
+
+    def check_length(self, name: str, prompt: int, answer: int) -> None:
+        """Refuse what does not fit.
+
+        Raises:
+            BackendError: prompt and answer together are longer than the context.
+        """
+        if prompt + answer <= self.limit:
+            return
+        remedy = "raise the option 'context', shorten the prompt" if self._fixed_context else "shorten the prompt"
+        raise BackendError(
+            f"{name} has {prompt} tokens and its answer may have {answer}, but the context of '{self.model.path.name}' "
+            f"is {self.limit}: {remedy} or lower max_tokens"
+        )
+
+    def run(self, values: SingularValues, groups: Sequence[Group], consumer: Consumer, *, longest: int) -> None:
+        """Feed groups to a candidate.
+
+        Args:
+            values: the candidate's singular values per module.
+            groups: what to feed.
+            consumer: takes the logits.
+            longest: tokens of the longest sequence.
+        """
+        context = self._open_context(longest)
+        self._switch.select(values, context)
+        Decoder(context).run(groups, consumer)
+
+    def _open_context(self, longest: int) -> Context:
+        """Return a context for sequences of a length, making a larger one where the present one is too small."""
+        if self._context is None or self._context.tokens < longest:
+            self._close_context()
+            tokens = self.limit if self._fixed_context else -(-longest // GRANULARITY) * GRANULARITY
+            count = count_sequences(self._sequences, self.model, self.settings, tokens, self._kv_bytes)
+            self._context = Context(self.model, self.settings, sequences=count + 1, tokens=tokens)
+        return self._context
+
+    def _close_context(self) -> None:
+        if self._context is not None:
+            self._context.close()
+            self._context = None
+
+    def close(self) -> None:
+        """Free contexts, adapter and model, in this order: each uses the next."""
+        self._close_context()
+        self._switch.close()
+        self.model.close()

@@ -1,0 +1,110 @@
+"""How layers are called and laid out, in Hugging Face models and in GGUF files."""
+
+import re
+
+import numpy as np
+
+from esalign.errors import AdapterError
+from esalign.types import Array
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""The architectures of GGUF files whose layers are called as below."""
+
+PERMUTED = "llama"
+"""The one that stores the rows of q and k in another order: its rotary embedding pairs neighbours, not halves."""
+
+LINEAR = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+OTHER = {
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_BLOCK = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
+_GGUF_BLOCK = re.compile(r"^blk\.(\d+)\.(.+)$")
+
+
+def to_gguf(name: str) -> str | None:
+    """Return what a GGUF file calls a layer, None when it knows none of that name.
+
+    >>> to_gguf("model.layers.3.self_attn.o_proj")
+    'blk.3.attn_output'
+    """
+    match = _BLOCK.match(name)
+    if match is None:
+        return OUTSIDE.get(name)
+    kind = (LINEAR | OTHER).get(match[2])
+    return None if kind is None else f"blk.{match[1]}.{kind}"
+
+
+def linear_to_gguf(name: str) -> str:
+    """Return what a GGUF file calls an adapted layer.
+
+    Raises:
+        AdapterError: the layer is none of the linear ones of a Llama, Qwen2 or Qwen3 model.
+    """
+    match = _BLOCK.match(name)
+    if match is None or match[2] not in LINEAR:
+        raise AdapterError(
+            f"the adapter adapts {name!r}, expected linear layers of a Llama, Qwen2 or Qwen3 model "
+            f"(model.layers.<n>.{{{', '.join(LINEAR)}}})"
+        )
+    return f"blk.{match[1]}.{LINEAR[match[2]]}"
+
+
+def linear_from_gguf(name: str) -> str:
+    """Return what Hugging Face models call an adapted layer of a GGUF file.
+
+    Raises:
+        AdapterError: it is none of the known linear layers.
+
+    >>> linear_from_gguf("blk.3.attn_output")
+    'model.layers.3.self_attn.o_proj'
+    """
+    match = _GGUF_BLOCK.match(name)
+    for theirs, ours in LINEAR.items():
+        if match is not None and match[2] == ours:
+            return f"model.layers.{match[1]}.{theirs}"
+    raise AdapterError(f"the adapter adapts {name!r}, expected blk.<n>.{{{', '.join(LINEAR.values())}}}")
+
+
+def heads_to_permute(name: str, architecture: str, heads: tuple[int, int]) -> int | None:
+    """Return the number of heads by which a layer's rows are permuted, None when they are not.
+
+    Args:
+        name: the layer's name in the Hugging Face model.
+        architecture: of the GGUF file.
+        heads: attention heads, and those of keys and values.
+    """
+    if architecture != PERMUTED:
+        return None
+    return {"q_proj": heads[0], "k_proj": heads[1]}.get(name.rpartition(".")[2])
+
+
+def permute(rows: Array, heads: int | None) -> Array:
+    """Reorder the rows of q or k, shape (out, ...), as GGUF's llama stores them; heads None leaves them.
+
+    Within a head, the Hugging Face order has the first members of all rotated pairs, then the second ones; GGUF's has
+    the two of each pair together.
+    """
+    if heads is None:
+        return rows
+    halves = rows.reshape(heads, 2, len(rows) // heads // 2, *rows.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows.shape))
+
+
+def unpermute(rows: Array, heads: int | None) -> Array:
+    """Undo `permute`."""
+    if heads is None:
+        return rows
+    pairs = rows.reshape(heads, len(rows) // heads // 2, 2, *rows.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows.shape))

@@ -1,0 +1,93 @@
+"""Checking a user's options, and filling in those that were left out."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from esalign.errors import BackendError
+from esalign_llama_cpp.context import CACHE_BYTES, MOST_SEQUENCES, Settings
+from esalign_llama_cpp.model import ALL_LAYERS, GgufModel
+
+DEFAULT_SEQUENCES = 32
+LOGITS_ELEMENTS = 2**24  # of one step, which bounds them to 64 MiB
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Refuse what is none of the choices."""
+    if value not in choices:
+        listed = ", ".join(str(choice) for choice in choices if choice is not None)
+        raise BackendError(f"{name} is {value!r}, expected one of {listed}")
+
+
+def check_counts(**counts: Any) -> None:
+    """Refuse what is no whole number of at least 1; None is left out."""
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise BackendError(f"{name} is {value!r}, expected a whole number of at least 1")
+
+
+def find_device(device: str, gpu_layers: int | None, *, gpus: bool) -> tuple[int, int | None]:
+    """Return the number of layers on a GPU, and the only GPU to use, if any.
+
+    Args:
+        device: auto, cpu, cuda or cuda:<number>.
+        gpu_layers: the user's choice.
+        gpus: whether llama.cpp was built for GPUs.
+    """
+    kind, colon, number = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not number.isdigit())):
+        raise BackendError(f"device is {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:<number>'")
+    if kind == "cuda" and not gpus:
+        raise BackendError(
+            f"device is {device!r}, but llama.cpp was built without GPUs: use 'cpu', or build it with "
+            'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir llama-cpp-python'
+        )
+    if kind == "cpu" or not gpus:
+        return 0, None
+    return ALL_LAYERS if gpu_layers is None else gpu_layers, int(number) if colon else None
+
+
+def default_threads() -> int:
+    """Return half of the processors that this process may use: a core mostly counts as two of them.
+
+    On busy cores a second thread made llama.cpp 4 to 20 times slower, so fewer is safer.
+    """
+    available = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, available // 2)
+
+
+def make_settings(
+    model: GgufModel,
+    *,
+    dtype: str,
+    threads: int,
+    batch: int,
+    kv_type: str | None,
+    flash_attention: bool | None,
+    kv_unified: bool,
+) -> Settings:
+    """Return how contexts are made. float32 means float32 throughout, as parity with other engines needs it."""
+    exact = dtype == "float32" or (dtype == "auto" and model.is_float32)
+    kind = kv_type or ("f32" if exact else "f16")
+    flash = False if flash_attention is None and kind == "f32" else flash_attention
+    if kind == "q8_0" and flash is False:
+        raise BackendError("kv_type 'q8_0' needs flash_attention: leave it out, or switch it on")
+    outputs = min(batch, max(MOST_SEQUENCES, LOGITS_ELEMENTS // model.vocab_size))
+    return Settings(threads, batch, outputs, kind, flash, kv_unified)
+
+
+def count_sequences(asked: int | None, model: GgufModel, settings: Settings, tokens: int, kv_bytes: float) -> int:
+    """Return how many sequences are answered together.
+
+    Args:
+        asked: by the user; None for as many as the memory allows, up to 32.
+        model: the model.
+        settings: of its contexts.
+        tokens: of one sequence.
+        kv_bytes: memory for all of them, the one of the common beginning included.
+    """
+    if asked is not None:
+        return asked
+    each = tokens * model.kv_width * CACHE_BYTES[settings.kv_type]
+    return max(1, min(DEFAULT_SEQUENCES, settings.batch, int(kv_bytes / each) - 1))

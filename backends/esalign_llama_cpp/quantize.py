@@ -1,0 +1,68 @@
+"""Quantising GGUF files, by llama.cpp itself."""
+
+import ctypes
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from esalign.errors import BackendError
+from esalign_llama_cpp.library import load_library
+
+if TYPE_CHECKING:
+    from esalign_llama_cpp.config import ModelConfig
+
+BLOCKS = {"q8_0": 32, "q4_0": 32, "q4_k_m": 256}
+"""Kinds, and the number of weights that share a scale: the rows of all matrices must divide by it."""
+
+FILE_TYPES = {
+    "q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0",
+    "q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0",
+    "q4_k_m": "LLAMA_FTYPE_MOSTLY_Q4_K_M",
+}
+
+
+def check_rows(config: "ModelConfig", kind: str) -> None:
+    """Refuse a kind whose blocks do not fit the rows. llama.cpp would quietly take another kind.
+
+    Raises:
+        BackendError: the width of a layer does not divide by the block.
+    """
+    block = BLOCKS[kind]
+    widths = {
+        "hidden_size": config.width,
+        "intermediate_size": config.inner_width,
+        "heads x head_dim": config.heads[0] * config.head_width,
+    }
+    for name, width in widths.items():
+        if width % block:
+            other = "q8_0 or q4_0" if block == BLOCKS["q4_k_m"] and width % BLOCKS["q8_0"] == 0 else "f16"
+            raise BackendError(
+                f"quantization {kind!r} needs rows that divide by {block}, but the model's {name} is {width}: "
+                f"use {other}"
+            )
+
+
+def quantize_model(source: str | Path, out: str | Path, kind: str, *, threads: int = 1) -> Path:
+    """Quantise a GGUF file whose weights are not quantised yet. Returns the new file.
+
+    Args:
+        source: in f32, f16 or bf16.
+        out: the file to write.
+        kind: q8_0, q4_0 or q4_k_m.
+        threads: CPU threads.
+
+    Raises:
+        BackendError: the kind is unknown, or llama.cpp failed.
+    """
+    if kind not in BLOCKS:
+        raise BackendError(f"quantization is {kind!r}, expected one of {', '.join(BLOCKS)}")
+    library = load_library()
+    api = library.api
+    parameters = api.llama_model_quantize_default_params()
+    parameters.ftype = getattr(api, FILE_TYPES[kind])
+    parameters.nthread = threads
+    library.log.clear()
+    failure = api.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(parameters))
+    if failure:
+        raise BackendError(f"llama.cpp cannot quantise '{source}' to {kind}: {library.log.reason}")
+    return Path(out)

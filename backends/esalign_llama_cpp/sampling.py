@@ -1,0 +1,54 @@
+"""Choosing the next token, greedily or from a random stream that belongs to the prompt."""
+
+import numpy as np
+
+from esalign.types import Array, Sampling
+
+ALMOST_ONE = np.float32(1.0 - 2.0**-23)
+
+
+def draw_uniforms(sampling: Sampling, prompt: int) -> Array | None:
+    """Return the random numbers of a prompt, shape (max_tokens,), in [0, 1); None when greedy.
+
+    They come from (seed, prompt) alone: not from the other prompts, nor from the candidates.
+    """
+    if sampling.temperature == 0.0:
+        return None
+    generator = np.random.default_rng([sampling.seed % 2**64, prompt])
+    return generator.random(sampling.max_tokens, dtype=np.float32).clip(max=ALMOST_ONE)
+
+
+def choose(logits: Array, sampling: Sampling, uniform: float | None) -> int:
+    """Return the next token, from logits of shape (vocab,).
+
+    The distribution function is inverted in the vocabulary's order, so that candidates that are alike draw alike.
+    """
+    if uniform is None:
+        return int(logits.argmax())
+    scaled = logits.astype(np.float64) / sampling.temperature
+    if 0 < sampling.top_k < len(scaled):
+        least = np.partition(scaled, -sampling.top_k)[-sampling.top_k]
+        scaled = np.where(scaled < least, -np.inf, scaled)
+    probabilities = np.exp(scaled - scaled.max())
+    probabilities /= probabilities.sum()
+    if sampling.top_p < 1.0:
+        probabilities = _nucleus(probabilities, sampling.top_p)
+    cumulative = probabilities.cumsum()
+    return min(int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right")), len(logits) - 1)
+
+
+def _nucleus(probabilities: Array, top_p: float) -> Array:
+    """Zero all but the most probable tokens, the fewest that together reach top_p."""
+    order = np.argsort(-probabilities, kind="stable")
+    ordered = probabilities[order]
+    kept = np.zeros_like(probabilities)
+    inside = order[ordered.cumsum() - ordered < top_p]
+    kept[inside] = probabilities[inside]
+    return kept
+
+
+def log_probabilities(logits: Array, wanted: Array) -> Array:
+    """Return the log-probabilities of wanted tokens, ids of shape (tokens, k), from logits (tokens, vocab), float32."""
+    peak = logits.max(axis=1, keepdims=True)
+    norm = peak + np.log(np.exp(logits - peak).sum(axis=1, keepdims=True, dtype=np.float64))
+    return (np.take_along_axis(logits, wanted, axis=1) - norm).astype(np.float32)
