@@ -9,6 +9,7 @@ from typing import Any
 from esalign.config import (
     EMBEDDED,
     BackendSection,
+    Experiment,
     ModelSection,
     ProbeSection,
     RewardSection,
@@ -70,7 +71,7 @@ def make_source(section: SourceSection) -> Source:
     return Source(**{name: getattr(section, name) for name in SourceSection.model_fields})
 
 
-def load_splits(config: RunConfig) -> Splits:
+def load_splits(config: Experiment) -> Splits:
     """Load training, validation and test problems."""
     data = config.data
     return make_splits(
@@ -120,7 +121,7 @@ def make_parts(config: RunConfig, folder: Path, closing: ExitStack) -> Parts:
         fitness=_make_fitness(config, backend, splits, pool),
         validation=HeldOut(splits.validation.examples, pool),
         test=HeldOut(splits.test.examples, pool),
-        probe=_make_probe(config.probe, config, closing),
+        probe=make_probe(config.probe, config, closing),
         tracker=tracker,
     )
 
@@ -137,7 +138,8 @@ def _make_fitness(config: RunConfig, backend: Backend, splits: Splits, pool: Rew
     return factory(backend, batches, pool, config.sampling.make(seed=seed), **settings, **section.options)
 
 
-def _make_probe(section: ProbeSection | None, config: RunConfig, closing: ExitStack) -> HeldOut | None:
+def make_probe(section: ProbeSection | None, config: Experiment, closing: ExitStack) -> HeldOut | None:
+    """Load the off-task probe and start the processes that score it, or return None when there is none."""
     if section is None:
         return None
     examples = load_dataset(make_source(section), size=section.size, seed=config.run.seed).examples

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -134,6 +134,40 @@ class RunSection(Section):
     tracker: Literal["none", "trackio", "wandb", "tensorboard"] = Field("none", description="Where to send metrics.")
 
 
+class Experiment(Protocol):
+    """What the configurations of all kinds of runs share: how they are judged, and where they lie."""
+
+    @property
+    def data(self) -> DataSection:
+        """The problems."""
+
+    @property
+    def rewards(self) -> tuple[RewardSection, ...]:
+        """What judges answers."""
+
+    @property
+    def scoring(self) -> ScoringSection:
+        """How it does."""
+
+    @property
+    def sampling(self) -> SamplingSection:
+        """How answers are decoded."""
+
+    @property
+    def probe(self) -> ProbeSection | None:
+        """The off-task probe."""
+
+    @property
+    def run(self) -> RunSection:
+        """Length and folder."""
+
+    def describe(self) -> str:
+        """Say in a few words what a generation does."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Return all keys and values."""
+
+
 class RunConfig(Section):
     """A run: everything that `esalign run` needs to know."""
 
@@ -147,6 +181,14 @@ class RunConfig(Section):
     optimizer: OptimizerSection = OptimizerSection()
     probe: ProbeSection | None = None
     run: RunSection = RunSection()
+
+    def describe(self) -> str:
+        """Return '24 candidates x 100 problems each, cma-es on torch'."""
+        samples = f" x {self.fitness.samples} answers" if self.fitness.samples > 1 else ""
+        return (
+            f"{self.optimizer.population} candidates x {self.fitness.prompts} problems{samples} each, "
+            f"{self.optimizer.name} on {self.backend.name}"
+        )
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "RunConfig":

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from esalign.checkpoint import Checkpoints
-from esalign.config import RunConfig
+from esalign.config import Experiment, RunConfig
 from esalign.errors import CheckpointError
 from esalign.evaluate import HeldOutResult, evaluate, kl_to_start
 from esalign.fitness import derive_seed
@@ -51,7 +51,7 @@ class Parts:
 class Reporter(Protocol):
     """Who tells the user how a run goes."""
 
-    def start(self, config: RunConfig, folder: Path, done: int) -> None:
+    def start(self, config: Experiment, folder: Path, done: int) -> None:
         """Say that a run begins, or goes on after so many generations."""
 
     def stage(self, text: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from esalign.adapter_io import write_atomically
-from esalign.config import RunConfig, load_config
+from esalign.config import Experiment, RunConfig, Section, load_config
 from esalign.errors import CheckpointError
 from esalign.export import Verification
 from esalign.run import Result
@@ -24,7 +24,7 @@ MAY_CHANGE = ("generations", "patience", "max_minutes", "evaluate_every", "flat_
 """Keys of ``run`` that may differ between a run and its continuation."""
 
 
-def choose_folder(config: RunConfig, *, resume: bool) -> Path:
+def choose_folder(config: Experiment, *, resume: bool) -> Path:
     """Return the folder to run in: a new one, numbered where the name is taken, or the newest of the name to resume.
 
     Raises:
@@ -41,7 +41,7 @@ def choose_folder(config: RunConfig, *, resume: bool) -> Path:
     return last
 
 
-def prepare_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:
+def prepare_folder(folder: Path, config: Section, *, resume: bool) -> None:
     """Write the resolved configuration and the environment; when resuming, refuse another configuration.
 
     Raises:
@@ -50,7 +50,7 @@ def prepare_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:
     import yaml
 
     if resume and (folder / CONFIG).exists():
-        _refuse_changes(read_config(folder), config)
+        _refuse_changes(load_config([folder / CONFIG], schema=type(config)), config)
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_atomically(folder / CONFIG, text.encode())
@@ -106,7 +106,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _refuse_changes(before: RunConfig, now: RunConfig) -> None:
+def _refuse_changes(before: Section, now: Section) -> None:
     old, new = _leaves(before.model_dump(mode="json")), _leaves(now.model_dump(mode="json"))
     free = {f"run.{key}" for key in MAY_CHANGE}
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in free)

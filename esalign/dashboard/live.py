@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from esalign.config import RunConfig
-from esalign.dashboard.plain import describe_search
+from esalign.config import Experiment
 from esalign.dashboard.progress import RunProgress
 from esalign.wording import compact, duration, memory, number, one_line, prompt_text, score
 
@@ -55,7 +54,7 @@ class LiveDashboard:
             self._live.stop()
             self._live = None
 
-    def start(self, config: RunConfig, folder: Path, done: int) -> None:  # noqa: ARG002  (the rows tell)
+    def start(self, config: Experiment, folder: Path, done: int) -> None:  # noqa: ARG002  (the rows tell)
         """Say that a run begins, or goes on."""
         progress = RunProgress(config, folder)
         self._sample = progress.last_sample()
@@ -94,7 +93,7 @@ class LiveDashboard:
             self._body(progress, width - 4, console.size.height - 3, ascii_only=options.ascii_only),
             title=Text(f" esalign: {one_line(str(progress.folder), width - 20)} ", style="bold"),
             title_align="left",
-            subtitle=Text(f" {describe_search(progress.config)} "),
+            subtitle=Text(f" {progress.config.describe()} "),
             subtitle_align="left",
             border_style="cyan",
             width=width,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from esalign.config import RunConfig
+from esalign.config import Experiment
 from esalign.dashboard.progress import RunProgress
 from esalign.wording import as_estimate, concerns, count, duration, number, one_line, score, set_name
 
@@ -32,11 +32,11 @@ class PlainReporter:
     def __exit__(self, *_: object) -> None:
         """Nothing to close."""
 
-    def start(self, config: RunConfig, folder: Path, done: int) -> None:
+    def start(self, config: Experiment, folder: Path, done: int) -> None:
         """Say that a run begins, or goes on after so many generations."""
         self._progress = RunProgress(config, folder)
         verb = f"goes on after generation {done} of" if done else "begins:"
-        self._print(f"run {folder} {verb} {config.run.generations} generations, {describe_search(config)}")
+        self._print(f"run {folder} {verb} {config.run.generations} generations, {config.describe()}")
 
     def stage(self, text: str) -> None:
         """Say what goes on now."""
@@ -77,15 +77,6 @@ class PlainReporter:
     def _print(self, text: str) -> None:
         line = one_line(text, LONGEST_LINE)
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def describe_search(config: RunConfig) -> str:
-    """Return '24 candidates x 100 problems each, cma-es on torch'."""
-    samples = f" x {config.fitness.samples} answers" if config.fitness.samples > 1 else ""
-    return (
-        f"{config.optimizer.population} candidates x {config.fitness.prompts} problems{samples} each, "
-        f"{config.optimizer.name} on {config.backend.name}"
-    )
 
 
 def _start_line(row: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from esalign.config import RunConfig
+from esalign.config import Experiment
 from esalign.metrics import read_json_lines
 from esalign.statistics import Estimate
 from esalign.wording import ERRORS, as_estimate, concerns, worst
@@ -23,7 +23,7 @@ class RunProgress:
         folder: its directory; rows of an earlier part of the same run are read from its ``metrics.jsonl``.
     """
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
+    def __init__(self, config: Experiment, folder: Path) -> None:
         self.config, self.folder = config, folder
         self.rows: list[Mapping[str, Any]] = []
         self.best: tuple[int, Estimate] | None = None

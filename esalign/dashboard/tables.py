@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from esalign.dashboard.plain import describe_search
 from esalign.types import Sample
 from esalign.wording import (
     bounds,
@@ -125,7 +124,7 @@ def show_plan(console: "Console", config: "RunConfig", plan: Plan) -> None:
     """Print what a run would do, as a dry run found by one real batch."""
     training, validation, test = plan.problems
     facts = {
-        "search": f"{config.run.generations} generations, {describe_search(config)}",
+        "search": f"{config.run.generations} generations, {config.describe()}",
         "dimension": f"{count(plan.dim)} singular values are searched",
         "problems": f"{count(training)} to train on, {count(validation)} for validation, {count(test)} for the test",
         "answers": f"{count(plan.answers)}, about {compact(plan.tokens)} generated tokens",
