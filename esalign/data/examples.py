@@ -14,7 +14,7 @@ from esalign.plugins import did_you_mean
 from esalign.types import Example, Message, Prompt
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
-    "prompt": ("prompt", "question", "problem", "instruction", "input", "messages"),
+    "prompt": ("prompt", "question", "problem", "instruction", "input"),
     "answer": ("answer", "solution", "ground_truth", "target", "output", "response"),
 }
 """Names under which a role's column is found, the first that is there wins."""
@@ -259,7 +259,10 @@ def as_prompt(value: Any, where: str) -> Prompt:
         raise DataError(f"{where}: the prompt is an empty list")
     if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
         return tuple(value)
-    return tuple(_as_message(item, f"{where}, message {index}") for index, item in enumerate(value))
+    messages = tuple(_as_message(item, f"{where}, message {index}") for index, item in enumerate(value))
+    if messages[-1]["role"] == "assistant":
+        raise DataError(f"{where}: the last message is the assistant's, expected one for it to answer")
+    return messages
 
 
 def _as_message(item: Any, where: str) -> Message:

@@ -1,7 +1,16 @@
 """Problems that reasoning-gym generates, kept with all that its verifiers need."""
 
-from collections.abc import Mapping
+import itertools
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from esalign.data.rows import Row
 from esalign.errors import DataError
@@ -9,9 +18,22 @@ from esalign.plugins import did_you_mean
 
 PREFIX = "reasoning-gym:"
 
+TRIAL = 64
+"""Problems whose generation is timed."""
+
+WORTH_PROCESSES = 8.0
+"""Seconds of generation from which it pays to start processes; each imports reasoning-gym, which takes about three."""
+
+_MAIN = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from esalign.data.gym import generate_apart; generate_apart()"
+)
+
 
 def generate_rows(source: str, *, options: Mapping[str, Any], size: int, seed: int, start: int = 0) -> list[Row]:
     """Return a range of the endless series of problems that a task and a seed define.
+
+    Some tasks take long over a problem; when many are asked for, all cores work on them.
 
     Args:
         source: ``reasoning-gym:<task>``.
@@ -26,11 +48,58 @@ def generate_rows(source: str, *, options: Mapping[str, Any], size: int, seed: i
     Raises:
         DataError: an unknown task or option, or a configuration that the task refuses.
     """
-    task = open_task(source, options=options, size=start + size, seed=seed)
+    stop = start + size
+    task = open_task(source, options=options, size=stop, seed=seed)
+    begun = time.monotonic()
+    rows = _pose(task, source, options, range(start, min(start + TRIAL, stop)))
+    left = (time.monotonic() - begun) * (size - len(rows)) / max(len(rows), 1)
+    if left < WORTH_PROCESSES:
+        return rows + _pose(task, source, options, range(start + len(rows), stop))
+    rest = range(start + len(rows), stop)
+    bounds = np.linspace(rest.start, stop, num_cores() + 1).astype(int).tolist()
+    apart = _generate_apart(source, options, seed, list(itertools.pairwise(bounds)))
+    return rows + (_pose(task, source, options, rest) if apart is None else apart)
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _pose(task: Any, source: str, options: Mapping[str, Any], indices: range) -> list[Row]:
     try:
-        return [task[index] for index in range(start, start + size)]
+        return [task[index] for index in indices]
     except Exception as error:  # a task may fail in any way when its configuration leaves it no problem to pose
         raise DataError(f"'{source}' cannot generate problems with {dict(options)}: {error}") from error
+
+
+def _generate_apart(
+    source: str, options: Mapping[str, Any], seed: int, ranges: Sequence[tuple[int, int]]
+) -> list[Row] | None:
+    """Generate ranges of problems in fresh interpreters, one each: forks of a process with torch's threads may hang.
+
+    Returns:
+        All rows in order, or None when a process failed: what fails there fails here too, and says why.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", _MAIN, json.dumps(sys.path)]
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null) for _ in ranges]  # noqa: S603  (ours)
+    for process, bounds in zip(processes, ranges, strict=True):
+        if process.stdin is not None:
+            pickle.dump((source, dict(options), seed, bounds), process.stdin)
+            process.stdin.flush()
+    results = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        return None
+    return [row for result in results for row in pickle.loads(result)]  # noqa: S301  (written by our own children)
+
+
+def generate_apart() -> None:
+    """Generate what standard input says, and write the rows to standard output."""
+    source, options, seed, (start, stop) = pickle.load(sys.stdin.buffer)  # noqa: S301  (written by our own parent)
+    output, sys.stdout = sys.stdout.buffer, sys.stderr  # a task that prints must not print into the rows
+    task = open_task(source, options=options, size=stop, seed=seed)
+    pickle.dump(_pose(task, source, options, range(start, stop)), output)
 
 
 def open_task(source: str, *, options: Mapping[str, Any], size: int, seed: int) -> Any:

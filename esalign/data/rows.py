@@ -127,6 +127,9 @@ _READERS: dict[str, Callable[[Path], list[Row]]] = {
 }
 
 
+_NOT_READ = {".arrow", ".gz", ".tsv", ".txt", ".xlsx", ".yaml", ".zip"}
+
+
 def _read_dataset(source: str, *, config: str | None, split: str | None, options: Mapping[str, Any]) -> list[Row]:
     _refuse_missing_path(source)
     import datasets
@@ -149,7 +152,8 @@ def _refuse_missing_path(source: str) -> None:
     is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
     if is_path and not Path(source).expanduser().exists():
         raise DataError(f"no data folder or file '{source}'{_neighbour(Path(source).expanduser())}")
-    if not source or Path(source).expanduser().is_file():
+    path = Path(source).expanduser()
+    if not source or path.is_file() or path.suffix.lower() in _NOT_READ:
         known = ", ".join(sorted(_READERS))
         raise DataError(f"cannot tell what data source {source!r} is, expected a file that ends in one of {known}")
 
@@ -157,7 +161,9 @@ def _refuse_missing_path(source: str) -> None:
 def _failure(source: str, config: str | None, split: str | None, error: Exception) -> str:
     name = f"{source!r}" + (f", config {config!r}" if config else "") + (f", split {split!r}" if split else "")
     detail = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"cannot load data set {name}: {detail}"
+    return f"cannot load data set {name}: {detail}" + (
+        "" if Path(source).exists() else "; there is no local folder of that name either"
+    )
 
 
 def _take_split(data: Any, source: str, split: str | None) -> Any:

@@ -1,21 +1,17 @@
 """Scores answers in processes beside generation, each with a time limit; nothing that fails is silently 0."""
 
-import threading
-from collections import Counter, deque
-from collections.abc import Hashable, Mapping, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from esalign import plugins
 from esalign.errors import RewardError
+from esalign.rewards.crew import Crew
 from esalign.rewards.judge import Item, Outcome, judge
 from esalign.rewards.load import Reward, RewardFunction, load_reward
-from esalign.rewards.process import Template, Worker, pack
 from esalign.types import Example
-
-MAX_BLOCK = 32
-"""Answers sent to a process at once. Sending one by one costs as much as a cheap reward."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +71,9 @@ class RewardPool:
         self._weights = [float(weight) for _, weight in rewards]
         self._names = _distinct([reward.name for reward in self._rewards])
         self._error_reward = error_reward
-        self._batch = _Batch()
-        self._crew = _Crew(self._rewards, workers=workers, timeout=timeout) if workers else None
+        self._numbers = itertools.count()
+        self._batch = _Batch(self._numbers)
+        self._crew = Crew(self._rewards, workers=workers, timeout=timeout) if workers else None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,7 +101,7 @@ class RewardPool:
         Raises:
             RewardError: a reward breaks its contract, or cannot be loaded by the workers.
         """
-        batch, self._batch = self._batch, _Batch()
+        batch, self._batch = self._batch, _Batch(self._numbers)
         if self._crew is not None:
             batch.outcomes.update(self._crew.collect())
         return self._combine(batch)
@@ -162,9 +159,14 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 class _Batch:
-    """What was submitted since the last collection: keys -> distinct answers -> outcomes."""
+    """What was submitted since the last collection: keys -> places of distinct answers -> outcomes.
 
-    def __init__(self) -> None:
+    Args:
+        numbers: where places come from; no two batches share one, should a collection be interrupted.
+    """
+
+    def __init__(self, numbers: Iterator[int]) -> None:
+        self._numbers = numbers
         self.places: dict[Hashable, int] = {}
         self.outcomes: dict[int, list[Outcome]] = {}
         self._known: dict[tuple[int, str], int] = {}
@@ -179,82 +181,6 @@ class _Batch:
         if place is not None:
             self.places[key] = place
             return None
-        self.places[key] = self._known[answer] = len(self._known)
+        self.places[key] = self._known[answer] = next(self._numbers)
         self._examples.append(example)
         return self.places[key]
-
-
-class _Crew:
-    """Worker processes, each driven by a thread that takes work from a common queue."""
-
-    def __init__(self, rewards: Sequence[Reward], *, workers: int, timeout: float) -> None:
-        packed, count = pack(rewards), len(rewards)
-        self._template = Template(_preload(rewards))
-        self._workers = [Worker(self._template, packed, count=count, timeout=timeout) for _ in range(workers)]
-        self._waiting: deque[tuple[int, Item]] = deque()
-        self._open = 0
-        self._outcomes: dict[int, list[Outcome]] = {}
-        self._failure: Exception | None = None
-        self._closed = False
-        self._changed = threading.Condition()
-        self._threads = [threading.Thread(target=self._drive, args=(w,), daemon=True) for w in self._workers]
-        for thread in self._threads:
-            thread.start()
-
-    def submit(self, place: int, item: Item) -> None:
-        with self._changed:
-            self._waiting.append((place, item))
-            self._open += 1
-            self._changed.notify()
-
-    def collect(self) -> dict[int, list[Outcome]]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._failure or not self._open)
-            if self._failure:
-                raise self._failure
-            outcomes, self._outcomes = self._outcomes, {}
-        return outcomes
-
-    def close(self) -> None:
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = True
-            self._changed.notify_all()
-        self._template.close()
-        for thread in self._threads:
-            thread.join()
-
-    def _drive(self, worker: Worker) -> None:
-        """Feed a worker until the crew is closed or a reward turns out to be broken."""
-        try:
-            worker.start()
-            while block := self._take():
-                outcomes = worker.score([item for _, item in block])
-                with self._changed:
-                    self._outcomes.update((place, out) for (place, _), out in zip(block, outcomes, strict=True))
-                    self._open -= len(block)
-                    self._changed.notify_all()
-        except Exception as error:  # noqa: BLE001  (it is raised where the scores are collected)
-            with self._changed:
-                self._failure = self._failure or error
-                self._changed.notify_all()
-
-    def _take(self) -> list[tuple[int, Item]]:
-        """Wait for work and take a fair share of it; nothing once the crew is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed or self._failure)
-            if self._closed or self._failure:
-                return []
-            share = max(1, min(MAX_BLOCK, len(self._waiting) // (2 * len(self._workers))))
-            return [self._waiting.popleft() for _ in range(share)]
-
-
-def _preload(rewards: Sequence[Reward]) -> list[str]:
-    """Return the modules of registered rewards, and those that they name as slow to import."""
-    modules: list[str] = []
-    for reward in rewards:
-        if isinstance(reward.spec, str) and reward.spec in plugins.names(plugins.REWARDS):
-            module = plugins.entry_point(plugins.REWARDS, reward.spec).module
-            modules += [module, *getattr(__import__(module, fromlist=["PRELOAD"]), "PRELOAD", ())]
-    return modules

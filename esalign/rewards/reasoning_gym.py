@@ -13,14 +13,9 @@ PRELOAD = ("reasoning_gym", "sympy")
 
 _PLAIN = re.compile(r"[0-9+\-*/() ]{1,200}")
 _TAGGED = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)
-_OPERATORS: Mapping[type, Callable[..., Fraction]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
-}
+_LEFT_TO_SYMPY = re.compile(r"//|/ +/|\* +\*|\d{16}")
+MAX_BITS = 10_000
+"""Size of the largest power that an answer to Countdown may hold."""
 
 
 def reasoning_gym_reward(
@@ -87,19 +82,19 @@ def _verifier(task: str) -> Callable[[str, Mapping[str, Any]], float]:
 def _score_countdown(answer: str, metadata: Mapping[str, Any]) -> float | None:
     """Score plain arithmetic as reasoning-gym's verifier does, exactly and ten times as fast; None leaves it to that.
 
-    The verifier evaluates the answer with sympy. Numbers, the four operators and brackets need no sympy, and plain
-    fractions cannot hang as powers can.
+    The verifier evaluates the answer with sympy, where a small model's ``9**9**9`` hangs. Here a power beyond
+    `MAX_BITS` is a number that misses the target.
     """
-    if not _PLAIN.fullmatch(answer) or "**" in answer or "//" in answer:
+    if not _PLAIN.fullmatch(answer) or _LEFT_TO_SYMPY.search(answer):
         return None
     numbers = [int(digits) for digits in re.findall(r"\d+", answer)]
-    if any(number > 10**6 for number in numbers):
-        return None
     try:
         value = float(_evaluate(ast.parse(answer, mode="eval").body))
-    except (SyntaxError, TypeError, ZeroDivisionError):
+    except (SyntaxError, TypeError):
         return 0.01
-    except (RecursionError, OverflowError, MemoryError):
+    except OverflowError:
+        return 0.05
+    except (ZeroDivisionError, RecursionError, MemoryError, NotImplementedError):
         return None
     target = float(metadata["target"])
     right = sorted(numbers) == sorted(metadata["numbers"]) and abs(value - target) <= 1e-6 + 1e-5 * abs(target)
@@ -114,3 +109,23 @@ def _evaluate(node: ast.expr) -> Fraction:
     if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
         return _OPERATORS[type(node.op)](_evaluate(node.operand))
     raise TypeError(f"{type(node).__name__} is no plain arithmetic")
+
+
+def _power(base: Fraction, exponent: Fraction) -> Fraction:
+    if exponent.denominator != 1:
+        raise NotImplementedError("roots are left to sympy")
+    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if bits > 1 and bits * abs(exponent.numerator) > MAX_BITS:
+        raise OverflowError
+    return base ** int(exponent)
+
+
+_OPERATORS: Mapping[type, Callable[..., Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: _power,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
