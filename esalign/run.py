@@ -197,7 +197,7 @@ class Run:
         self._reporter.generation(row)
         self._warn_when_flat(evaluation.samples)
         if self._parts.tracker is not None:
-            self._parts.tracker.log(_flatten(row), number)
+            self._parts.tracker.log(flatten(row), number)
 
     def _validate(self, number: int) -> dict[str, float]:
         """Judge the mean on the validation problems; a new best is kept."""
@@ -208,7 +208,7 @@ class Run:
             progress.best_vector, progress.stale = mean, 0
         else:
             progress.stale += 1
-        return _interval(result.estimate)
+        return interval(result.estimate)
 
     def _judge_start(self) -> None:
         """Judge the adapter that the search starts from, on every held-out set."""
@@ -221,8 +221,8 @@ class Run:
         progress.start_scores = {name: result.scores for name, result in results.items()}
         row: dict[str, Any] = {
             "generation": 0,
-            "validation": _interval(validation.estimate),
-            **{name: _interval(result.estimate) for name, result in results.items()},
+            "validation": interval(validation.estimate),
+            **{name: interval(result.estimate) for name, result in results.items()},
             **self._totals(),
         }
         self._metrics.append(row)
@@ -377,16 +377,17 @@ def _spread(values: Array) -> dict[str, float]:
     }
 
 
-def _interval(value: Estimate) -> dict[str, float]:
+def interval(value: Estimate) -> dict[str, float]:
+    """Return an estimate as a metrics row holds it."""
     return {"mean": value.mean, "low": value.low, "high": value.high, "count": value.count}
 
 
-def _flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Return {'fitness/mean': 0.5, ...}, as trackers want it."""
     flat: dict[str, float] = {}
     for key, value in row.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}/")
+            flat |= flatten(value, f"{prefix}{key}/")
         else:
             flat[f"{prefix}{key}"] = float(value)
     return flat
