@@ -44,7 +44,8 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: a line before the last is not JSON.
     """
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    # Not splitlines: an answer may hold U+2028 and the like. A torn line may end within a character.
+    lines = file.read_bytes().decode("utf-8", "replace").removesuffix("\n").split("\n") if file.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
