@@ -110,7 +110,7 @@ class LiveDashboard:
         grid.add_column(width=width - LABEL_WIDTH)
         for label, value in self._lines(progress, width - LABEL_WIDTH, ascii_only=ascii_only):
             grid.add_row(label, value)
-        worries = [Text.assemble(("! ", "bold red"), one_line(text, width - 2)) for text in progress.concerns]
+        worries = [Text.assemble(("! ", "bold red"), one_line(text, 3 * width)) for text in progress.concerns]
         if progress.rows and grid.row_count + SAMPLE_HEIGHT + len(worries) <= height:
             for label, value in self._sample_lines(width - LABEL_WIDTH):
                 grid.add_row(label, value)
