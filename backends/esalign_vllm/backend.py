@@ -29,7 +29,7 @@ class VllmBackend:
 
     Args:
         model: path or name of the base model, as vLLM takes it; quantised ones included.
-        space: the search space.
+        space: the search space; None for the bare model, with candidates of shape (population, 0).
         dtype: ``auto`` (the model's own), ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, or the device that the installed vLLM was built for: ``cpu`` or ``cuda``.
         mode: ``shared-basis`` (one copy of the factors, a table of singular values), ``slots`` (each candidate in one
@@ -49,7 +49,7 @@ class VllmBackend:
     def __init__(
         self,
         model: str,
-        space: SvdLora,
+        space: SvdLora | None = None,
         *,
         dtype: str = "auto",
         device: str = "auto",
@@ -68,7 +68,8 @@ class VllmBackend:
         self.space = space
         self.slots = slots
         config = load_config(self.label, trust_remote_code=bool(options.get("trust_remote_code")))
-        check_fit(space, config, self.label)
+        if space is not None:
+            check_fit(space, config, self.label)
         arguments = default_arguments(config, choose_dtype(dtype, config), options, on_cpu=on_cpu)
         devices = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
         self._engine: Engine | None = start_engine(
@@ -93,7 +94,7 @@ class VllmBackend:
 
     @property
     def mode(self) -> str:
-        """How candidates reach vLLM: ``shared-basis``, ``slots`` or ``files``."""
+        """How candidates reach vLLM: ``shared-basis``, ``slots`` or ``files``; ``bare`` without a space."""
         return self._open().mode
 
     def generate(
@@ -104,7 +105,7 @@ class VllmBackend:
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """Answer every prompt with every candidate; see `esalign.protocols.Backend`."""
-        vectors = as_candidates(candidates, self.space.dim)
+        vectors = as_candidates(candidates, self.space.dim if self.space else 0)
         encoded = [list(self._codec.encode(prompt, f"prompt {j}")) for j, prompt in enumerate(prompts)]
         for j, ids in enumerate(encoded):
             self._check_context(f"prompt {j}", len(ids), sampling.max_tokens)
@@ -128,7 +129,7 @@ class VllmBackend:
 
         With support, vLLM returns those of the whole vocabulary, which is slow where that is large.
         """
-        vectors = as_candidates(candidates, self.space.dim)
+        vectors = as_candidates(candidates, self.space.dim if self.space else 0)
         checked = [self._check_sequence(j, *sequence) for j, sequence in enumerate(sequences)]
         wanted = [self._check_support(j, checked[j][1], support) for j in range(len(checked))]
         shapes = [

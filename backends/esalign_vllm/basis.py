@@ -21,6 +21,9 @@ SHARED_BASIS, SLOTS, FILES = "shared-basis", "slots", "files"
 MODES = (SHARED_BASIS, SLOTS, FILES)
 """How candidates reach the engine, the best first; each needs less of vLLM's private parts than the one before."""
 
+BARE = "bare"
+"""The base model alone, without a space."""
+
 NAMES = "names"
 
 

@@ -10,7 +10,7 @@ from weakref import WeakSet
 from esalign.errors import BackendError
 from esalign.space import SvdLora
 from esalign.types import Array
-from esalign_vllm.basis import FILES, MODES, SHARED_BASIS, tabulate, write_basis
+from esalign_vllm.basis import BARE, FILES, MODES, SHARED_BASIS, tabulate, write_basis
 from esalign_vllm.environment import IN_PROCESS, defaults, preserved_process, quietly
 from esalign_vllm.files import memory_folder, write_candidate
 
@@ -27,8 +27,8 @@ class Engine:
 
     Args:
         model: path or name of the base model.
-        space: the search space.
-        mode: ``shared-basis``, ``slots`` or ``files``.
+        space: the search space; None for the bare model.
+        mode: ``shared-basis``, ``slots`` or ``files``; ``bare`` without a space.
         slots: the most candidates at a time.
         in_process: run vLLM's engine in this process, as is best on CPUs.
         arguments: further arguments of ``vllm.LLM``.
@@ -40,7 +40,14 @@ class Engine:
     in_this_process: ClassVar["WeakSet[Engine]"] = WeakSet()  # they share vLLM's process groups: the last one ends them
 
     def __init__(
-        self, model: str, space: SvdLora, *, mode: str, slots: int, in_process: bool, arguments: Mapping[str, Any]
+        self,
+        model: str,
+        space: SvdLora | None,
+        *,
+        mode: str,
+        slots: int,
+        in_process: bool,
+        arguments: Mapping[str, Any],
     ) -> None:
         self.space = space
         self.mode = mode
@@ -49,20 +56,18 @@ class Engine:
         self.calls = 0
         self.llm: Any = None
         with memory_folder() as folder:
-            basis = folder / "basis.safetensors"
-            write_basis(space, basis)
-            settings = _lora_arguments(space, mode, slots, basis)
+            settings = {} if space is None else _lora_arguments(space, mode, slots, folder)
             self.llm = _start(model, in_process=in_process, arguments={**arguments, **settings})
         if in_process:
             Engine.in_this_process.add(self)
-        if mode != FILES:
-            self._check_workers(model)
+        if space is not None and mode != FILES:
+            self._check_workers(model, space)
 
-    def _check_workers(self, model: str) -> None:
+    def _check_workers(self, model: str, space: SvdLora) -> None:
         reports = self.llm.collective_rpc("esalign_start")
         problem = next((report["problem"] for report in reports if report["problem"]), "")
         adapted = {name for report in reports for name in report["adapted"]}
-        missing = next((module.name for module in self.space.modules if module.name not in adapted), None)
+        missing = next((module.name for module in space.modules if module.name not in adapted), None)
         if not problem and missing:
             problem = f"it has no LoRA layer for {missing!r}"
         if problem:
@@ -71,13 +76,16 @@ class Engine:
 
     @contextmanager
     def candidates(self, vectors: Array) -> Iterator[list[Any]]:
-        """Make candidates, shape (population, dim), current. Yields a LoRARequest for each.
+        """Make candidates, shape (population, dim), current. Yields a LoRARequest for each; None without a space.
 
         vLLM keys its prefix cache by the names of adapters, and would reuse the keys and values of former candidates
         under the same name: every call gets new names.
         """
         from vllm.lora.request import LoRARequest
 
+        if self.space is None:
+            yield [None] * len(vectors)
+            return
         self.calls += 1
         population = len(vectors)
         names = [f"esalign-{self.calls}-{number}" for number in range(population)]
@@ -107,14 +115,14 @@ class Engine:
 
 
 def start_engine(
-    model: str, space: SvdLora, *, mode: str, slots: int, in_process: bool, arguments: Mapping[str, Any]
+    model: str, space: SvdLora | None, *, mode: str, slots: int, in_process: bool, arguments: Mapping[str, Any]
 ) -> Engine:
     """Start an engine in a mode; for ``auto``, in the best that works, with a warning when it is not the first.
 
     Raises:
         BackendError: vLLM does not start.
     """
-    wanted = MODES if mode == "auto" else (mode,)
+    wanted = (BARE,) if space is None else MODES if mode == "auto" else (mode,)
     for number, name in enumerate(wanted):
         try:
             return Engine(model, space, mode=name, slots=slots, in_process=in_process, arguments=arguments)
@@ -125,8 +133,8 @@ def start_engine(
     raise AssertionError(mode)
 
 
-def _lora_arguments(space: SvdLora, mode: str, slots: int, basis: Path) -> dict[str, Any]:
-    """Return the arguments of ``vllm.LLM`` that make room for candidates."""
+def _lora_arguments(space: SvdLora, mode: str, slots: int, folder: Path) -> dict[str, Any]:
+    """Return the arguments of ``vllm.LLM`` that make room for candidates; the factors go to a file in the folder."""
     from vllm import EngineArgs
 
     rank = max(module.rank for module in space.modules)
@@ -139,6 +147,8 @@ def _lora_arguments(space: SvdLora, mode: str, slots: int, basis: Path) -> dict[
         arguments["lora_target_modules"] = sorted({module.name.rpartition(".")[2] for module in space.modules})
     if mode == FILES:
         return {**arguments, "max_cpu_loras": 2 * slots}
+    basis = folder / "basis.safetensors"
+    write_basis(space, basis)
     settings = {"esalign": {"mode": mode, "basis": str(basis)}}
     return {**arguments, "worker_extension_cls": WORKER, "additional_config": settings}
 
