@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -104,8 +105,10 @@ def generate_apart() -> None:
 
 def open_task(source: str, *, options: Mapping[str, Any], size: int, seed: int) -> Any:
     """Return reasoning-gym's data set of a task."""
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of a library that reasoning-gym imports
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
 
     name = source.removeprefix(PREFIX)
     if name not in DATASETS:

@@ -64,7 +64,7 @@ def _read_jsonl(path: Path) -> list[Row]:
 
 def _parse_line(path: Path, number: int, line: str) -> Row:
     try:
-        row = json.loads(line)
+        row = json.loads(line.rstrip())
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{number}: not valid JSON: {error.msg} at column {error.colno}") from None
     return _as_row(row, f"{path}:{number}")
@@ -104,7 +104,7 @@ def _read_csv(path: Path) -> list[Row]:
                     raise DataError(f"{path}:{reader.line_num}: expected {expected} fields, as the header has")
                 rows.append(dict(row))
         except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
+            raise DataError(f"{path}:{reader.line_num + 1}: not valid CSV: {error}") from None
     return rows
 
 

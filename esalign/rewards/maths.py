@@ -14,13 +14,14 @@ _NUMBER = re.compile(r"(?P<sign>[+-]?)[$€£]?(?P<whole>\d{1,3}(?:,\d{3})+|\d+)
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BOX = "\\boxed{"
 _HASHES = re.compile(r"####\s*(\S[^\n]*)")
+_STATED = re.compile(r"(?i)\banswer(?: is|:)[ *:]*")
 
 
 def math_reward(completions: Sequence[str], answer: Sequence[Any]) -> list[float | None]:
     r"""Return 1.0 where the completion's final answer equals the right one mathematically, else 0.0.
 
-    The final answer is what stands in the last ``\boxed{}``, else after the last ``####``, else what math-verify finds
-    in the text: what follows "the answer is", or the last formula or number.
+    The final answer is what stands in the last ``\boxed{}``, else after the last ``####``, else after the last "answer
+    is" or "answer:", else what math-verify finds in the whole text: the last formula or number.
 
     Args:
         completions: what the model wrote.
@@ -54,7 +55,7 @@ def final_answer(text: str) -> str:
     r"""Return the part of a text that holds its final answer, the whole text when nothing marks it.
 
     >>> final_answer("2 + 2 = 4, so \\boxed{4}.")
-    '\\\\boxed{4}'
+    '\\boxed{4}'
     >>> final_answer("She has 40 + 2.\n#### 42")
     '42'
     """
@@ -65,7 +66,10 @@ def final_answer(text: str) -> str:
     if boxed is not None:
         return boxed
     if marked := _HASHES.findall(text):
-        text = marked[-1]
+        return marked[-1].strip()
+    stated = [match.start() for match in _STATED.finditer(text)]
+    if stated and re.search(r"[\d\\]", text[stated[-1] :]):
+        text = text[stated[-1] :]
     return text.strip()
 
 
@@ -90,7 +94,8 @@ def as_number(text: str) -> Fraction | None:
     """
     if text.startswith(_BOX) and text.endswith("}"):
         text = text[len(_BOX) : -1]
-    text = text.strip().replace("\\$", "$").replace("{,}", ",").removesuffix(".")
+    text = _STATED.sub("", text, count=1) if _STATED.match(text) else text
+    text = text.strip().strip("*").replace("\\$", "$").replace("{,}", ",").removesuffix(".").removesuffix("**")
     if len(text) > 2 and text.startswith("$") and text.endswith("$"):
         text = text[1:-1].strip()
     match = _NUMBER.fullmatch(text)

@@ -4,6 +4,7 @@ import ast
 import functools
 import operator
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -74,7 +75,9 @@ def score_entry(answer: str, entry: Mapping[str, Any]) -> float:
 
 @functools.lru_cache(maxsize=16)
 def _verifier(task: str) -> Callable[[str, Mapping[str, Any]], float]:
-    import reasoning_gym
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of a library that reasoning-gym imports
+        import reasoning_gym
 
     return reasoning_gym.get_score_answer_fn(task)
 
