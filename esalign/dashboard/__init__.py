@@ -9,10 +9,13 @@ from esalign.dashboard.tables import show_plan, show_result
 if TYPE_CHECKING:
     from rich.console import Console
 
+NARROWEST, LOWEST = 60, 12  # columns and lines that the dashboard needs
+
 __all__ = ["LiveDashboard", "PlainReporter", "make_reporter", "show_plan", "show_result"]
 
 
 def make_reporter(console: "Console") -> LiveDashboard | PlainReporter:
     """Return the dashboard for a terminal, and plain lines for everything else. Both are context managers."""
-    fits = console.is_terminal and not console.is_dumb_terminal and console.width >= 60 and console.height >= 12
-    return LiveDashboard(console) if fits else PlainReporter(console)
+    draws = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
+    fits = console.width >= NARROWEST and console.height >= LOWEST
+    return LiveDashboard(console) if draws and fits else PlainReporter(console)

@@ -19,7 +19,7 @@ DRAWINGS_PER_SECOND = 2
 LABEL_WIDTH = 12
 SAMPLE_HEIGHT = 6  # lines
 WORD = 20  # columns that breaking two lines between words may cost
-BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*%#"
+BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class LiveDashboard:
@@ -90,7 +90,7 @@ class LiveDashboard:
                 yield Text(f"esalign: {self._stage or 'starting'} ({duration(time.monotonic() - self._begun)})")
             return
         yield Panel(
-            self._body(progress, width - 4, console.size.height - 3, ascii_only=options.ascii_only),
+            self._body(progress, width - 4, console.size.height - 3),
             title=Text(f" esalign: {one_line(str(progress.folder), width - 20)} ", style="bold"),
             title_align="left",
             subtitle=Text(f" {progress.config.describe()} "),
@@ -99,7 +99,7 @@ class LiveDashboard:
             width=width,
         )
 
-    def _body(self, progress: RunProgress, width: int, height: int, *, ascii_only: bool) -> "RenderableType":
+    def _body(self, progress: RunProgress, width: int, height: int) -> "RenderableType":
         """Everything inside the frame; the sample answer is left out where the terminal is too low for it."""
         from rich.console import Group
         from rich.table import Table
@@ -108,15 +108,15 @@ class LiveDashboard:
         grid = Table.grid(padding=(0, 1, 0, 0))
         grid.add_column(width=LABEL_WIDTH - 1, no_wrap=True, style="cyan")
         grid.add_column(width=width - LABEL_WIDTH)
-        for label, value in self._lines(progress, width - LABEL_WIDTH, ascii_only=ascii_only):
+        for label, value in self._lines(progress, width - LABEL_WIDTH):
             grid.add_row(label, value)
         worries = [Text.assemble(("! ", "bold red"), one_line(text, 3 * width)) for text in progress.concerns]
         if progress.rows and grid.row_count + SAMPLE_HEIGHT + len(worries) <= height:
             for label, value in self._sample_lines(width - LABEL_WIDTH):
-                grid.add_row(label, value)
+                grid.add_row(label, Text(value))
         return Group(grid, *worries)
 
-    def _lines(self, progress: RunProgress, width: int, *, ascii_only: bool) -> "Iterator[tuple[str, RenderableType]]":
+    def _lines(self, progress: RunProgress, width: int) -> "Iterator[tuple[str, RenderableType]]":
         from rich.text import Text
 
         yield "generation", _bar(progress, width)
@@ -126,7 +126,7 @@ class LiveDashboard:
             yield "validation", _validation(progress)
             yield "best so far", _best(progress)
             numbers = "   ".join(f"{key} {number(fitness.get(key))}" for key in ("mean", "max", "std"))
-            blocks = sparkline(progress.fitness, width - len(numbers) - 3, ascii_only=ascii_only)
+            blocks = sparkline(progress.fitness, width - len(numbers) - 3)
             yield "fitness", Text.assemble(numbers, "   ", (blocks, "cyan"))
             sigma, norm = number(row.get("sigma"), ".3g"), number(row.get("mean_norm"), ".3g")
             yield "search", Text(f"sigma {sigma}   norm of the mean {norm}")
@@ -160,15 +160,14 @@ class LiveDashboard:
         yield "reward", "none (abstained)" if reward is None else f"{reward:g}"
 
 
-def sparkline(values: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
+def sparkline(values: Sequence[float], width: int) -> str:
     """Draw values as a row of blocks, the lowest shown as the lowest block; only the last ``width`` are drawn."""
     shown = values[-width:] if width > 0 else []
     if not shown:
         return ""
-    blocks = ASCII_BLOCKS if ascii_only else BLOCKS
     low, high = min(shown), max(shown)
-    scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
-    return "".join(blocks[round((value - low) * scale)] for value in shown)
+    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BLOCKS[round((value - low) * scale)] for value in shown)
 
 
 def _bar(progress: RunProgress, width: int) -> "RenderableType":

@@ -40,7 +40,7 @@ class PlainReporter:
 
     def stage(self, text: str) -> None:
         """Say what goes on now."""
-        self._print(text)
+        self._print(one_line(text, LONGEST_LINE))
 
     def generation(self, row: Mapping[str, Any]) -> None:
         """Print the line of a generation, and what is worrying about it for the first time."""
@@ -55,7 +55,7 @@ class PlainReporter:
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        self._print(f"warning: {text}")
+        self._print(f"warning: {one_line(text, LONGEST_LINE)}")
 
     def _line(self, row: Mapping[str, Any], progress: RunProgress) -> str:
         fitness, limit = row.get("fitness") or {}, progress.config.run.generations
@@ -75,7 +75,8 @@ class PlainReporter:
         return " | ".join(parts)
 
     def _print(self, text: str) -> None:
-        line = one_line(text, LONGEST_LINE)
+        encoding = self._console.encoding
+        line = text.encode(encoding, "replace").decode(encoding)
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

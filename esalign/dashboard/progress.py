@@ -9,8 +9,9 @@ from typing import Any
 from esalign.config import Experiment
 from esalign.metrics import read_json_lines
 from esalign.statistics import Estimate
-from esalign.wording import ERRORS, as_estimate, concerns, worst
+from esalign.wording import ERRORS, as_estimate, concerns
 
+SHOWN = 200  # generations that a sparkline may show
 WINDOW = 10  # generations that the speed is measured over
 TAIL_BYTES = 1 << 16  # enough of samples.jsonl for the answers of one generation
 
@@ -21,11 +22,20 @@ class RunProgress:
     Args:
         config: what the run does.
         folder: its directory; rows of an earlier part of the same run are read from its ``metrics.jsonl``.
+
+    Attributes:
+        rows: one per generation, the start first.
+        best: the generation of the best validation score, and the score.
+        validated: the same of the last validation.
+        concerns: what in the last generation should worry the user; scoring errors are those of the whole run.
+        received: when the last row came, on the monotonic clock.
     """
 
     def __init__(self, config: Experiment, folder: Path) -> None:
         self.config, self.folder = config, folder
         self.rows: list[Mapping[str, Any]] = []
+        self.concerns: list[str] = []
+        self._errors: dict[str, float] = {}
         self.best: tuple[int, Estimate] | None = None
         self.validated: tuple[int, Estimate] | None = None
         self.received = time.monotonic()
@@ -40,6 +50,10 @@ class RunProgress:
             if self.best is None or validation.mean > self.best[1].mean:
                 self.best = self.validated
         self.rows = [*self.rows, row]  # a new list, as another thread may be drawing the old one
+        for key, value in row.items():
+            if key.startswith(ERRORS):
+                self._errors[key] = self._errors.get(key, 0.0) + (value or 0.0)
+        self.concerns = list(concerns({**row, **self._errors}, max_tokens=self.config.sampling.max_tokens).values())
         self.received = time.monotonic()
 
     @property
@@ -54,8 +68,8 @@ class RunProgress:
 
     @property
     def fitness(self) -> list[float]:
-        """The mean fitness of each generation."""
-        means = [(row.get("fitness") or {}).get("mean") for row in self.rows]
+        """The mean fitness of the last generations."""
+        means = [(row.get("fitness") or {}).get("mean") for row in self.rows[-SHOWN:]]
         return [float(mean) for mean in means if mean is not None and math.isfinite(mean)]
 
     @property
@@ -82,14 +96,6 @@ class RunProgress:
         """Seconds of search and judgement until the last row, earlier parts of a resumed run included."""
         machine = self.rows[-1]["machine"] if self.rows else {}
         return float(machine.get("search_seconds") or 0.0) + float(machine.get("held_out_seconds") or 0.0)
-
-    @property
-    def concerns(self) -> list[str]:
-        """What in the last generation should worry the user; scoring errors are those of the whole run."""
-        if not self.rows:
-            return []
-        errors = {key: value for key, value in worst(self.rows).items() if key.startswith(ERRORS)}
-        return list(concerns({**self.rows[-1], **errors}, max_tokens=self.config.sampling.max_tokens).values())
 
     def last_sample(self) -> Mapping[str, Any] | None:
         """Return an answer of the last generation, from the end of ``samples.jsonl``."""

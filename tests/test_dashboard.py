@@ -1,0 +1,354 @@
+"""What the terminal shows of a run: legible at any width, safe, honest about gains, and plain elsewhere."""
+
+import io
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from esalign.config import RunConfig
+from esalign.dashboard import LiveDashboard, PlainReporter, make_reporter, show_plan, show_result
+from esalign.dashboard.live import sparkline
+from esalign.dashboard.progress import RunProgress
+from esalign.export import Verification
+from esalign.run import Comparison, Result
+from esalign.statistics import Estimate
+from esalign.types import Sample
+from esalign.wording import compact, count, duration, judge_gain, memory, number, one_line, prompt_text
+
+
+def make_config(**run):
+    return RunConfig.model_validate(
+        {
+            "model": {"path": "model", "adapter": "adapter"},
+            "data": {"source": "data.jsonl"},
+            "rewards": [{"name": "math"}],
+            "sampling": {"max_tokens": 32},
+            "run": {"generations": 20, **run},
+        }
+    )
+
+
+def interval(mean, half=0.05, count=100):
+    return {"mean": mean, "low": mean - half, "high": mean + half, "count": count}
+
+
+def row(generation, *, held_out=10.0, **more):
+    totals = {
+        "tokens": {"generated": 3000 * generation, "prompt": 0, "scored": 0, "held_out": 0},
+        "machine": {"search_seconds": 2.0 * generation, "held_out_seconds": held_out, "peak_rss_mib": 812.0},
+    }
+    return {"generation": generation, **more, **totals}
+
+
+def searched(generation, **more):
+    fitness = {"mean": 0.2 + 0.01 * generation, "max": 0.5, "min": 0.1, "std": 0.05}
+    return row(generation, fitness=fitness, sigma=0.3, mean_norm=0.1 * generation, truncated=0.0, **more)
+
+
+START = row(0, validation=interval(0.2), **{"test/greedy": interval(0.21), "probe": interval(0.6)})
+
+
+def make_console(*, width=80, height=30, terminal=True):
+    return Console(
+        file=io.StringIO(), width=width, height=height, force_terminal=terminal, color_system=None, highlight=False
+    )
+
+
+def printed(console):
+    return console.file.getvalue()
+
+
+def frame(dashboard, *, width=80, height=30):
+    console = make_console(width=width, height=height)
+    console.print(dashboard)
+    return printed(console)
+
+
+@pytest.fixture
+def dashboard(tmp_path):
+    """A dashboard after three generations, in its console."""
+    made = LiveDashboard(make_console())
+    made.start(make_config(), tmp_path, 0)
+    sample = {"generation": 3, "prompt": "What is 6 * 7?", "completion": "It is 42.", "reward": 1.0}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    for one in (START, searched(1), searched(2), searched(3, validation=interval(0.3))):
+        made.generation(one)
+    return made
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_the_dashboard_fits_the_terminal_and_shows_the_run(dashboard, width):
+    shown = frame(dashboard, width=width)
+    assert max(len(line) for line in shown.splitlines()) <= min(width, 120)
+    for expected in (
+        "3 of 20",
+        "15%",
+        "0.300 [0.250, 0.350]",
+        "start 0.200",
+        "0.300 at generation 3, +0.100 over the start",
+        "mean 0.230   max 0.500   std 0.050",
+        "sigma 0.3",
+        "9,000 generated   1,500 per second",
+        "about 44 s left",
+        "812 MiB",
+        "What is 6 * 7?",
+        "It is 42.",
+    ):
+        if width >= 80 or expected not in ("start 0.200", "812 MiB"):
+            assert expected in shown
+
+
+def test_the_dashboard_leaves_the_sample_out_of_a_low_terminal(dashboard):
+    assert "What is 6 * 7?" not in frame(dashboard, height=14)
+    assert "about 44 s left" in frame(dashboard, height=14)
+
+
+def test_the_last_frame_stays_and_the_cursor_comes_back(tmp_path):
+    console = make_console()
+    with LiveDashboard(console) as dashboard:
+        dashboard.stage("loading")
+        dashboard.start(make_config(generations=1), tmp_path, 0)
+        dashboard.generation(START)
+        dashboard.generation(searched(1, validation=interval(0.3)))
+        dashboard.stage("judging the result on held-out problems")
+    last = printed(console).rpartition("esalign: ")[2]
+    assert "1 of 1" in last
+    assert "100%" in last
+    assert "judging" not in last
+    assert printed(console).endswith("\x1b[?25h")
+
+
+def test_the_stage_is_shown_until_the_next_generation(dashboard):
+    dashboard.stage("judging the result")
+    assert "judging the result" in frame(dashboard)
+    dashboard.generation(searched(4))
+    assert "judging the result" not in frame(dashboard)
+
+
+def test_warnings_stay_above_the_panel(tmp_path):
+    console = make_console()
+    with LiveDashboard(console) as dashboard:
+        dashboard.start(make_config(), tmp_path, 0)
+        dashboard.generation(START)
+        dashboard.warn("all candidates have the same fitness")
+        dashboard.generation(searched(1))
+    assert printed(console).count("warning: all candidates have the same fitness") == 1
+
+
+def test_escape_sequences_of_a_model_do_not_reach_the_terminal(tmp_path):
+    evil = "\x1b[2Jgone\x1b]0;title\x07 \u202eright to left\u202c \x9b31m[bold]markup[/bold]"
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"generation": 0, "prompt": evil, "completion": evil}) + "\n")
+    live, plain = LiveDashboard(make_console()), PlainReporter(make_console())
+    for reporter in (live, plain):
+        reporter.start(make_config(), tmp_path, 0)
+        reporter.generation(START)
+        reporter.warn(evil)
+    shown = [frame(live), printed(live._console), printed(plain._console)]
+    assert all("[bold]markup[/bold]" in text for text in shown)
+    assert not re.search(r"[\x1b\x07\x9b\u202e]", "".join(shown))
+
+
+def test_worries_are_shown_and_errors_are_summed(dashboard):
+    dashboard.generation(searched(4, **{"errors/math (timeout)": 2}))
+    dashboard.generation({**searched(5, **{"errors/math (timeout)": 3}), "truncated": 0.43})
+    shown = " ".join(frame(dashboard).replace("│", " ").split())
+    assert "! 5 answers could not be scored (math (timeout))" in shown
+    assert "! 43% of answers were cut at the limit of 32 tokens: raise sampling.max_tokens?" in shown
+
+
+def test_time_left_is_measured_generations_and_the_final_judgement(tmp_path):
+    progress = RunProgress(make_config(), tmp_path)
+    progress.add(START)
+    assert progress.seconds_left is None
+    progress.add(searched(1))
+    progress.add(searched(2, held_out=11.0, validation=interval(0.2)))
+    assert progress.seconds_left == pytest.approx(18 * (2.0 + 0.5) + 10.0)
+
+
+def test_time_left_respects_the_time_limit(tmp_path):
+    progress = RunProgress(make_config(max_minutes=0.2), tmp_path)
+    for one in (START, searched(1), searched(2)):
+        progress.add(one)
+    assert progress.seconds_left == pytest.approx(4 * 2.0 + 10.0)  # 12 s in generations of 2 s, 4 s of them gone
+
+
+def test_a_resumed_run_remembers_what_came_before(tmp_path):
+    rows = (START, searched(1, validation=interval(0.35)), searched(2))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    dashboard = LiveDashboard(make_console())
+    dashboard.start(make_config(), tmp_path, 2)
+    shown = frame(dashboard)
+    assert "2 of 20" in shown
+    assert "0.350 at generation 1" in shown
+
+
+def test_plain_output_is_one_line_an_event_without_escapes(tmp_path):
+    console = make_console(terminal=False)
+    with PlainReporter(console) as reporter:
+        reporter.start(make_config(), tmp_path, 0)
+        reporter.stage("judging the start on held-out problems")
+        reporter.generation(START)
+        reporter.generation(searched(1))
+        reporter.generation({**searched(2, validation=interval(0.3)), "truncated": 0.5})
+        reporter.generation({**searched(3), "truncated": 0.6})
+        reporter.warn("something\nwith two lines")
+    lines = printed(console).splitlines()
+    assert lines[0] == f"run {tmp_path} begins: 20 generations, 24 candidates x 100 problems each, cma-es on torch"
+    assert lines[1] == "judging the start on held-out problems"
+    assert lines[2].startswith("start | validation 0.200 [0.150, 0.250] | test, greedy 0.210")
+    assert lines[3].startswith(" 1/20 | fitness 0.210 max 0.500 std 0.050 | sigma 0.3 | 1,500 tokens/s")
+    assert lines[4].endswith("validation 0.300 [0.250, 0.350], start 0.200, best so far")
+    assert lines[5] == "warning: 50% of answers were cut at the limit of 32 tokens: raise sampling.max_tokens?"
+    assert lines[6].startswith(" 3/20")
+    assert lines[7:] == ["warning: something with two lines"]
+    assert "\x1b" not in printed(console)
+
+
+def test_only_terminals_of_some_size_get_the_dashboard():
+    assert isinstance(make_reporter(make_console()), LiveDashboard)
+    assert isinstance(make_reporter(make_console(terminal=False)), PlainReporter)
+    assert isinstance(make_reporter(make_console(width=40)), PlainReporter)
+    assert isinstance(make_reporter(make_console(height=8)), PlainReporter)
+
+
+def test_a_terminal_that_knows_only_ascii_gets_plain_lines(tmp_path):
+    buffer = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    reporter = make_reporter(Console(file=buffer, width=80, height=30, force_terminal=True, color_system=None))
+    reporter.warn("naïve 東京")
+    buffer.seek(0)
+    assert buffer.read() == "warning: na?ve ??\n"
+
+
+def make_result(*, gain=0.1, half=0.04, generation=12, probe=-0.02):
+    start = Estimate(0.2, 0.15, 0.25, 1000)
+    comparisons = {
+        "test/greedy": Comparison(
+            start, Estimate(0.2 + gain, 0.25, 0.35, 1000), Estimate(gain, gain - half, gain + half, 1000)
+        ),
+        "test/sampled": Comparison(start, start, Estimate(0.0, -0.03, 0.03, 1000)),
+        "probe": Comparison(start, start, Estimate(probe, probe - 0.01, probe + 0.01, 256)),
+    }
+    totals = {
+        "tokens": {"generated": 1234567, "held_out": 2048},
+        "machine": {
+            "search_seconds": 250.0,
+            "held_out_seconds": 31.0,
+            "tokens_per_second": 4938.3,
+            "peak_rss_mib": 2048,
+        },
+    }
+    return Result("all 20 generations done", generation, None, comparisons, (), 0.0312, totals)
+
+
+GOOD = Verification(good=True, agreement=1.0, count=32, note="32 of 32 greedy answers equal the engine's")
+
+
+@pytest.mark.parametrize("width", [80, 100, 130, 160])
+def test_the_final_table_fits_and_shows_both_sides(width):
+    console = make_console(width=width)
+    show_result(console, make_result(), GOOD, Path("runs/quickstart"))
+    shown = printed(console)
+    assert "…" not in shown
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= width
+    text = " ".join(shown.split())
+    for expected in (
+        "test, greedy: better: the gain's 95 % interval excludes zero",
+        "[0.150, 0.250]",
+        "[0.250, 0.350]",
+        "[+0.060, +0.140]",
+        "1,000 problems",
+        "after generation 12 (all 20 generations done)",
+        "KL to the start 0.0312 nats per token; off-task probe -0.020 [-0.030, -0.010]: lost",
+        "1,234,567 generated",
+        "4 min 10 s of search",
+        "2.0 GiB",
+        "32 of 32 greedy answers equal the engine's",
+        "runs/quickstart/adapter",
+        "runs/quickstart/report.html",
+    ):
+        assert expected in text
+
+
+def test_a_gain_that_may_be_chance_and_a_start_that_was_best_are_said_plainly():
+    for result, expected in (
+        (make_result(gain=0.01), "no clear difference: the gain's 95 % interval includes zero"),
+        (make_result(gain=-0.1), "worse: the loss's 95 % interval excludes zero"),
+        (make_result(gain=0.0, generation=0), "no improvement found: no generation beat the start"),
+    ):
+        console = make_console()
+        show_result(console, result, None, Path("runs/a"))
+        assert expected in " ".join(printed(console).split())
+
+
+def test_long_paths_are_printed_whole():
+    folder = Path("a-folder-with-a-long-name") / ("x" * 90)
+    console = make_console()
+    show_result(console, make_result(), GOOD, folder)
+    assert str(folder / "report.html") in printed(console)
+
+
+def test_a_plan_shows_its_size_and_sample_answers():
+    sample = Sample("What is 6 * 7?", "42", 1.0)
+    plan = SimpleNamespace(
+        dim=384, problems=(5000, 256, 1000), answers=48000, tokens=1200000, seconds=250.0, samples=(sample,)
+    )
+    console = make_console()
+    show_plan(console, make_config(), plan)
+    text = " ".join(printed(console).split())
+    for expected in (
+        "384 singular values",
+        "5,000 to train on",
+        "48,000, about 1.2 M generated tokens",
+        "4 min 10 s",
+        "What is",
+    ):
+        assert expected in text
+
+
+def test_a_sparkline_spans_its_lowest_and_highest_value():
+    assert sparkline([0.0, 0.5, 1.0], 10) == "▁▅█"
+    assert sparkline([3.0, 3.0], 10) == "▁▁"
+    assert sparkline([9.0, 0.0, 1.0], 2) == "▁█"
+    assert sparkline([], 10) == ""
+    assert sparkline([1.0], -3) == ""
+
+
+def test_numbers_are_written_for_people():
+    assert [duration(seconds) for seconds in (0.04, 9.96, 59.4, 59.6, 3599.6, 7500)] == [
+        "0.0 s", "10 s", "59 s", "1 min 00 s", "1 h 00 min", "2 h 05 min",
+    ]  # fmt: skip
+    assert [compact(value) for value in (912, 9999, 152_300, 999_900, 1_240_000, 3.08e9)] == [
+        "912", "9,999", "152 k", "1 M", "1.24 M", "3.08 G",
+    ]  # fmt: skip
+    assert [memory(mib) for mib in (812.4, 3481.6, None)] == ["812 MiB", "3.4 GiB", "n/a"]
+    assert [number(value) for value in (0.5, None, float("nan"), float("inf"))] == ["0.500", "n/a", "n/a", "n/a"]
+    assert count(1240512) == "1,240,512"
+
+
+def test_prompts_of_every_kind_become_text():
+    assert prompt_text("as it is") == "as it is"
+    assert prompt_text([{"role": "user", "content": "hello"}]) == "user: hello"
+    assert prompt_text([5, 6]) == "2 token ids: 5 6"
+
+
+@pytest.mark.parametrize("width", [10, 11, 40])
+def test_one_line_is_never_too_long(width):
+    line = one_line("word " * 40, width)
+    assert len(line) <= width
+    assert line.startswith("wor")
+
+
+def test_verdicts_name_the_side_of_zero():
+    def kind(low, high, generation=3):
+        return judge_gain(Estimate((low + high) / 2, low, high, 100), generation).kind
+
+    assert kind(0.01, 0.03) == "better"
+    assert kind(-0.03, -0.01) == "worse"
+    assert kind(-0.01, 0.03) == "unclear"
+    assert kind(0.0, 0.03) == "unclear"
+    assert kind(0.01, 0.03, generation=0) == "none"
+    assert kind(float("nan"), float("nan")) == "unclear"
