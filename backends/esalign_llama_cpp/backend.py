@@ -13,7 +13,9 @@ from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Seq
 from esalign_llama_cpp.consumers import Answers, Scores, group_by_prompt
 from esalign_llama_cpp.context import CACHE_TYPES, MOST_SEQUENCES
 from esalign_llama_cpp.engine import Engine, SingularValues
+from esalign_llama_cpp.export import export_gguf
 from esalign_llama_cpp.library import load_library
+from esalign_llama_cpp.lora import read_gguf_adapter
 from esalign_llama_cpp.model import GgufModel, Vocabulary
 from esalign_llama_cpp.options import check_choice, check_counts, default_threads, find_device, make_settings
 from esalign_llama_cpp.sampling import draw_uniforms
@@ -180,6 +182,9 @@ class LlamaCppBackend:
         """Return the token ids that the engine feeds for a prompt."""
         self._open()
         return self._codec.encode(prompt)
+
+    export_gguf = staticmethod(export_gguf)
+    read_gguf_adapter = staticmethod(read_gguf_adapter)
 
     def close(self) -> None:
         """Free the engine's memory, and remove a temporary model. Calling it twice is harmless."""

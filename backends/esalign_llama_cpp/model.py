@@ -1,7 +1,6 @@
 """A GGUF model in memory: its metadata and its vocabulary."""
 
 import ctypes
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -177,8 +176,8 @@ class Vocabulary:
     @cached_property
     def ends(self) -> frozenset[int]:
         """The ids that end an answer."""
-        ends: Callable[[Any, int], bool] = self._api.llama_vocab_is_eog
-        return frozenset(token for token in range(self.size) if ends(self._vocab, token))
+        is_end = self._api.llama_vocab_is_eog
+        return frozenset(token for token in range(self.size) if is_end(self._vocab, token))
 
 
 def check_magic(path: Path) -> None:

@@ -1,0 +1,153 @@
+"""Writing an adapter for llama.cpp, and checking it there."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from esalign.adapter_io import Adapter, read_adapter, write_adapter
+from esalign.errors import AdapterError, BackendError
+from esalign.space import SvdLora
+from esalign.types import Array
+from esalign_llama_cpp.context import Context, Settings, read_logits
+from esalign_llama_cpp.library import load_library
+from esalign_llama_cpp.lora import write_gguf_adapter
+from esalign_llama_cpp.model import GgufModel
+from esalign_llama_cpp.options import default_threads
+from esalign_llama_cpp.sources import find_source
+from esalign_llama_cpp.switch import free_adapter, load_adapter, make_switch
+
+NUM_TOKENS = 32
+TOLERANCES = {"f32": 1e-3, "f16": 5e-2, "bf16": 2e-1}
+"""How far logits may differ, as a share of how far the adapter moves them, for weights of a type."""
+
+
+def export_gguf(adapter: str | Path | Adapter, model: str | Path, out: str | Path) -> str:
+    """Write an adapter as a LoRA GGUF, load it in llama.cpp, and compare what it does there.
+
+    With a Hugging Face model, llama.cpp's logits are compared with those of transformers + peft. With a GGUF file there
+    are none; then the file is compared with the adapter's factors as the engine writes them into llama.cpp's memory.
+
+    Args:
+        adapter: a PEFT folder, or what was read from one.
+        model: the base model: a Hugging Face folder or id, or a GGUF file.
+        out: the file to write.
+
+    Returns:
+        A line that says what was written and how it was checked.
+
+    Raises:
+        AdapterError: the adapter cannot be written, or does something else in llama.cpp.
+        BackendError: the model cannot be loaded.
+        MissingPackageError: llama-cpp-python is not installed.
+    """
+    library = load_library()
+    content = adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
+    source = find_source(model, dtype="auto", quantization=None, cache=None, threads=default_threads())
+    try:
+        loaded = GgufModel(library, source.gguf)
+        try:
+            path = write_gguf_adapter(content, Path(out), loaded.architecture, loaded.heads)
+            if source.folder is None:
+                return _check_against_engine(loaded, content, path)
+            return _check_against_peft(loaded, content, path, source.folder)
+        finally:
+            loaded.close()
+    finally:
+        source.close()
+
+
+def _check_against_peft(model: GgufModel, adapter: Adapter, path: Path, folder: Path) -> str:
+    """Compare what the adapter does to the logits in llama.cpp and in transformers + peft."""
+    ids = _some_ids(model)
+    bare, adapted = _logits(model, None, ids), _logits(model, path, ids)
+    expected = _peft_logits(folder, adapter, ids)
+    kind = {"0": "f32", "1": "f16"}.get(model.metadata("general.file_type", ""), "bf16")
+    return _report(
+        path, bare=bare, adapted=adapted, expected=expected, oracle="transformers + peft", tolerance=TOLERANCES[kind]
+    )
+
+
+def _check_against_engine(model: GgufModel, adapter: Adapter, path: Path) -> str:
+    """Compare what the adapter does as a file and as factors."""
+    ids = _some_ids(model)
+    bare, adapted = _logits(model, None, ids), _logits(model, path, ids)
+    space = SvdLora(adapter)
+    values = [(a[0], b[0]) for a, b in space.singular_values(np.zeros((1, space.dim)))]
+    context = _make_context(model)
+    switch = make_switch(space, model, "auto")
+    try:
+        switch.select(values, context)
+        expected = read_logits(context, ids)
+    finally:
+        context.close()
+        switch.close()
+    return _report(
+        path,
+        bare=bare,
+        adapted=adapted,
+        expected=expected,
+        oracle="the engine's own factors",
+        tolerance=TOLERANCES["f16"],
+    )
+
+
+def _report(path: Path, *, bare: Array, adapted: Array, expected: Array, oracle: str, tolerance: float) -> str:
+    """Return the line on an export that is right.
+
+    Raises:
+        AdapterError: the logits differ by too much of what the adapter changes.
+    """
+    difference = float(np.abs(adapted - expected).max())
+    effect = float(np.abs(expected - bare).max())
+    if not difference <= tolerance * max(effect, 1.0):
+        path.unlink()
+        raise AdapterError(
+            f"the adapter gives other logits in llama.cpp than in {oracle}: they differ by {difference:.2g}, where the "
+            f"adapter moves them by {effect:.2g}; no file was left, please report a bug"
+        )
+    return (
+        f"llama.cpp adapter: {path} (logits differ from {oracle} by {difference:.1e}, "
+        f"the adapter moves them by {effect:.1e})"
+    )
+
+
+def _some_ids(model: GgufModel) -> list[int]:
+    return np.random.default_rng(0).integers(0, model.vocab_size, size=NUM_TOKENS).tolist()
+
+
+def _make_context(model: GgufModel) -> Context:
+    settings = Settings(default_threads(), NUM_TOKENS, NUM_TOKENS, "f32", flash_attention=False, unified=True)
+    return Context(model, settings, sequences=1, tokens=NUM_TOKENS)
+
+
+def _logits(model: GgufModel, adapter: Path | None, ids: list[int]) -> Array:
+    """Return llama.cpp's logits, shape (tokens, vocab)."""
+    context = _make_context(model)
+    handle: Any = None
+    try:
+        if adapter is not None:
+            handle = load_adapter(model, adapter)
+            context.use(handle)
+        return read_logits(context, ids)
+    finally:
+        context.close()
+        if handle is not None:
+            free_adapter(model, handle)
+
+
+def _peft_logits(folder: Path, adapter: Adapter, ids: list[int]) -> Array:
+    """Return the logits of transformers + peft, float32, shape (tokens, vocab)."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    try:
+        base: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BackendError(f"transformers cannot load '{folder}': {error}") from error
+    with tempfile.TemporaryDirectory() as home:
+        model = PeftModel.from_pretrained(base, write_adapter(adapter, home)).eval()
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0].numpy()
