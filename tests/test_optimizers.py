@@ -278,6 +278,18 @@ def test_nevergrad_names_a_package_that_its_optimizer_lacks():
         contract.make_small(Nevergrad, name="NLOPT_GN_DIRECT", population=1).ask()
 
 
+def test_failure_inside_nevergrad_is_one_clear_line():
+    with pytest.raises(OptimizerError, match="^nevergrad:DS9 failed: .* does not support parallelization$"):
+        contract.make_small(Nevergrad, name="DS9")
+
+
+@pytest.mark.parametrize("name", ["DiagonalCMA", "NGOpt"])
+def test_nevergrad_serves_many_dimensions_with_few_candidates(name):
+    """Where pycma's own choice of step-size adaptation would not stand being asked for single candidates."""
+    optimizer = Nevergrad(name=name, dim=400, sigma=0.3, population=4, seed=0)
+    assert run(optimizer, 12).ask().shape == (4, 400)
+
+
 def test_nevergrad_state_that_does_not_replay_is_refused():
     original = run(contract.make_small(MAKERS["nevergrad:OnePlusOne"]), 3)
     state = original.state_dict()

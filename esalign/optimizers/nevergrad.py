@@ -4,7 +4,9 @@ Rapin and Teytaud (2018), "Nevergrad: A gradient-free optimization platform".
 """
 
 import hashlib
+import math
 import random
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from esalign.errors import ConfigError, OptimizerError
+from esalign.errors import ConfigError, EsalignError, OptimizerError
 from esalign.optimizers import checks
 from esalign.plugins import did_you_mean
 from esalign.types import Array, State
@@ -36,7 +38,7 @@ class Nevergrad:
 
     Raises:
         ConfigError: nevergrad registers no such name.
-        OptimizerError: the optimiser refuses these settings, or needs a package that is not installed.
+        OptimizerError: the optimiser fails with these settings, or needs a package that is not installed.
     """
 
     def __init__(
@@ -143,10 +145,7 @@ def _make(name: str, shape: tuple[int, int], seed: int, *, sigma: float, budget:
         raise OptimizerError(f"nevergrad:{name} asks for one candidate at a time: population is {population}, not 1")
     space = nevergrad.p.Array(init=np.zeros(dim)).set_mutation(sigma=sigma)
     space.random_state = np.random.RandomState(seed)
-    try:
-        return registry[name](parametrization=space, budget=budget, num_workers=population)
-    except (ValueError, AssertionError) as error:
-        raise OptimizerError(f"nevergrad:{name} refuses these settings: {error}") from error
+    return registry[name](parametrization=space, budget=budget, num_workers=population)
 
 
 class _Surroundings:
@@ -165,7 +164,7 @@ class _Surroundings:
         outside = _global_streams()
         _set_global_streams(self._streams)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _path_length_control():
                 warnings.simplefilter("ignore")
                 yield
         except ModuleNotFoundError as error:
@@ -173,9 +172,31 @@ class _Surroundings:
                 f"nevergrad:{self._name} needs the package {error.name!r}, which is not installed: "
                 "see nevergrad's documentation for its optional packages"
             ) from error
+        except EsalignError:
+            raise
+        except Exception as error:  # its optimisers are of many makers, who raise what they like
+            reason = textwrap.shorten(str(error) or type(error).__name__, 200)
+            raise OptimizerError(f"nevergrad:{self._name} failed: {reason}") from error
         finally:
             self._streams = _global_streams()
             _set_global_streams(outside)
+
+
+@contextmanager
+def _path_length_control() -> Iterator[None]:
+    """Let nevergrad's variants of CMA-ES adapt the step size by path length in every dimension.
+
+    From 300 dimensions on, pycma turns to two-point adaptation, which fails unless a population is asked as a whole,
+    and nevergrad asks for single candidates.
+    """
+    from cma import evolution_strategy
+
+    usual = evolution_strategy.TPA_dimension
+    evolution_strategy.TPA_dimension = math.inf
+    try:
+        yield
+    finally:
+        evolution_strategy.TPA_dimension = usual
 
 
 def _global_streams() -> tuple[Any, Any]:
