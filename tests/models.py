@@ -115,7 +115,7 @@ def make_config(architecture: str, **overrides: Any) -> Any:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,
-        "initializer_range": 0.25,
+        "initializer_range": 0.1,
         "tie_word_embeddings": False,
         "pad_token_id": 0,
         "eos_token_id": 1,
