@@ -70,8 +70,8 @@ def frame(dashboard, *, width=80, height=30):
 
 @pytest.fixture
 def dashboard(tmp_path):
-    """A dashboard after three generations, in its console."""
-    made = LiveDashboard(make_console())
+    """A dashboard after three generations, on a clock that stands still."""
+    made = LiveDashboard(make_console(), clock=lambda: 7.0)
     made.start(make_config(), tmp_path, 0)
     sample = {"generation": 3, "prompt": "What is 6 * 7?", "completion": "It is 42.", "reward": 1.0}
     (tmp_path / "samples.jsonl").write_text(json.dumps(sample) + "\n")
@@ -167,6 +167,16 @@ def test_time_left_is_measured_generations_and_the_final_judgement(tmp_path):
     progress.add(searched(1))
     progress.add(searched(2, held_out=11.0, validation=interval(0.2)))
     assert progress.seconds_left == pytest.approx(18 * (2.0 + 0.5) + 10.0)
+
+
+def test_time_goes_on_between_generations(tmp_path):
+    now = [100.0]
+    dashboard = LiveDashboard(make_console(), clock=lambda: now[0])
+    dashboard.start(make_config(), tmp_path, 0)
+    for one in (START, searched(1)):
+        dashboard.generation(one)
+    now[0] += 5.0
+    assert "17 s so far   about 43 s left" in frame(dashboard)  # 10 + 2 + 5; 19 * 2 + 10 - 5
 
 
 def test_time_left_respects_the_time_limit(tmp_path):

@@ -1,7 +1,7 @@
 """The dashboard for terminals: one panel that is drawn in place."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,14 +30,15 @@ class LiveDashboard:
 
     Args:
         console: a terminal.
+        clock: tells seconds.
     """
 
-    def __init__(self, console: "Console") -> None:
-        self._console = console
+    def __init__(self, console: "Console", *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock = console, clock
         self._progress: RunProgress | None = None
         self._sample: Mapping[str, Any] | None = None
         self._stage = ""
-        self._begun = time.monotonic()
+        self._begun = clock()
         self._closed = False
         self._live: Live | None = None
 
@@ -56,7 +57,7 @@ class LiveDashboard:
 
     def start(self, config: Experiment, folder: Path, done: int) -> None:  # noqa: ARG002  (the rows tell)
         """Say that a run begins, or goes on."""
-        progress = RunProgress(config, folder)
+        progress = RunProgress(config, folder, clock=self._clock)
         self._sample = progress.last_sample()
         self._stage = ""
         self._progress = progress
@@ -87,7 +88,7 @@ class LiveDashboard:
         progress = self._progress
         if progress is None:
             if not self._closed:
-                yield Text(f"esalign: {self._stage or 'starting'} ({duration(time.monotonic() - self._begun)})")
+                yield Text(f"esalign: {self._stage or 'starting'} ({duration(self._clock() - self._begun)})")
             return
         yield Panel(
             self._body(progress, width - 4, console.size.height - 3),
@@ -135,7 +136,7 @@ class LiveDashboard:
         yield "time", Text(self._time(progress))
 
     def _time(self, progress: RunProgress) -> str:
-        since = 0.0 if self._closed else time.monotonic() - progress.received
+        since = 0.0 if self._closed else self._clock() - progress.received
         parts = [duration(progress.seconds_worked + since) + ("" if self._closed else " so far")]
         if self._stage and not self._closed:
             parts.append(self._stage)

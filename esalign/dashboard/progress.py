@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,25 @@ class RunProgress:
     Args:
         config: what the run does.
         folder: its directory; rows of an earlier part of the same run are read from its ``metrics.jsonl``.
+        clock: tells seconds.
 
     Attributes:
         rows: one per generation, the start first.
         best: the generation of the best validation score, and the score.
         validated: the same of the last validation.
         concerns: what in the last generation should worry the user; scoring errors are those of the whole run.
-        received: when the last row came, on the monotonic clock.
+        received: when the last row came, on the clock.
     """
 
-    def __init__(self, config: Experiment, folder: Path) -> None:
+    def __init__(self, config: Experiment, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.config, self.folder = config, folder
         self.rows: list[Mapping[str, Any]] = []
         self.concerns: list[str] = []
         self._errors: dict[str, float] = {}
         self.best: tuple[int, Estimate] | None = None
         self.validated: tuple[int, Estimate] | None = None
-        self.received = time.monotonic()
+        self.received = clock()
         for row in read_json_lines(folder / "metrics.jsonl"):
             self.add(row)
 
@@ -54,7 +56,7 @@ class RunProgress:
             if key.startswith(ERRORS):
                 self._errors[key] = self._errors.get(key, 0.0) + (value or 0.0)
         self.concerns = list(concerns({**row, **self._errors}, max_tokens=self.config.sampling.max_tokens).values())
-        self.received = time.monotonic()
+        self.received = self._clock()
 
     @property
     def done(self) -> int:
