@@ -1,0 +1,91 @@
+"""Rewards that the tests load by path and by module, well behaved and not."""
+
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def length(completions, **_):
+    return [float(len(completion)) for completion in completions]
+
+
+def misbehaving(completions, **_):
+    """Do what the completion says."""
+    return [_obey(completion) for completion in completions]
+
+
+def _obey(completion):  # noqa: C901  (a flat list of misdeeds)
+    match completion:
+        case "hang":
+            while True:
+                sum(range(1000))
+        case "hang in C":
+            return float(9**9**9)
+        case "sleep":
+            time.sleep(600)
+        case "raise":
+            raise KeyError("no such thing")
+        case "exit":
+            sys.exit(3)
+        case "die":
+            os._exit(1)
+        case "nan":
+            return math.nan
+        case "infinity":
+            return math.inf
+        case "abstain":
+            return None
+        case "print":
+            sys.stdout.write("tears the dashboard")
+            sys.stdout.flush()
+            return 1.0
+        case "process":
+            return float(os.getpid())
+        case "torch":
+            return float("torch" in sys.modules)
+    return float(completion)
+
+
+def die_once(completions, marker, **_):
+    """Kill the process the first time, as a system short of memory might."""
+    if not Path(marker[0]).exists():
+        Path(marker[0]).touch()
+        os._exit(1)
+    return [1.0 for _ in completions]
+
+
+def too_many(completions, **_):
+    return [1.0] * (len(completions) + 1)
+
+
+def words(completions, **_):
+    return ["good" for _ in completions]
+
+
+def one_number(completions, **_):
+    return 1.0
+
+
+async def asynchronous(completions, **_):
+    return [1.0 for _ in completions]
+
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    """Score as verl's functions do."""
+    bonus = (extra_info or {}).get("bonus", 0)
+    return {"score": float(solution_str == ground_truth) + bonus, "source": data_source}
+
+
+class Judge:
+    """A reward with a state, made once in each process."""
+
+    def __init__(self, *, scale=1.0):
+        self.scale = scale
+
+    def __call__(self, completions, **_):
+        return [self.scale * len(completion) for completion in completions]
+
+
+NUMBER = 3
