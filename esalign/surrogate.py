@@ -72,6 +72,7 @@ class SurrogateFitness:
     def prepare(self, mean: Array, generation: int) -> None:
         """Let the mean answer anew when its last answers have served their generations."""
         self._fresh = {"generated_tokens": 0, "prompt_tokens": 0, "scored_tokens": 0}
+        self._shown = ()
         self._age += 1
         if self._age <= self._refresh:
             return
