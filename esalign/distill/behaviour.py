@@ -11,6 +11,7 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from esalign.distill.config import BehaviourSection
 from esalign.distill.divergence import reverse_kl
 from esalign.distill.trust_region import Blend, trust_region_blend
 
@@ -84,7 +85,7 @@ def student_alone() -> TrustRegion:
     return TrustRegion(Schedule(0.0))
 
 
-def teacher_first(steps: int) -> TrustRegion:
+def teacher_first(steps: int | None) -> TrustRegion:
     """Return the warm-up in which the teacher samples, then the student."""
     return TrustRegion(Schedule(inf, steps, "constant"))
 
@@ -138,6 +139,18 @@ class Speculative:
     def needs_teacher(self, step: int) -> bool:
         """During the warm-up."""
         return self.steps is None or step < self.steps
+
+
+def make_behaviour(section: BehaviourSection) -> Behaviour:
+    """Return the behaviour that a configuration names."""
+    steps = section.steps
+    if section.name == "trust-region":
+        return TrustRegion(Schedule(section.budget, steps, section.schedule))
+    if section.name == "temperature":
+        return Temperature(Schedule(section.temperature, steps, section.schedule, end=1.0))
+    if section.name == "speculative":
+        return Speculative(section.top, steps)
+    return student_alone() if section.name == "student" else teacher_first(steps)
 
 
 def _without_beta(logprobs: Tensor, student: Tensor) -> Blend:

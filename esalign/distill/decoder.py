@@ -1,14 +1,46 @@
-"""One causal language model's side of lock-step decoding: it reads prompts, is fed tokens, and lets go of sequences."""
+"""Decoding in lock-step: one token per sequence and step; sequences that end leave the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
+def decode(
+    decoders: "Sequence[Decoder]",
+    choose: "Callable[[Sequence[Tensor], Tensor, int], Tensor]",
+    ended: Callable[[Tensor, Tensor], Tensor],
+    *,
+    sequences: int,
+    max_tokens: int,
+) -> None:
+    """Decode sequences with one or several models, which are all fed the same tokens.
+
+    Args:
+        decoders: one per model, on one device, with the same sequences.
+        choose: gets each model's logits, the live sequences' numbers, shape (live,), and the count of tokens so far;
+            returns the next token of each, shape (live,).
+        ended: gets the live sequences' numbers and newest tokens; tells which end with it, shape (live,), bool.
+        sequences: their number, at least 1.
+        max_tokens: the most tokens of a sequence, at least 1.
+    """
+    logits = [decoder.read() for decoder in decoders]
+    live = torch.arange(sequences, device=logits[0].device)
+    for at in range(max_tokens):
+        tokens = choose(logits, live, at)
+        going = (~ended(live, tokens)).nonzero()[:, 0]
+        if not len(going) or at + 1 == max_tokens:
+            return
+        if len(going) < len(live):
+            live, tokens = live[going], tokens[going]
+            for decoder in decoders:
+                decoder.keep(going)
+        logits = [decoder.feed(tokens) for decoder in decoders]
+
+
 class Decoder:
-    """Sequences of one model that are decoded together, with their keys and values.
+    """One causal language model's side: it reads prompts, is fed tokens, and lets go of sequences.
 
     Args:
         model: a causal language model of transformers, with or without PEFT adapters.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from esalign.distill.behaviour import Behaviour
-from esalign.distill.decoder import Decoder
-from esalign.distill.divergence import coarsen, top_support
+from esalign.distill.decoder import Decoder, decode
+from esalign.distill.divergence import coarsen, reverse_kl, top_support
 from esalign.distill.forced import answer_logits, in_batches, pick
 from esalign.distill.vocabulary import SharedVocabulary
 
@@ -38,7 +38,7 @@ class RolloutOptions:
     max_tokens: int
     support: int | None = 16
     sequences: int = 64
-    read_tokens: int = 2048
+    read_tokens: int = 4096
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Rollout:
         finished: whether it ended by itself.
         support: the student's likeliest ids at each token, shape (tokens, support); None: the full vocabulary.
         teacher: log-probabilities on the support, then its tail, shape (tokens, support + 1); or (tokens, vocab).
-        stats: ``beta``, ``kl_student``, ``teacher_entropy`` per token, nats, each of shape (tokens,), float32.
+        stats: per token, each of shape (tokens,), float32: ``beta``; ``kl_student``, of the behaviour to the student;
+            ``reverse_kl``, of the student to the teacher; ``teacher_entropy``; all in nats but beta.
     """
 
     prompt_ids: tuple[int, ...]
@@ -125,41 +126,32 @@ class _LockStep:
     ) -> None:
         self._pair, self._prompts, self._options = pair, prompts, options
         self._behaviour, self._update = behaviour, step
-        self._student = Decoder(pair.student, prompts)
-        self._teacher = Decoder(pair.teacher, prompts) if behaviour.needs_teacher(step) else None
+        self._models = [pair.student, pair.teacher] if behaviour.needs_teacher(step) else [pair.student]
         self._history = _History(len(prompts))
 
     def run(self, uniforms: Tensor) -> list[Rollout]:
         """Decode to the end; uniforms has shape (sequences, max_tokens)."""
-        live = torch.arange(len(self._prompts), device=uniforms.device)
-        tokens: Tensor | None = None
-        for at in range(self._options.max_tokens):
-            tokens = self._step(live, tokens, uniforms[live, at])
-            going = (tokens != self._end()).nonzero()[:, 0]
-            if len(going) == len(live):
-                continue
-            if not len(going):
-                break
-            live, tokens = live[going], tokens[going]
-            self._student.keep(going)
-            if self._teacher is not None:
-                self._teacher.keep(going)
+        decode(
+            [Decoder(model, self._prompts) for model in self._models],
+            lambda logits, live, at: self._choose(logits, live, uniforms[live, at]),
+            lambda _, tokens: tokens == self._end(),
+            sequences=len(self._prompts),
+            max_tokens=self._options.max_tokens,
+        )
         return self._collect()
 
-    def _step(self, live: Tensor, last: Tensor | None, uniforms: Tensor) -> Tensor:
+    def _choose(self, logits: Sequence[Tensor], live: Tensor, uniforms: Tensor) -> Tensor:
         """Draw the next token of the live sequences, and remember what the loss will want. Returns ids, (live,)."""
-        logprobs = self._pair.vocabulary.logprobs
-        student = logprobs(self._student.read() if last is None else self._student.feed(last))
-        teacher = student
-        if self._teacher is not None:
-            teacher = logprobs(self._teacher.read() if last is None else self._teacher.feed(last))
+        student, *others = (self._pair.vocabulary.logprobs(part) for part in logits)
+        teacher = others[0] if others else student
         blend = self._behaviour.blend(student, teacher, self._update)
         tokens = draw(blend.logprobs, uniforms)
         fields = {"tokens": tokens, "beta": blend.beta.float(), "kl_student": blend.kl_student.float()}
         size = self._options.support
         if size is not None:
             fields["support"] = top_support(student, size)
-        if self._teacher is not None:
+        fields["student"] = student if size is None else coarsen(student, fields["support"])
+        if others:
             fields |= remember_teacher(teacher, fields.get("support"))
         self._history.append(live, fields)
         return tokens
@@ -171,7 +163,7 @@ class _LockStep:
     def _collect(self) -> list[Rollout]:
         rows = self._history.split()
         answers = [tuple(row["tokens"].tolist()) for row in rows]
-        if self._teacher is None:
+        if len(self._models) == 1:
             sequences = list(zip(self._prompts, answers, strict=True))
             supports = [row.get("support") for row in rows]
             read = read_teacher(self._pair, sequences, supports, max_tokens=self._options.read_tokens)
@@ -183,7 +175,8 @@ class _LockStep:
                 finished=answer[-1] == self._end(),
                 support=row.get("support"),
                 teacher=row["teacher"],
-                stats={name: row[name] for name in ("beta", "kl_student", "teacher_entropy")},
+                stats={name: row[name] for name in ("beta", "kl_student", "teacher_entropy")}
+                | {"reverse_kl": reverse_kl(row["student"], row["teacher"])},
             )
             for prompt, answer, row in zip(self._prompts, answers, rows, strict=True)
         ]
@@ -229,7 +222,7 @@ def read_teacher(
     sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
     supports: Sequence[Tensor | None],
     *,
-    max_tokens: int = 2048,
+    max_tokens: int = 4096,
 ) -> list[dict[str, Tensor]]:
     """Let the teacher read given answers, once, in place of decoding them in lock-step.
 

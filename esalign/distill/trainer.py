@@ -1,0 +1,178 @@
+"""One update of on-policy distillation: roll out, compare with the teacher at every token, step."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esalign.data import MiniBatches
+from esalign.distill.behaviour import TrustRegion, make_behaviour
+from esalign.distill.config import DistillConfig
+from esalign.distill.forced import answer_logits, in_batches
+from esalign.distill.loss import supervised_losses, token_losses
+from esalign.distill.rollout import Pair, Rollout, RolloutOptions, roll_out
+from esalign.errors import CheckpointError, DistillationError
+from esalign.fitness import derive_seed
+from esalign.types import Array, Prompt, State
+
+ROLLOUTS = 11  # what the rollouts' seeds are derived with, apart from those of evaluations
+
+
+class Trainer:
+    """Distils a teacher into a student, one update at a time.
+
+    Args:
+        config: the distillation.
+        pair: the models.
+        parameters: what learns, {name: tensor of the student}.
+        encode: from prompts to ids.
+        batches: where each update's problems come from.
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        pair: Pair,
+        parameters: Mapping[str, Tensor],
+        encode: Callable[[Prompt], tuple[int, ...]],
+        batches: MiniBatches,
+    ) -> None:
+        self._config, self._pair, self._encode, self._batches = config, pair, encode, batches
+        self._parameters = dict(parameters)
+        self._behaviour = make_behaviour(config.behaviour)
+        training = config.training
+        self._options = RolloutOptions(
+            max_tokens=config.sampling.max_tokens,
+            support=config.loss.support,
+            sequences=training.sequences,
+            read_tokens=training.batch_tokens,
+        )
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(), lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+
+    def update(self, step: int) -> tuple[dict[str, Any], list[Rollout]]:
+        """Do one update.
+
+        Args:
+            step: its number, the first being 0; schedules are at it.
+
+        Returns:
+            What the metrics file gets, and the rollouts.
+
+        Raises:
+            DistillationError: logits, loss or gradient are not finite.
+        """
+        training = self._config.training
+        examples = [e for e in self._batches.next(training.prompts) for _ in range(training.samples)]
+        prompts = [self._encode(example.prompt) for example in examples]
+        began = time.perf_counter()
+        seed = derive_seed(self._config.run.seed, ROLLOUTS, step)
+        rollouts = roll_out(self._pair, prompts, self._behaviour, self._options, step=step, seed=seed)
+        rolled = time.perf_counter()
+        learning = self._learn(rollouts, step)
+        seconds = {"rollout_seconds": rolled - began, "update_seconds": time.perf_counter() - rolled}
+        return {**learning, **self._describe(rollouts, step), **seconds}, rollouts
+
+    def _learn(self, rollouts: Sequence[Rollout], step: int) -> dict[str, float]:
+        """Take one step down the mean loss of all answer tokens."""
+        training = self._config.training
+        rate = training.learning_rate * min(1.0, (step + 1) / max(training.warmup_steps, 1))
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        count = sum(len(rollout.token_ids) for rollout in rollouts)
+        sequences = [(rollout.prompt_ids, rollout.token_ids) for rollout in rollouts]
+        loss = 0.0
+        for places in in_batches(sequences, training.batch_tokens):
+            part = self._losses([rollouts[place] for place in places], step).sum() / count
+            part.backward()
+            loss += part.item()
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), training.max_grad_norm))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise DistillationError(
+                f"update {step + 1}: the loss is {loss} and the gradient's norm {norm}, expected finite numbers: lower "
+                "training.learning_rate, or compute in float32"
+            )
+        self._optimizer.step()
+        return {"loss": loss, "grad_norm": norm, "learning_rate": rate}
+
+    def _losses(self, rollouts: Sequence[Rollout], step: int) -> Tensor:
+        """Return the loss at every answer token, shape (answer tokens,)."""
+        vocabulary = self._pair.vocabulary
+        logits = answer_logits(self._pair.student, [(rollout.prompt_ids, rollout.token_ids) for rollout in rollouts])
+        section = self._config.behaviour
+        if section.name == "sft" and (section.steps is None or step < section.steps):
+            return supervised_losses(logits, rollouts, vocabulary)
+        return token_losses(logits, rollouts, vocabulary, self._config.loss.divergence)
+
+    def _describe(self, rollouts: Sequence[Rollout], step: int) -> dict[str, Any]:
+        """Return the numbers that tell the story of the rollouts, means over their tokens."""
+        stats = {name: torch.cat([rollout.stats[name] for rollout in rollouts]) for name in rollouts[0].stats}
+        tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+        beta = stats["beta"]
+        budget = self._behaviour.budget.at(step) if isinstance(self._behaviour, TrustRegion) else math.nan
+        return {
+            "budget": budget,
+            "beta": float(beta.mean()),
+            "at_bound": float(((beta > 0) & (beta < 1)).float().mean()),
+            "at_teacher": float((beta == 1).float().mean()),
+            "kl_student": float(stats["kl_student"].mean()),
+            "reverse_kl": float(stats["reverse_kl"].mean()),
+            "teacher_entropy": float(stats["teacher_entropy"].mean()),
+            "mean_tokens": tokens / len(rollouts),
+            "truncated": sum(not rollout.finished for rollout in rollouts) / len(rollouts),
+            "rollout_tokens": tokens,
+            "prompt_tokens": sum(len(rollout.prompt_ids) for rollout in rollouts),
+        }
+
+    def weights(self) -> dict[str, Array]:
+        """Return a copy of what learns."""
+        return {name: _to_array(parameter) for name, parameter in self._parameters.items()}
+
+    def load_weights(self, weights: Mapping[str, Array]) -> None:
+        """Set what learns.
+
+        Raises:
+            CheckpointError: the weights are of another student.
+        """
+        if weights.keys() != self._parameters.keys():
+            raise CheckpointError("the checkpoint is of another student or adapter: start a new run (run.name=...)")
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(torch.from_numpy(weights[name]))
+
+    def state_dict(self) -> State:
+        """Return everything that the next updates depend on."""
+        moments = {}
+        for name, parameter in self._parameters.items():
+            kept = self._optimizer.state.get(parameter, {})
+            moments[name] = {key: _to_array(value) for key, value in kept.items()}
+        return {"weights": self.weights(), "moments": moments, "batches": self._batches.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from a state: what follows is what would have followed there.
+
+        Raises:
+            CheckpointError: the state is of another student.
+        """
+        self.load_weights(state["weights"])
+        for name, parameter in self._parameters.items():
+            kept = state["moments"][name]
+            if kept:
+                self._optimizer.state[parameter] = {
+                    key: torch.from_numpy(value).to(torch.float32 if key == "step" else parameter.dtype)
+                    for key, value in kept.items()
+                }
+                for key in ("exp_avg", "exp_avg_sq"):
+                    self._optimizer.state[parameter][key] = self._optimizer.state[parameter][key].to(parameter.device)
+        self._batches.load_state_dict(state["batches"])
+
+
+def _to_array(tensor: Tensor) -> Array:
+    """Return a copy as float32, which holds bfloat16 and float16 exactly."""
+    array: Array = tensor.detach().float().cpu().numpy().copy()
+    return array
