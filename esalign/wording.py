@@ -39,7 +39,7 @@ def judge_gain(gain: Estimate, generation: int) -> Verdict:
     if generation == 0:
         return Verdict(
             "none",
-            "no improvement found: no generation beat the start on the validation problems, so the result is the start",
+            "no improvement found: nothing beat the start on the validation problems, so the result is the start",
         )
     if gain.low > 0:
         return Verdict("better", "better: the gain's 95 % interval excludes zero")
@@ -50,11 +50,34 @@ def judge_gain(gain: Estimate, generation: int) -> Verdict:
     return Verdict("unclear", "no clear difference: the gain's 95 % interval includes zero")
 
 
-def result_of(generation: int) -> str:
-    """Say what the result of a run is."""
-    return (
-        "the start itself" if generation == 0 else f"the mean of the search distribution after generation {generation}"
-    )
+@dataclass(frozen=True)
+class Words:
+    """What a kind of run calls its things.
+
+    Args:
+        step: one step.
+        work: all steps.
+        learner: what improves.
+        result: the best of it, as the head of a column.
+    """
+
+    step: str
+    work: str
+    learner: str
+    result: str
+
+    def result_of(self, generation: int) -> str:
+        """Say what the result of a run is."""
+        return "the start itself" if generation == 0 else f"the {self.learner} after {self.step} {generation}"
+
+
+SEARCH = Words("generation", "search", "mean of the search distribution", "aligned")
+DISTILLATION = Words("update", "training", "student", "student")
+
+
+def words_for(config: Mapping[str, Any]) -> Words:
+    """Return the words for a run of a resolved configuration: one with a student is a distillation."""
+    return DISTILLATION if "student" in config else SEARCH
 
 
 def as_estimate(value: Mapping[str, Any] | None) -> Estimate | None:

@@ -287,7 +287,7 @@ def test_a_gain_that_may_be_chance_and_a_start_that_was_best_are_said_plainly():
     for result, expected in (
         (make_result(gain=0.01), "no clear difference: the gain's 95 % interval includes zero"),
         (make_result(gain=-0.1), "worse: the loss's 95 % interval excludes zero"),
-        (make_result(gain=0.0, generation=0), "no improvement found: no generation beat the start"),
+        (make_result(gain=0.0, generation=0), "no improvement found: nothing beat the start"),
     ):
         console = make_console()
         show_result(console, result, None, Path("runs/a"))

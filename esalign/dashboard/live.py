@@ -19,6 +19,14 @@ DRAWINGS_PER_SECOND = 2
 LABEL_WIDTH = 12
 SAMPLE_HEIGHT = 6  # lines
 WORD = 20  # columns that breaking two lines between words may cost
+STATE = {  # what is shown of a row, where it is there
+    "sigma": "sigma",
+    "mean_norm": "norm of the mean",
+    "kl_to_rollouts": "KL to the rollouts",
+    "beta": "beta",
+    "reverse_kl": "reverse KL",
+    "grad_norm": "gradient",
+}
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -120,17 +128,17 @@ class LiveDashboard:
     def _lines(self, progress: RunProgress, width: int) -> "Iterator[tuple[str, RenderableType]]":
         from rich.text import Text
 
-        yield "generation", _bar(progress, width)
+        yield progress.words.step, _bar(progress, width)
         if progress.rows:
             row = progress.rows[-1]
             fitness = row.get("fitness") or {}
             yield "validation", _validation(progress)
             yield "best so far", _best(progress)
-            numbers = "   ".join(f"{key} {number(fitness.get(key))}" for key in ("mean", "max", "std"))
+            numbers = "   ".join(f"{key} {number(fitness[key])}" for key in ("mean", "max", "std") if key in fitness)
             blocks = sparkline(progress.fitness, width - len(numbers) - 3)
             yield "fitness", Text.assemble(numbers, "   ", (blocks, "cyan"))
-            sigma, norm = number(row.get("sigma"), ".3g"), number(row.get("mean_norm"), ".3g")
-            yield "search", Text(f"sigma {sigma}   norm of the mean {norm}")
+            state = "   ".join(f"{name} {number(row[key], '.3g')}" for key, name in STATE.items() if key in row)
+            yield progress.words.work, Text(state)
             tokens, speed = compact(row["tokens"].get("generated")), compact(progress.tokens_per_second)
             yield "tokens", Text(f"{tokens} generated   {speed} per second")
         yield "time", Text(self._time(progress))
@@ -205,4 +213,6 @@ def _best(progress: RunProgress) -> "Text":
         return Text("the start itself")
     generation, best = progress.best
     gained = (f"{best.mean - progress.start.mean:+.3f}", "bold green")
-    return Text.assemble((number(best.mean), "bold"), f" at generation {generation}, ", gained, " over the start")
+    return Text.assemble(
+        (number(best.mean), "bold"), f" at {progress.words.step} {generation}, ", gained, " over the start"
+    )

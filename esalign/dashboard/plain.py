@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LONGEST_LINE = 1000
+FITNESS = {"mean": "", "max": "max", "std": "std"}  # what is shown of a row, where it is there
+STATE = {"sigma": "sigma", "beta": "beta", "reverse_kl": "reverse KL"}
 
 
 class PlainReporter:
@@ -35,8 +37,8 @@ class PlainReporter:
     def start(self, config: Experiment, folder: Path, done: int) -> None:
         """Say that a run begins, or goes on after so many generations."""
         self._progress = RunProgress(config, folder)
-        verb = f"goes on after generation {done} of" if done else "begins:"
-        self._print(f"run {folder} {verb} {config.run.generations} generations, {config.describe()}")
+        verb = f"goes on after {done} of" if done else "begins:"
+        self._print(f"run {folder} {verb} {config.run.generations} {self._progress.words.step}s, {config.describe()}")
 
     def stage(self, text: str) -> None:
         """Say what goes on now."""
@@ -61,8 +63,9 @@ class PlainReporter:
         fitness, limit = row.get("fitness") or {}, progress.config.run.generations
         parts = [
             f"{row['generation']:>{len(str(limit))}}/{limit}",
-            f"fitness {number(fitness.get('mean'))} max {number(fitness.get('max'))} std {number(fitness.get('std'))}",
-            f"sigma {number(row.get('sigma'), '.3g')}",
+            "fitness "
+            + " ".join(f"{name} {number(fitness[key])}".strip() for key, name in FITNESS.items() if key in fitness),
+            *(f"{name} {number(row[key], '.3g')}" for key, name in STATE.items() if key in row),
             f"{count(progress.tokens_per_second)} tokens/s",
             f"{duration(progress.seconds_worked)}, about {duration(progress.seconds_left)} left",
         ]

@@ -9,7 +9,7 @@ from typing import Any
 from esalign.config import Experiment
 from esalign.metrics import read_json_lines
 from esalign.statistics import Estimate
-from esalign.wording import ERRORS, as_estimate, concerns
+from esalign.wording import ERRORS, as_estimate, concerns, words_for
 
 SHOWN = 200  # generations that a sparkline may show
 WINDOW = 10  # generations that the speed is measured over
@@ -25,6 +25,7 @@ class RunProgress:
         clock: tells seconds.
 
     Attributes:
+        words: what this kind of run calls its things.
         rows: one per generation, the start first.
         best: the generation of the best validation score, and the score.
         validated: the same of the last validation.
@@ -35,6 +36,7 @@ class RunProgress:
     def __init__(self, config: Experiment, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.config, self.folder = config, folder
+        self.words = words_for(config.model_dump(mode="json"))
         self.rows: list[Mapping[str, Any]] = []
         self.concerns: list[str] = []
         self._errors: dict[str, float] = {}

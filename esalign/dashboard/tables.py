@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from esalign.types import Sample
 from esalign.wording import (
+    SEARCH,
+    Words,
     bounds,
     compact,
     count,
@@ -17,7 +19,6 @@ from esalign.wording import (
     number,
     one_line,
     prompt_text,
-    result_of,
     score,
     set_name,
 )
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 ONE_LINE_WIDTH = 130  # columns from which a mean and its interval fit side by side
 LABEL_WIDTH = 12
+NAME_WIDTH = 14  # of a held-out set; the five columns then fill 80
 STYLES = {"better": "bold green", "worse": "bold red", "unclear": "bold", "none": "bold"}
 PROBE = "probe"
 
@@ -65,7 +67,13 @@ class Plan(Protocol):
 
 
 def show_result(
-    console: "Console", result: "Result", verification: "Verification | None", folder: Path, *, adapter: str = "adapter"
+    console: "Console",
+    result: "Result",
+    verification: "Verification | None",
+    folder: Path,
+    *,
+    adapter: str = "adapter",
+    words: Words = SEARCH,
 ) -> None:
     """Print the start and the result side by side, what the gain means, what it cost, and where everything lies.
 
@@ -75,6 +83,7 @@ def show_result(
         verification: how the saved adapter compares with the engine; None when it was not checked.
         folder: the run's directory.
         adapter: name of the adapter's folder in it.
+        words: what this kind of run calls its things.
     """
     console.print()
     for name, comparison in list(result.comparisons.items())[:1]:  # the first is decoded as the search was
@@ -82,9 +91,9 @@ def show_result(
         text = verdict.text if result.generation == 0 else f"{set_name(name)}: {verdict.text}"
         console.print(text, style=STYLES[verdict.kind], markup=False, soft_wrap=True)
     console.print()
-    console.print(comparison_table(result, wide=console.width >= ONE_LINE_WIDTH))
+    console.print(comparison_table(result, words, wide=console.width >= ONE_LINE_WIDTH))
     console.print()
-    for label, text in _facts(result):
+    for label, text in _facts(result, words):
         _fact(console, label, text)
     if verification is not None:
         _fact(console, "check", verification.note, "" if verification.good else STYLES["worse"])
@@ -92,7 +101,7 @@ def show_result(
     _fact(console, "report", str(folder / "report.html"))
 
 
-def comparison_table(result: "Result", *, wide: bool) -> "Table":
+def comparison_table(result: "Result", words: Words, *, wide: bool) -> "Table":
     """Return a table of the held-out sets: start, result, paired gain, each with its 95 % interval."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -101,7 +110,8 @@ def comparison_table(result: "Result", *, wide: bool) -> "Table":
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.caption = "mean reward with 95 % intervals; gains are paired, problem by problem"
     table.caption_style, table.caption_justify = "", "left"
-    for title in ("held-out set", "start", "aligned", "gain", "verdict"):
+    table.add_column("held-out set", min_width=NAME_WIDTH)
+    for title in ("start", words.result, "gain", "verdict"):
         table.add_column(title, no_wrap=True)
     for name, comparison in result.comparisons.items():
         verdict = judge_gain(comparison.gain, result.generation)
@@ -154,28 +164,23 @@ def forgetting(result: "Result") -> str:
     )
 
 
-def _facts(result: "Result") -> Sequence[tuple[str, str]]:
+def _facts(result: "Result", words: Words) -> Sequence[tuple[str, str]]:
     totals: Mapping[str, Any] = result.totals
     tokens, machine = totals.get("tokens", {}), totals.get("machine", {})
     gpu = f", GPU {memory(machine['peak_gpu_mib'])}" if machine.get("peak_gpu_mib") else ""
     speed = count(machine.get("tokens_per_second"))
+    work, judgements = (duration(machine.get(f"{kind}_seconds")) for kind in ("search", "held_out"))
     return (
-        ("result", f"{result_of(result.generation)} ({result.reason})"),
+        ("result", f"{words.result_of(result.generation)} ({result.reason})"),
         ("forgetting", forgetting(result)),
         (
             "tokens",
             (
-                f"{count(tokens.get('generated'))} generated in the search ({speed} per second), "
+                f"{count(tokens.get('generated'))} generated in the {words.work} ({speed} per second), "
                 f"{count(tokens.get('held_out'))} in judgements"
             ),
         ),
-        (
-            "time",
-            (
-                f"{duration(machine.get('search_seconds'))} of search, {duration(machine.get('held_out_seconds'))} of "
-                "judgements"
-            ),
-        ),
+        ("time", f"{work} of {words.work}, {judgements} of judgements"),
         ("memory", f"{memory(machine.get('peak_rss_mib'))} at its peak{gpu}"),
     )
 

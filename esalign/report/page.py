@@ -19,7 +19,6 @@ from esalign.wording import (
     memory,
     number,
     prompt_text,
-    result_of,
     score,
     set_name,
     worst,
@@ -41,9 +40,10 @@ def render(files: RunFiles) -> str:
     environment = Environment(
         loader=PackageLoader("esalign.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    plots = draw_plots(files.rows, files.comparisons)
+    plots = draw_plots(files.rows, files.comparisons, files.words)
     return environment.get_template("page.html").render(
         title=str((files.config.get("run") or {}).get("name") or files.folder.name),
+        words=files.words,
         finished=files.result is not None,
         headline=headline(files),
         status=status(files),
@@ -79,10 +79,10 @@ def headline(files: RunFiles) -> Headline:
     for name, sides in files.comparisons.items():
         verdict = judge_gain(sides["gain"], int((files.result or {}).get("generation") or 0))
         problems = f"{count(sides['gain'].count)} unseen problems ({set_name(name)})"
-        start, aligned, change = sides["start"], sides["result"], sides["gain"]
+        start, after, change = sides["start"], sides["result"], sides["gain"]
         numbers = [
             ("start", number(start.mean), bounds(start)),
-            ("aligned", number(aligned.mean), bounds(aligned)),
+            (files.words.result, number(after.mean), bounds(after)),
             ("gain", number(change.mean, "+.3f"), bounds(change, "+.3f")),
         ]
         return Headline(numbers, verdict.kind, f"Mean reward on {problems}. {_sentence(verdict.text)}")
@@ -94,7 +94,7 @@ def headline(files: RunFiles) -> Headline:
     start = known[0][1]
     numbers = [
         ("start", number(start.mean), bounds(start)),
-        (f"best so far, generation {generation}", number(best.mean), bounds(best)),
+        (f"best so far, {files.words.step} {generation}", number(best.mean), bounds(best)),
     ]
     return Headline(numbers, "", f"Mean reward on {count(best.count)} validation problems.")
 
@@ -102,14 +102,15 @@ def headline(files: RunFiles) -> Headline:
 def status(files: RunFiles) -> str:
     """Say how far the run is, or how it ended."""
     done = files.rows[-1]["generation"] if files.rows else 0
+    step = files.words.step
     planned = (files.config.get("run") or {}).get("generations", "?")
     if files.result is None:
         return (
-            f"This run is not finished: {done} of {planned} generations are done. Validation scores flatter, as "
-            "the best generation is chosen by them; the test follows at the end of the run."
+            f"This run is not finished: {done} of {planned} {step}s are done. Validation scores flatter, as the best "
+            f"{step} is chosen by them; the test follows at the end of the run."
         )
-    chosen = result_of(int(files.result.get("generation") or 0))
-    return f"The result is {chosen}, the best on validation problems. The search stopped: {files.result.get('reason')}."
+    chosen = files.words.result_of(int(files.result.get("generation") or 0))
+    return f"The result is {chosen}, the best on validation problems. It stopped: {files.result.get('reason')}."
 
 
 def comparison_rows(files: RunFiles) -> list[Mapping[str, Any]]:
@@ -144,14 +145,15 @@ def accounting(files: RunFiles) -> Pairs:
     """Return what the run cost: tokens, seconds, memory."""
     last = (files.result or {}).get("totals") or (files.rows[-1] if files.rows else {})
     tokens, machine = last.get("tokens") or {}, last.get("machine") or {}
+    work = files.words.work
     pairs = [
-        ("generated tokens, search", count(tokens.get("generated"))),
-        ("prompt tokens, search", count(tokens.get("prompt"))),
+        (f"generated tokens, {work}", count(tokens.get("generated"))),
+        (f"prompt tokens, {work}", count(tokens.get("prompt"))),
         ("tokens read teacher-forced", count(tokens.get("scored"))),
         ("generated tokens, judgements", count(tokens.get("held_out"))),
-        ("time, search", duration(machine.get("search_seconds"))),
+        (f"time, {work}", duration(machine.get("search_seconds"))),
         ("time, judgements", duration(machine.get("held_out_seconds"))),
-        ("generated tokens per second of search", count(machine.get("tokens_per_second"))),
+        (f"generated tokens per second of {work}", count(machine.get("tokens_per_second"))),
         ("peak memory", memory(machine.get("peak_rss_mib"))),
     ]
     if machine.get("peak_gpu_mib"):
@@ -167,7 +169,7 @@ def all_concerns(files: RunFiles) -> list[str]:
         for kind in concerns(row, max_tokens=limit):
             when.setdefault(kind, []).append(row["generation"])
     texts = concerns(worst(files.rows), max_tokens=limit)
-    return [f"{text} ({_spread(when[kind])})" for kind, text in texts.items()]
+    return [f"{text} ({_spread(when[kind], files.words.step)})" for kind, text in texts.items()]
 
 
 def verification(files: RunFiles) -> Mapping[str, Any] | None:
@@ -184,7 +186,7 @@ def answers(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
     for sample in files.samples:
         groups.setdefault(int(sample.get("generation") or 0), []).append(_answer(sample))
     chosen = _evenly(sorted(groups, reverse=True), SHOWN_GENERATIONS)
-    shown = [("the start" if number == 0 else f"generation {number}", groups[number]) for number in chosen]
+    shown = [("the start" if number == 0 else f"{files.words.step} {number}", groups[number]) for number in chosen]
     of_result = [_answer(sample) for sample in (files.result or {}).get("samples") or []]
     return [("the result, on test problems", of_result), *shown] if of_result else shown
 
@@ -240,9 +242,8 @@ def _evenly(values: Sequence[int], most: int) -> list[int]:
     return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
-def _spread(generations: Sequence[int]) -> str:
-    if len(generations) == 1:
-        return f"generation {generations[0]}"
-    if len(generations) <= 6:
-        return "generations " + ", ".join(str(generation) for generation in generations)
-    return f"{len(generations)} generations from {generations[0]} to {generations[-1]}"
+def _spread(steps: Sequence[int], step: str) -> str:
+    """Return 'generation 7', 'generations 7, 19' or '12 generations from 3 to 40'."""
+    if len(steps) <= 6:
+        return f"{step}{'s' if len(steps) > 1 else ''} " + ", ".join(str(number) for number in steps)
+    return f"{len(steps)} {step}s from {steps[0]} to {steps[-1]}"

@@ -9,7 +9,7 @@ from typing import Any
 from esalign.errors import CheckpointError
 from esalign.metrics import read_json_lines
 from esalign.statistics import Estimate
-from esalign.wording import as_estimate
+from esalign.wording import Words, as_estimate, words_for
 
 CONFIG, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -34,6 +34,11 @@ class RunFiles:
     rows: Sequence[Mapping[str, Any]]
     samples: Sequence[Mapping[str, Any]]
     result: Mapping[str, Any] | None
+
+    @property
+    def words(self) -> Words:
+        """What this kind of run calls its things."""
+        return words_for(self.config)
 
     @property
     def comparisons(self) -> dict[str, dict[str, Estimate]]:
