@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 HALF, WIDE = 5.2, 10.7  # inches; both come out with the same size of type
 HEIGHT = 2.5
-LEFT, RIGHT, BOTTOM, TOP, LEGEND = 0.62, 0.08, 0.46, 0.08, 0.3  # margins, inches; LEGEND: on top, with a legend
+LEFT, RIGHT, BOTTOM, TOP, LEGEND = 0.62, 0.16, 0.46, 0.08, 0.3  # margins, inches; LEGEND: on top, with a legend
 MOST_MARKERS = 60
 # Okabe and Ito's palette, which the colour-blind can tell apart. Each becomes the page's variable of that name.
 BLUE, ORANGE, GREEN, GREY, INK, GRID = "#0072b2", "#d55e00", "#009e73", "#777777", "#222222", "#dddddd"
