@@ -108,10 +108,7 @@ class Engine:
         engine.engine_core.shutdown()
         del engine
         Engine.in_this_process.discard(self)
-        if self.in_process and not Engine.in_this_process:
-            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-            cleanup_dist_env_and_memory()
+        _end_process_groups()
 
 
 def start_engine(
@@ -184,7 +181,16 @@ def _start(model: str, *, in_process: bool, arguments: Mapping[str, Any]) -> Any
         try:
             return LLM(model=model, **arguments)
         except (ValueError, RuntimeError, NotImplementedError, OSError, AssertionError, ImportError) as error:
+            _end_process_groups()
             raise BackendError(f"vLLM cannot start model '{model}': {_reason(error)}") from error
+
+
+def _end_process_groups() -> None:
+    """End what engines in this process share, if none of them is left. It frees memory, too."""
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    if not Engine.in_this_process:
+        cleanup_dist_env_and_memory()
 
 
 def _reason(error: BaseException) -> str:

@@ -26,7 +26,7 @@ class PopulationWorker:
             return {"problem": str(population or "its LoRA manager is built in another way"), "adapted": []}
         try:
             population.reserve()
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
             return {"problem": f"its LoRA manager is built in another way ({error})", "adapted": []}
         return {"problem": "", "adapted": population.adapted}
 
