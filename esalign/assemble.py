@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from esalign.space import SvdLora
 from esalign.surrogate import SurrogateFitness
 
 FITNESSES: dict[str, Callable[..., Fitness]] = {"reward": RewardFitness, "surrogate": SurrogateFitness}
+DISTILLATION = "distillation"
 POSITIONAL = ("backend", "batches", "pool", "sampling")
 
 
@@ -118,7 +120,7 @@ def make_parts(config: RunConfig, folder: Path, closing: ExitStack) -> Parts:
         space=space,
         backend=backend,
         optimizer=optimizer,
-        fitness=_make_fitness(config, backend, splits, pool),
+        fitness=_make_fitness(config, backend, space, splits, pool),
         validation=HeldOut(splits.validation.examples, pool),
         test=HeldOut(splits.test.examples, pool),
         probe=make_probe(config.probe, config, closing),
@@ -126,16 +128,23 @@ def make_parts(config: RunConfig, folder: Path, closing: ExitStack) -> Parts:
     )
 
 
-def _make_fitness(config: RunConfig, backend: Backend, splits: Splits, pool: RewardPool) -> Fitness:
+def _make_fitness(config: RunConfig, backend: Backend, space: SvdLora, splits: Splits, pool: RewardPool) -> Fitness:
     section = config.fitness
     seed = config.run.seed
     settings: dict[str, Any] = {"prompts": section.prompts, "samples": section.samples, "seed": seed}
     batches = MiniBatches(splits.train.examples, seed=seed)
-    if section.name not in FITNESSES:
-        raise ConfigError(f"fitness.name is {section.name!r}, expected one of {', '.join(FITNESSES)}")
-    factory = FITNESSES[section.name]
+    if section.name == DISTILLATION:
+        # It stands above this module on the map of the code, as it needs models and not only an engine.
+        factory = import_module("esalign.distill.fitness").make_fitness
+        settings |= {"model": config.model.path, "space": space}
+    elif section.name in FITNESSES:
+        factory = FITNESSES[section.name]
+    else:
+        known = ", ".join([*FITNESSES, DISTILLATION])
+        raise ConfigError(f"fitness.name is {section.name!r}, expected one of {known}")
     check_options(f"fitness {section.name!r}", factory, section.options, reserved=(*settings, *POSITIONAL))
-    return factory(backend, batches, pool, config.sampling.make(seed=seed), **settings, **section.options)
+    fitness: Fitness = factory(backend, batches, pool, config.sampling.make(seed=seed), **settings, **section.options)
+    return fitness
 
 
 def make_probe(section: ProbeSection | None, config: Experiment, closing: ExitStack) -> HeldOut | None:

@@ -1,6 +1,7 @@
 """Student and teacher from a configuration: loaded, checked against each other, and the student made to learn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,17 +68,31 @@ def load_model(role: str, path: str, adapter: str | None, *, dtype: str, device:
     if not isinstance(kind, str | torch.dtype):
         raise DistillationError(f"{role}.dtype is {dtype!r}, expected auto, float32, bfloat16 or float16")
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(model_path(path), dtype=kind)
-        tokenizer = AutoTokenizer.from_pretrained(model_path(path))
-        if adapter is not None:
-            from peft import PeftModel
+        with _no_progress_bars():
+            model: Any = AutoModelForCausalLM.from_pretrained(model_path(path), dtype=kind)
+            tokenizer = AutoTokenizer.from_pretrained(model_path(path))
+            if adapter is not None:
+                from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, adapter_path(adapter))
+                model = PeftModel.from_pretrained(model, adapter_path(adapter))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise DistillationError(f"{label} cannot be loaded: {first}") from error
     model.requires_grad_(requires_grad=False)
     return Loaded(model.eval().to(choose_device(device)), tokenizer, label)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def choose_device(device: str) -> torch.device:

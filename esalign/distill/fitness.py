@@ -1,0 +1,262 @@
+"""Distillation without gradients: minus the reverse KL to a teacher, on prefixes that all candidates share.
+
+Two traps lie here. A candidate that is scored on its *own* answers can hack their length: a mean over tokens rewards
+padding, a sum rewards stopping early. And on answers that are fixed, the *sampled* log-ratio log p_S - log p_T is
+inverted: it falls when the candidate moves away from what was answered. Here both are impossible by construction: one
+rollout per prompt is drawn before any candidate is seen, and at each of its prefixes the candidate's whole distribution
+is compared with the teacher's, on a support that is fixed as well, all other tokens being merged into one.
+"""
+
+from collections.abc import Sequence
+from math import nan
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esalign.data import MiniBatches
+from esalign.distill.behaviour import Schedule, Shape, TrustRegion
+from esalign.distill.divergence import append_tail, reverse_kl
+from esalign.distill.models import load_model, make_pair
+from esalign.distill.rollout import Rollout, RolloutOptions
+from esalign.distill.sources import (
+    BlendedRollouts,
+    EngineRollouts,
+    RolloutSource,
+    load_adapted_student,
+    on_cpu,
+    vocabulary_of_engine,
+)
+from esalign.errors import ConfigError, DistillationError
+from esalign.fitness import derive_seed
+from esalign.protocols import Backend
+from esalign.rewards.pool import RewardPool
+from esalign.space import SvdLora
+from esalign.types import Array, Evaluation, Sampling, State
+
+
+class DistillationFitness:
+    """Minus the mean reverse KL from each candidate to the teacher, in nats per prefix, on shared rollouts.
+
+    Args:
+        backend: the engine; it scores candidates, with a support.
+        batches: where the prompts come from.
+        source: of the rollouts.
+        prompts: problems per set of rollouts.
+        samples: rollouts per problem.
+        refresh: generations that one set serves.
+        seed: what the rollouts' seeds derive from.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        batches: MiniBatches,
+        source: RolloutSource,
+        *,
+        prompts: int,
+        samples: int = 1,
+        refresh: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self._backend, self._batches, self._source = backend, batches, source
+        self._prompts, self._samples, self._refresh, self._seed = prompts, samples, refresh, seed
+        self._age = refresh
+        self._rollouts: list[Rollout] = []
+        self._fresh = False
+
+    def prepare(self, mean: Array, generation: int) -> None:
+        """Draw rollouts from the mean when the last ones have served; the teacher runs here and nowhere else."""
+        self._age += 1
+        self._fresh = self._age > self._refresh
+        if not self._fresh:
+            return
+        self._age = 1
+        examples = [e for e in self._batches.next(self._prompts) for _ in range(self._samples)]
+        ids = [tuple(self._backend.encode(example.prompt)) for example in examples]
+        seed = derive_seed(self._seed, generation)
+        rollouts = self._source.draw(mean, ids, step=max(generation - 1, 0), seed=seed)
+        if not rollouts:
+            raise DistillationError(f"none of {len(ids)} rollouts has a token: is the mean's model broken?")
+        self._rollouts = [on_cpu(rollout) for rollout in rollouts]
+
+    def evaluate(self, candidates: Array) -> Evaluation:
+        """Score the shared rollouts, teacher-forced, with every candidate."""
+        vocabulary = self._source.vocabulary
+        supports = [extended_support(_support(rollout), vocabulary.merged) for rollout in self._rollouts]
+        sequences = [(rollout.prompt_ids, rollout.token_ids) for rollout in self._rollouts]
+        rows = self._backend.score(candidates, sequences, supports)
+        teacher = torch.cat([rollout.teacher for rollout in self._rollouts]).double()
+        wanted = torch.from_numpy(np.concatenate(supports))
+        nats = [self._divergence(torch.from_numpy(np.concatenate(row)), wanted, teacher) for row in rows]
+        read = sum(len(prompt) + len(answer) for prompt, answer in sequences)
+        return Evaluation(
+            fitness=-np.array(nats),
+            metrics={"reverse_kl": float(np.mean(nats)), **self._describe()},
+            generated_tokens=sum(len(answer) for _, answer in sequences) if self._fresh else 0,
+            prompt_tokens=sum(len(prompt) for prompt, _ in sequences) if self._fresh else 0,
+            scored_tokens=len(candidates) * read,
+        )
+
+    def _divergence(self, scores: Tensor, wanted: Tensor, teacher: Tensor) -> float:
+        """Return the mean reverse KL of one candidate, from its scores of shape (all tokens, wanted)."""
+        vocabulary = self._source.vocabulary
+        student = fold_ends(scores.double(), wanted, vocabulary.end, len(vocabulary.merged))
+        if student.shape[-1] < vocabulary.size - len(vocabulary.merged):
+            student = append_tail(student)
+        else:  # the support is the vocabulary, and nothing is left for a tail
+            student, teacher = student.log_softmax(dim=-1), teacher[:, :-1]
+        value = float(reverse_kl(student, teacher).mean())
+        if not np.isfinite(value):
+            raise DistillationError(
+                f"a candidate's reverse KL is {value}, expected a finite number: the engine gives a token no mass "
+                "(half precision?), or the step size is far too large"
+            )
+        return value
+
+    def _describe(self) -> dict[str, float]:
+        """Return the means of what the rollouts recorded, over their tokens."""
+        tokens = sum(len(rollout.token_ids) for rollout in self._rollouts)
+        stats: dict[str, float] = {}
+        for name in ("beta", "kl_student", "teacher_entropy"):
+            parts = [rollout.stats[name] for rollout in self._rollouts if name in rollout.stats]
+            stats[name] = float(torch.cat(parts).mean()) if parts else nan
+        return {**stats, "rollouts": float(len(self._rollouts)), "mean_tokens": tokens / len(self._rollouts)}
+
+    def state_dict(self) -> State:
+        """The place in the prompts, and the rollouts in use."""
+        return {
+            "batches": self._batches.state_dict(),
+            "age": self._age,
+            "rollouts": [_rollout_state(rollout) for rollout in self._rollouts],
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue with those rollouts."""
+        self._batches.load_state_dict(state["batches"])
+        self._age = int(state["age"])
+        self._rollouts = [_rollout_of(kept) for kept in state["rollouts"]]
+
+
+def extended_support(support: Tensor, merged: Sequence[int]) -> Array:
+    """Return the ids to ask an engine for, shape (tokens, wanted): the support, then the other end ids."""
+    ids = support.cpu().numpy().astype(np.int64)
+    return np.concatenate([ids, np.tile(np.array(merged, dtype=np.int64), (len(ids), 1))], axis=1)
+
+
+def fold_ends(scores: Tensor, wanted: Tensor, end: int | None, num_merged: int) -> Tensor:
+    """Add the mass of the last columns, the other end ids, to the end's column where the support holds the end.
+
+    Elsewhere they belong to the tail, which is what is left.
+
+    Args:
+        scores: log-probabilities, shape (tokens, wanted).
+        wanted: their ids, same shape.
+        end: the id that stands for the end.
+        num_merged: number of the other end ids.
+    """
+    if not num_merged or end is None:
+        return scores
+    own, others = scores[:, :-num_merged], scores[:, -num_merged:].logsumexp(dim=-1, keepdim=True)
+    return torch.where(wanted[:, :-num_merged] == end, torch.logaddexp(own, others), own)
+
+
+def make_fitness(
+    backend: Backend,
+    batches: MiniBatches,
+    pool: RewardPool,  # noqa: ARG001  # other fitnesses score by rewards
+    sampling: Sampling,
+    *,
+    prompts: int,
+    samples: int = 1,
+    seed: int = 0,
+    model: str,
+    space: SvdLora,
+    teacher: str,
+    teacher_adapter: str | None = None,
+    student: str | None = None,
+    budget: float = 0.02,
+    steps: int | None = None,
+    schedule: Shape = "linear",
+    support: int | None = 16,
+    refresh: int = 1,
+    sequences: int = 64,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> DistillationFitness:
+    """Make the fitness that a configuration names ``distillation``.
+
+    Args:
+        backend: the engine.
+        batches: where the prompts come from.
+        pool: not used.
+        sampling: its ``max_tokens`` limits the rollouts; they are drawn at temperature 1.
+        prompts: problems per set of rollouts.
+        samples: rollouts per problem.
+        seed: what the rollouts' seeds derive from.
+        model: the engine's base model.
+        space: what search vectors mean.
+        teacher: Hugging Face id or folder of the teacher.
+        teacher_adapter: its LoRA adapter.
+        student: the base model for transformers, where the engine's is another file.
+        budget: of the trust region, nats per token; 0 lets the engine answer alone, and saves a second student.
+        steps: generations over which the budget falls to 0; None keeps it.
+        schedule: how it falls.
+        support: tokens that count one by one; None: all.
+        refresh: generations that one set of rollouts serves.
+        sequences: rollouts decoded together.
+        dtype: of teacher and second student.
+        device: of both.
+
+    Raises:
+        ConfigError: an option is out of range.
+        DistillationError: teacher and student do not fit.
+    """
+    for name, value, least in (("budget", budget, 0), ("refresh", refresh, 1), ("sequences", sequences, 1)):
+        if not value >= least:
+            raise ConfigError(f"fitness.options.{name} is {value!r}, expected at least {least}")
+    for name, optional in (("steps", steps), ("support", support)):
+        if optional is not None and optional < 1:
+            raise ConfigError(f"fitness.options.{name} is {optional!r}, expected at least 1, or null")
+    loaded = load_model("teacher", teacher, teacher_adapter, dtype=dtype, device=device)
+    source: RolloutSource
+    limits: dict[str, Any] = {"max_tokens": sampling.max_tokens, "sequences": sequences}
+    if budget == 0:
+        vocabulary = vocabulary_of_engine(backend, loaded, student or model)
+        options = RolloutOptions(support=support or vocabulary.size - len(vocabulary.merged), **limits)
+        source = EngineRollouts(backend, loaded.model, vocabulary, options)
+    else:
+        pair = make_pair(load_adapted_student(student or model, space, dtype=dtype, device=device), loaded)
+        every = pair.vocabulary.size - len(pair.vocabulary.merged)
+        behaviour = TrustRegion(Schedule(budget, steps, schedule))
+        source = BlendedRollouts(pair, space, behaviour, RolloutOptions(support=support or every, **limits))
+    return DistillationFitness(backend, batches, source, prompts=prompts, samples=samples, refresh=refresh, seed=seed)
+
+
+def _support(rollout: Rollout) -> Tensor:
+    if rollout.support is None:
+        raise DistillationError("rollouts for a fitness need a support: set RolloutOptions.support to a number")
+    return rollout.support
+
+
+def _rollout_state(rollout: Rollout) -> State:
+    return {
+        "prompt": list(rollout.prompt_ids),
+        "answer": list(rollout.token_ids),
+        "finished": rollout.finished,
+        "support": _support(rollout).numpy(),
+        "teacher": rollout.teacher.numpy(),
+        "stats": {name: values.numpy() for name, values in rollout.stats.items()},
+    }
+
+
+def _rollout_of(state: State) -> Rollout:
+    return Rollout(
+        prompt_ids=tuple(state["prompt"]),
+        token_ids=tuple(state["answer"]),
+        finished=bool(state["finished"]),
+        support=torch.from_numpy(state["support"]),
+        teacher=torch.from_numpy(state["teacher"]),
+        stats={name: torch.from_numpy(values) for name, values in state["stats"].items()},
+    )

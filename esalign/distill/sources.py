@@ -1,0 +1,173 @@
+"""Where the rollouts of gradient-free distillation come from: a blend of two models, or the engine itself."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esalign.assemble import model_path
+from esalign.distill.behaviour import Behaviour
+from esalign.distill.divergence import top_support
+from esalign.distill.forced import answer_logits, in_batches, pick
+from esalign.distill.models import Loaded, load_model
+from esalign.distill.rollout import Pair, Rollout, RolloutOptions, remember_teacher, roll_out
+from esalign.distill.vocabulary import PROBES, SharedVocabulary
+from esalign.errors import DistillationError
+from esalign.protocols import Backend
+from esalign.space import SvdLora
+from esalign.types import Array, Sampling
+
+TokenIds = tuple[int, ...]
+
+
+class RolloutSource(Protocol):
+    """Draws answers that all candidates will be judged on, with the teacher's opinion of every token."""
+
+    @property
+    def vocabulary(self) -> SharedVocabulary:
+        """The tokens that student and teacher share."""
+
+    def draw(self, mean: Array, prompts: Sequence[TokenIds], *, step: int, seed: int) -> list[Rollout]:
+        """Answer every prompt once with the search vector of the mean, shape (dim,); the teacher runs once."""
+
+
+@dataclass(frozen=True)
+class BlendedRollouts:
+    """Answers of a behaviour of student and teacher, the student being base model and mean.
+
+    Args:
+        pair: the models; the student carries a LoRA adapter of the space.
+        space: what a mean means.
+        behaviour: who samples.
+        options: how.
+    """
+
+    pair: Pair
+    space: SvdLora
+    behaviour: Behaviour
+    options: RolloutOptions
+
+    @property
+    def vocabulary(self) -> SharedVocabulary:
+        """The vocabulary of the pair."""
+        return self.pair.vocabulary
+
+    def draw(self, mean: Array, prompts: Sequence[TokenIds], *, step: int, seed: int) -> list[Rollout]:
+        """Set the student to the mean, and roll out."""
+        set_student(self.pair.student, self.space, mean)
+        return roll_out(self.pair, prompts, self.behaviour, self.options, step=step, seed=seed)
+
+
+@dataclass(frozen=True)
+class EngineRollouts:
+    """Answers of the mean by the engine alone; the teacher reads them afterwards. It takes no second student.
+
+    The student's own distribution is not known here, so the support is the teacher's likeliest tokens.
+
+    Args:
+        backend: the engine.
+        teacher: the teacher.
+        vocabulary: what both share.
+        options: how answers are drawn and read.
+    """
+
+    backend: Backend
+    teacher: Any
+    vocabulary: SharedVocabulary
+    options: RolloutOptions
+
+    @torch.no_grad()
+    def draw(self, mean: Array, prompts: Sequence[TokenIds], *, step: int, seed: int) -> list[Rollout]:  # noqa: ARG002  # no schedule
+        """Let the engine answer at temperature 1, and the teacher read."""
+        sampling = Sampling(max_tokens=self.options.max_tokens, temperature=1.0, seed=seed)
+        [completions] = self.backend.generate(mean[None], prompts, sampling)
+        answered = [(p, c.token_ids, c.finish_reason) for p, c in zip(prompts, completions, strict=True) if c.token_ids]
+        sequences = [(prompt, answer) for prompt, answer, _ in answered]
+        fields: list[dict[str, Tensor]] = [{} for _ in sequences]
+        for places in in_batches(sequences, self.options.read_tokens):
+            logits = answer_logits(self.teacher, pick(sequences, places))
+            for place, part in zip(places, logits.split([len(sequences[p][1]) for p in places]), strict=True):
+                teacher = self.vocabulary.logprobs(part)
+                support = top_support(teacher, self.options.support or self.vocabulary.size)
+                fields[place] = {"support": support, **remember_teacher(teacher, support)}
+        return [
+            Rollout(
+                prompt_ids=prompt,
+                token_ids=answer,
+                finished=reason == "stop",
+                support=kept["support"],
+                teacher=kept["teacher"],
+                stats={"teacher_entropy": kept["teacher_entropy"]},
+            )
+            for (prompt, answer, reason), kept in zip(answered, fields, strict=True)
+        ]
+
+
+@torch.no_grad()
+def set_student(student: Any, space: SvdLora, vector: Array) -> None:
+    """Write a search vector's factors, shape (dim,), into a model that carries the space's adapter."""
+    for name, (A, B) in space.factors(vector).items():
+        layer = student.get_submodule(f"base_model.model.{name}")
+        layer.lora_A["default"].weight.copy_(torch.from_numpy(A))
+        layer.lora_B["default"].weight.copy_(torch.from_numpy(B))
+
+
+def load_adapted_student(path: str, space: SvdLora, *, dtype: str, device: str) -> Loaded:
+    """Load a base model with the adapter of a space."""
+    if path.endswith(".gguf"):
+        raise DistillationError(
+            f"rollouts with a budget need the student in transformers, but the model is '{path}': name the original in "
+            "fitness.options.student, or set fitness.options.budget to 0"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        space.save_pretrained(np.zeros(space.dim), folder)
+        return load_model("student", path, folder, dtype=dtype, device=device)
+
+
+def vocabulary_of_engine(backend: Backend, teacher: Loaded, student: str | None) -> SharedVocabulary:
+    """Return what an engine and a teacher share, judged by how both cut texts into tokens.
+
+    Args:
+        backend: the engine.
+        teacher: the teacher.
+        student: the engine's model, whose end ids are read where transformers can.
+
+    Raises:
+        DistillationError: they cut them differently, or the teacher's head is too small.
+    """
+    for text in PROBES:
+        ours, theirs = backend.encode(text), tuple(teacher.tokenizer(text)["input_ids"])
+        if tuple(ours) != theirs:
+            raise DistillationError(
+                f"the engine and {teacher.label} cut {text!r} into different tokens, {list(ours)[:6]} and "
+                f"{list(theirs)[:6]} ...: take a teacher with the student's tokenizer"
+            )
+    size = max(teacher.tokenizer.get_vocab().values()) + 1
+    if teacher.rows < size:
+        raise DistillationError(f"{teacher.label} has {teacher.rows} output rows for {size} token ids of its tokenizer")
+    ends = [*_ends(student), *teacher.ends]
+    return SharedVocabulary.of_one(size, list(dict.fromkeys(end for end in ends if end < size)))
+
+
+def _ends(student: str | None) -> list[int]:
+    """Return the end ids of a model by its configuration alone; none where transformers knows no such model."""
+    if student is None or student.endswith(".gguf"):
+        return []
+    from transformers import GenerationConfig
+
+    try:
+        ends = GenerationConfig.from_pretrained(model_path(student)).eos_token_id
+    except OSError:
+        return []
+    return [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
+
+
+def on_cpu(rollout: Rollout) -> Rollout:
+    """Return a rollout as it is kept over generations."""
+    support = None if rollout.support is None else rollout.support.cpu()
+    stats = {name: values.cpu() for name, values in rollout.stats.items()}
+    return replace(rollout, support=support, teacher=rollout.teacher.cpu(), stats=stats)
