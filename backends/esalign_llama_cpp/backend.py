@@ -234,11 +234,11 @@ def _check_options(
     check_counts(**counts)
     if not kv_memory_gb > 0:
         raise BackendError(f"kv_memory_gb is {kv_memory_gb!r}, expected a number above 0")
-    most = min(MOST_SEQUENCES - 1, counts["batch"])
+    most = min(MOST_SEQUENCES, counts["batch"]) - 1  # one more holds what prompts share; llama.cpp aborts beyond
     if (counts["sequences"] or 1) > most:
         raise BackendError(
-            f"sequences is {counts['sequences']}, expected at most {most}: llama.cpp's limit of {MOST_SEQUENCES - 1}, "
-            "and the option 'batch'"
+            f"sequences is {counts['sequences'] or 1}, expected at most {most}: below the option 'batch', which is "
+            f"{counts['batch']}, and llama.cpp's limit of {MOST_SEQUENCES}"
         )
 
 

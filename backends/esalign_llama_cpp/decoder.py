@@ -10,7 +10,7 @@ work always are 1, 2, 3 and so on: when one ends, the last one moves into its pl
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -59,7 +59,6 @@ class _Work:
     tokens: deque[int]
     position: int
     silent: int
-    share: int = field(default=0)  # tokens in the present batch
 
 
 class Decoder:
@@ -85,8 +84,7 @@ class Decoder:
         work: list[_Work] = []
         while waiting or work:
             self._admit(waiting, work, shared)
-            logits = self._step(work)
-            self._distribute(work, logits, consumer)
+            self._step(work, consumer)
 
     def _split(self, groups: Sequence[Group]) -> list[Group]:
         size = self.largest_group
@@ -122,52 +120,55 @@ class Decoder:
             if shared:
                 self._context.copy(PREFIX, len(work))
 
-    def _step(self, work: list[_Work]) -> Array:
-        """Feed one batch: a token of every sequence, then more of those that have more, in turn."""
-        self._apportion(work)
-        context = self._context
-        start = 0
-        for number, sequence in enumerate(work, 1):
-            stop = start + sequence.share
-            context.token[start:stop] = [sequence.tokens.popleft() for _ in range(sequence.share)]
-            context.position[start:stop] = np.arange(sequence.position, sequence.position + sequence.share)
-            context.sequence[start:stop] = number
-            context.wanted[start:stop] = 1
-            context.wanted[start : start + min(sequence.silent, sequence.share)] = 0
-            sequence.position += sequence.share
-            start = stop
-        return context.decode(start)
-
-    def _apportion(self, work: list[_Work]) -> None:
-        """Share the batch out, keeping to its size and to the number of logits that it may give."""
-        tokens = self._context.settings.batch - len(work)
-        outputs = self._context.settings.outputs - sum(sequence.silent == 0 for sequence in work)
-        for sequence in work:
-            more = min(len(sequence.tokens) - 1, tokens)
-            loud = min(max(0, more + 1 - max(1, sequence.silent)), max(0, outputs))
-            more = min(more, max(0, sequence.silent - 1) + loud)
-            sequence.share = 1 + more
-            tokens -= more
-            outputs -= loud
-
-    def _distribute(self, work: list[_Work], logits: Array, consumer: Consumer) -> None:
-        """Hand the logits to the consumer, continue what goes on, and close the gaps of what is finished."""
+    def _step(self, work: list[_Work], consumer: Consumer) -> None:
+        """Feed one batch, hand the logits to the consumer, and close the gaps that finished sequences leave."""
+        chosen, share = self._choose(work)
+        logits = self._feed([(number, work[number - 1]) for number in chosen], share)
         row = 0
-        finished: list[int] = []
-        for number, sequence in enumerate(list(work), 1):
-            loud = max(0, sequence.share - sequence.silent)
-            sequence.silent = max(0, sequence.silent - sequence.share)
-            if not loud:
-                continue
+        finished = []
+        for number in chosen:
+            sequence = work[number - 1]
+            loud = max(0, share - sequence.silent)
+            sequence.silent = max(0, sequence.silent - share)
             rows = logits[row : row + loud]
             row += loud
-            if sequence.tokens:  # the rest of them follows in the next batch
-                consumer.consume(sequence.members[0], rows)
+            if sequence.tokens:  # the rest of them follows in later batches
+                if loud:
+                    consumer.consume(sequence.members[0], rows)
                 continue
             self._continue(work, number, rows, consumer)
             if not sequence.tokens:
                 finished.append(number)
         self._close_gaps(work, finished)
+
+    def _choose(self, work: list[_Work]) -> tuple[list[int], int]:
+        """Return the numbers of the sequences to feed, and how many tokens of each.
+
+        Those come first that have the most left, so that prompts are read before answers go on. Only such with equally
+        many are fed together: llama.cpp would cut the batch where the shortest ends, and how a prompt is cut up, which
+        quantised weights make felt, must not depend on its company.
+        """
+        settings = self._context.settings
+        left, silent = max((len(sequence.tokens), sequence.silent) for sequence in work)
+        share = min(left, settings.batch if silent else min(settings.batch, settings.outputs))
+        loud = max(0, share - silent)
+        most = min(settings.batch // share, settings.outputs // loud if loud else settings.batch)
+        alike = [n for n, sequence in enumerate(work, 1) if (len(sequence.tokens), sequence.silent) == (left, silent)]
+        return alike[:most], share
+
+    def _feed(self, chosen: list[tuple[int, _Work]], share: int) -> Array:
+        """Feed as many tokens of each sequence. Returns the logits that are wanted."""
+        context = self._context
+        stop = 0
+        for number, sequence in chosen:
+            start, stop = stop, stop + share
+            context.token[start:stop] = [sequence.tokens.popleft() for _ in range(share)]
+            context.position[start:stop] = np.arange(sequence.position, sequence.position + share)
+            context.sequence[start:stop] = number
+            context.wanted[start:stop] = 1
+            context.wanted[start : start + min(sequence.silent, share)] = 0
+            sequence.position += share
+        return context.decode(stop)
 
     def _continue(self, work: list[_Work], number: int, rows: Array, consumer: Consumer) -> None:
         """Ask what to feed next; the members of a group that has read its prompt part here."""

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import re
 from collections import deque
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,8 @@ TESTED = ("0.3.36", "0.3.36")
 """The oldest and the newest version of llama-cpp-python that the tests were run with."""
 
 WARNING, ERROR, CONTINUED = 3, 4, 5  # of ggml.h; the binding's own table is older than its library
+EMPTY_WORDS = ("failed to load model", "llama_model_loader: failed to load model")  # they follow on the reason
+_SPEAKER = re.compile(r"^(\w+: )(error loading model: )?")
 NO_USER_DATA = ctypes.c_void_p(0)
 
 
@@ -40,8 +43,9 @@ class Log:
     @property
     def reason(self) -> str:
         """The lines since `clear`, as one."""
-        lines = (" ".join(line.split()).lstrip("|/- ") for line in self._lines)
-        return "; ".join(dict.fromkeys(line for line in lines if line)) or "llama.cpp gave no reason"
+        lines = [_SPEAKER.sub("", " ".join(line.split())) for line in self._lines]
+        telling = [line for line in lines if line and not line.startswith(EMPTY_WORDS)]
+        return "; ".join(dict.fromkeys(telling)) or "llama.cpp gave no reason"
 
 
 class Library:

@@ -40,7 +40,7 @@ class GgufModel:
         library.log.clear()
         pointer = api.llama_model_load_from_file(str(path).encode(), parameters)
         if not pointer:
-            raise BackendError(f"llama.cpp cannot load '{path}': {library.log.reason}")
+            raise BackendError(_explain(path, library.log.reason))
         self._pointer: Any = pointer
         self.architecture = self.metadata("general.architecture")
         try:
@@ -178,6 +178,13 @@ class Vocabulary:
         """The ids that end an answer."""
         is_end = self._api.llama_vocab_is_eog
         return frozenset(token for token in range(self.size) if is_end(self._vocab, token))
+
+
+def _explain(path: Path, reason: str) -> str:
+    """Return what to say of a model that llama.cpp cannot load."""
+    if "unknown model architecture" in reason:
+        return f"llama.cpp cannot load '{path}': {reason}, expected one of {', '.join(ARCHITECTURES)}"
+    return f"llama.cpp cannot load '{path}': {reason}; is the download complete?"
 
 
 def check_magic(path: Path) -> None:

@@ -90,4 +90,4 @@ def count_sequences(asked: int | None, model: GgufModel, settings: Settings, tok
     if asked is not None:
         return asked
     each = tokens * model.kv_width * CACHE_BYTES[settings.kv_type]
-    return max(1, min(DEFAULT_SEQUENCES, settings.batch, int(kv_bytes / each) - 1))
+    return max(1, min(DEFAULT_SEQUENCES, settings.batch - 1, int(kv_bytes / each) - 1))
