@@ -24,9 +24,7 @@ class Verdict:
     @property
     def short(self) -> str:
         """The verdict in a table's cell."""
-        return {"better": "better", "worse": "worse", "unclear": "no clear difference", "none": "the start itself"}[
-            self.kind
-        ]
+        return {"better": "better", "worse": "worse", "unclear": "no clear difference", "none": "the start"}[self.kind]
 
 
 def judge_gain(gain: Estimate, generation: int) -> Verdict:
@@ -160,17 +158,22 @@ def prompt_text(prompt: Any) -> str:
     return str(prompt)
 
 
-def one_line(text: str, width: int) -> str:
+def one_line(text: str, width: int, *, head: float = 0.5) -> str:
     """Return text that is safe to print, on one line of at most width characters; the middle is left out.
 
     Models may write escape sequences; every control and formatting character becomes a space.
+
+    Args:
+        text: what somebody wrote.
+        width: at least 10.
+        head: share of the line for the beginning, in [0, 1]; the end has the rest.
     """
     clean = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
     line = " ".join(clean.split())
     if len(line) <= width:
         return line
-    head = (width - 3) // 2
-    return f"{line[:head]} … {line[len(line) - (width - 3 - head) :]}"
+    first = round((width - 3) * head)
+    return f"{line[:first]} … {line[len(line) - (width - 3 - first) :]}"
 
 
 def concerns(row: Mapping[str, Any], *, max_tokens: int | None) -> dict[str, str]:

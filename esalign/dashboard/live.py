@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 WIDEST = 120
 DRAWINGS_PER_SECOND = 2
 LABEL_WIDTH = 12
+PROMPT_HEAD = 0.8  # share of a shortened problem that is its beginning, where the particulars mostly are
 SAMPLE_HEIGHT = 6  # lines
 WORD = 20  # columns that breaking two lines between words may cost
 STATE = {  # what is shown of a row, where it is there
@@ -164,7 +165,7 @@ class LiveDashboard:
             return
         reward = self._sample.get("reward")
         yield "", ""
-        yield "problem", one_line(prompt_text(self._sample.get("prompt", "")), 2 * width - WORD)
+        yield "problem", one_line(prompt_text(self._sample.get("prompt", "")), 2 * width - WORD, head=PROMPT_HEAD)
         yield "answer", one_line(str(self._sample.get("completion", "")), 2 * width - WORD)
         yield "reward", "none (abstained)" if reward is None else f"{reward:g}"
 
