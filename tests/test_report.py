@@ -50,7 +50,7 @@ SAMPLES = tuple(
 def make_result(*, gain=0.1, half=0.04, generation=4, **changes):
     comparison = {"start": interval(0.21), "result": interval(0.21 + gain), "gain": interval(gain, half)}
     return {
-        "reason": "all 4 generations done",
+        "reason": "Stopped: all 4 generations done.",
         "generation": generation,
         "comparisons": {"test/greedy": comparison, "probe": {**comparison, "gain": interval(-0.02, 0.01)}},
         "kl": 0.0312,
@@ -109,7 +109,7 @@ def test_a_finished_run_is_told_in_numbers_and_words(finished):
         "+0.100 [+0.060, +0.140]",
         "Mean reward on 100 unseen problems (test, greedy). Better: the gain's 95 % interval excludes zero.",
         "after generation 4",
-        "all 4 generations done",
+        "Stopped: all 4 generations done.",
         "0.0312 nats per token",
         "a loss: the interval excludes zero",
         "32 of 32 answers equal",

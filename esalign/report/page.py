@@ -110,7 +110,7 @@ def status(files: RunFiles) -> str:
             f"{step} is chosen by them; the test follows at the end of the run."
         )
     chosen = files.words.result_of(int(files.result.get("generation") or 0))
-    return f"The result is {chosen}, the best on validation problems. It stopped: {files.result.get('reason')}."
+    return f"The result is {chosen}, the best on validation problems. Stopped: {files.result.get('reason')}."
 
 
 def comparison_rows(files: RunFiles) -> list[Mapping[str, Any]]:
