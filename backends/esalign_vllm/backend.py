@@ -14,7 +14,7 @@ from esalign_vllm.engine import Engine, start_engine
 from esalign_vllm.environment import import_vllm
 from esalign_vllm.fit import check_fit, find_ends, load_config
 from esalign_vllm.options import check_device, check_options, choose_dtype, default_arguments
-from esalign_vllm.requests import Request, run_requests
+from esalign_vllm.requests import Request
 from esalign_vllm.text import TextCodec
 from esalign_vllm.versions import check_version, installed_version
 
@@ -105,6 +105,7 @@ class VllmBackend:
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """Answer every prompt with every candidate; see `esalign.protocols.Backend`."""
+        self._open()
         vectors = as_candidates(candidates, self.space.dim if self.space else 0)
         encoded = [list(self._codec.encode(prompt, f"prompt {j}")) for j, prompt in enumerate(prompts)]
         for j, ids in enumerate(encoded):
@@ -129,6 +130,7 @@ class VllmBackend:
 
         With support, vLLM returns those of the whole vocabulary, which is slow where that is large.
         """
+        self._open()
         vectors = as_candidates(candidates, self.space.dim if self.space else 0)
         checked = [self._check_sequence(j, *sequence) for j, sequence in enumerate(sequences)]
         wanted = [self._check_support(j, checked[j][1], support) for j in range(len(checked))]
@@ -172,6 +174,7 @@ class VllmBackend:
             together: the most requests at a time; None for all.
         """
         engine = self._open()
+        most = together or max(1, len(vectors) * len(work))
         parts = -(-len(vectors) // self.slots)
         first = 0
         for part in np.array_split(vectors, parts):
@@ -181,8 +184,8 @@ class VllmBackend:
                     for i, adapter in enumerate(adapters)
                     for number, ids, parameters in work
                 ]
-                for start in range(0, len(requests), together or len(requests) or 1):
-                    run_requests(engine.llm.llm_engine, requests[start : start + (together or len(requests))], finish)
+                for start in range(0, len(requests), most):
+                    engine.run(requests[start : start + most], finish)
             first += len(part)
 
     def _check_sequence(self, j: int, prompt: Sequence[int], answer: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -1,8 +1,9 @@
 """Starting vLLM with room for candidates, and making candidates current in it."""
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakSet
@@ -13,6 +14,7 @@ from esalign.types import Array
 from esalign_vllm.basis import BARE, FILES, MODES, SHARED_BASIS, tabulate, write_basis
 from esalign_vllm.environment import IN_PROCESS, defaults, preserved_process, quietly
 from esalign_vllm.files import memory_folder, write_candidate
+from esalign_vllm.requests import Request, run_requests
 
 WORKER = "esalign_vllm.worker.PopulationWorker"
 MEMORY_PATH = "mem://esalign"  # vLLM wants a path of an adapter; this one is never read
@@ -100,14 +102,20 @@ class Engine:
                 write_candidate(self.space, vector, folder / name)
             yield [LoRARequest(name, first + number, str(folder / name)) for number, name in enumerate(names)]
 
+    def run(self, requests: Sequence[Request], on_finished: Callable[[Any, Any], None]) -> None:
+        """Run requests to the end; see `run_requests`. Sampling in this process leaves its generators as they were."""
+        with preserved_process() if self.in_process else nullcontext():
+            run_requests(self.llm.llm_engine, requests, on_finished)
+
     def close(self) -> None:
         """Stop the engine and free its memory."""
         if self.llm is None:
             return
-        engine, self.llm = self.llm.llm_engine, None
-        engine.engine_core.shutdown()
-        del engine
         Engine.in_this_process.discard(self)
+        engine, self.llm = self.llm.llm_engine, None
+        with _process_groups_of_others():
+            engine.engine_core.shutdown()
+        del engine
         _end_process_groups()
 
 
@@ -193,9 +201,24 @@ def _end_process_groups() -> None:
         cleanup_dist_env_and_memory()
 
 
+@contextmanager
+def _process_groups_of_others() -> Iterator[None]:
+    """Keep an engine that stops from ending what it shares with others in this process, as vLLM would have it."""
+    core: Any = import_module("vllm.v1.engine.core")
+    name = "cleanup_dist_env_and_memory"
+    original = getattr(core, name, None)
+    if original is None or not Engine.in_this_process:
+        yield
+        return
+    setattr(core, name, lambda: None)
+    try:
+        yield
+    finally:
+        setattr(core, name, original)
+
+
 def _reason(error: BaseException) -> str:
     """Return what an error of vLLM says, in one line."""
     lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-    if type(error).__name__ == "ValidationError" and len(lines) > 1:  # pydantic: a heading, the field, its message
-        return lines[2] if len(lines) > 2 else lines[1]
-    return lines[0] if lines else type(error).__name__
+    findings = [line.partition(" [type=")[0] for line in lines if " [type=" in line]  # as pydantic words them
+    return " ".join((findings or lines)[:1]).removeprefix("Value error, ") or type(error).__name__
