@@ -13,6 +13,7 @@ from esalign.config import RunConfig
 from esalign.dashboard import LiveDashboard, PlainReporter, make_reporter, show_plan, show_result
 from esalign.dashboard.live import sparkline
 from esalign.dashboard.progress import RunProgress
+from esalign.distill.config import DistillConfig
 from esalign.export import Verification
 from esalign.run import Comparison, Result
 from esalign.statistics import Estimate
@@ -216,6 +217,27 @@ def test_plain_output_is_one_line_an_event_without_escapes(tmp_path):
     assert lines[6].startswith(" 3/20")
     assert lines[7:] == ["warning: something with two lines"]
     assert "\x1b" not in printed(console)
+
+
+def test_a_distillation_has_updates_and_shows_what_it_recorded(tmp_path):
+    config = DistillConfig.model_validate(
+        {
+            "student": {"path": "student"},
+            "teacher": {"path": "teacher"},
+            "data": {"source": "data.jsonl"},
+            "rewards": [{"name": "math"}],
+            "run": {"generations": 200},
+        }
+    )
+    live, plain = LiveDashboard(make_console()), PlainReporter(make_console(terminal=False))
+    for reporter in (live, plain):
+        reporter.start(config, tmp_path, 0)
+        reporter.generation(START)
+        reporter.generation(row(1, fitness={"mean": -0.4}, validation=interval(0.3), beta=0.25, reverse_kl=0.4))
+    assert "at update 1, +0.100" in frame(live)
+    assert "beta 0.25   reverse KL 0.4" in frame(live)
+    assert "fitness -0.400 | beta 0.25 | reverse KL 0.4 |" in printed(plain._console)
+    assert "n/a" not in frame(live) + printed(plain._console)
 
 
 def test_only_terminals_of_some_size_get_the_dashboard():

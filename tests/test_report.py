@@ -187,6 +187,33 @@ def test_equal_runs_give_equal_pages(finished, tmp_path):
     assert write_report(write_run(tmp_path, result=make_result())).read_text(encoding="utf-8") == finished
 
 
+def test_a_distillation_has_updates_a_student_and_its_own_curves(tmp_path):
+    numbers = {"loss": 0.4, "beta": 0.5, "reverse_kl": 0.4, "grad_norm": 1.0}
+    rows = [
+        row(
+            generation,
+            fitness={"mean": -0.4},
+            validation=interval(0.2),
+            **{"validation/reverse_kl": interval(0.5)},
+            **numbers,
+        )
+        for generation in range(4)
+    ]
+    folder = write_run(tmp_path, rows=rows)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"run": {"generations": 4}, "student": {"path": "student"}}))
+    page = read_page(folder)
+    for expected in (
+        "3 of 4 updates are done",
+        "The training",
+        "Loss",
+        "Reverse KL to the teacher, held out",
+        "Pull of",
+    ):
+        assert expected in page.text
+    assert "generation" not in page.text.partition("Configuration")[0]
+    assert "Step size" not in page.text
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_a_run_that_has_hardly_begun_has_a_page(tmp_path, count):
     assert "not finished" in read_page(write_run(tmp_path, rows=ROWS[:count], samples=())).text
