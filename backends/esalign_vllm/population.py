@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from esalign_vllm.basis import SHARED_BASIS, SLOTS, LayerFactors, read_basis
-from esalign_vllm.shared_basis import NoAdapter, SharedBasis, SliceFactors
+from esalign_vllm.shared_basis import NoAdapter, SharedBasis, SliceFactors, table_columns
 
 
 class Unsupported(Exception):  # noqa: N818  (a finding, which the backend turns into a fallback or an error)
@@ -57,7 +57,7 @@ class Population:
         self.slot_of_id: list[int] = []
         self.layers, self.adapted = find_layers(self.manager, factors)
         if mode == SHARED_BASIS:
-            self.tables = self._install_tables()
+            self.table, self.columns = self._install_table()
         else:
             self._check_ranks()
 
@@ -66,21 +66,19 @@ class Population:
         """Read the factors from a file and install them."""
         return cls(worker_manager, read_basis(Path(file)), mode)
 
-    def _install_tables(self) -> list[tuple[Tensor, Tensor]]:
-        """Put a stand-in into each LoRA layer. Returns (table, its columns of a candidate's row) per adapted layer."""
-        tables = []
-        for layer in self.layers:
+    def _install_table(self) -> tuple[Tensor, Tensor]:
+        """Put a stand-in into each LoRA layer. Returns their table, and its columns of a candidate's row."""
+        orders = [table_columns([part for _, part in layer.parts]) for layer in self.layers]
+        columns = torch.tensor([column for order in orders for column in order], dtype=torch.int64)
+        table = torch.zeros(self.slots + 1, len(columns), device=self.manager.device)
+        shares = table.split([len(order) for order in orders], dim=1)
+        for layer, share in zip(self.layers, shares, strict=True):
             module, parts = layer.module, [part for _, part in layer.parts]
-            down, up = module.lora_a_stacked[0], module.lora_b_stacked[0]
-            table = torch.zeros(self.slots + 1, 2 * sum(part.rank for part in parts), device=down.device)
-            out = sum(module.output_slices)
-            module.punica_wrapper = SharedBasis(module.punica_wrapper, table, parts, out=out, dtype=up.dtype)
+            dtype, out = module.lora_b_stacked[0].dtype, sum(module.output_slices)
+            module.punica_wrapper = SharedBasis(module.punica_wrapper, share, parts, out=out, dtype=dtype)
             module.punica_wrapper.slots.fill_(-1)  # vLLM leaves it uninitialised, and graphs read past the tokens
-            values_a = [c for part in parts for c in part.columns[: part.rank]]
-            values_b = [c for part in parts for c in part.columns[part.rank :]]
-            tables.append((table, torch.tensor(values_a + values_b)))
         self._silence_others()
-        return tables
+        return table, columns
 
     def _silence_others(self) -> None:
         """Spare layers without an adapter their LoRA work, and all layers the memory of a matrix per slot."""
@@ -128,8 +126,7 @@ class Population:
         rows = torch.from_numpy(np.frombuffer(raw, dtype=np.float32).reshape(population, self.width).copy())
         slots = torch.tensor(self.slot_of_id[:population])
         if self.mode == SHARED_BASIS:
-            for table, columns in self.tables:
-                table[slots.to(table.device)] = rows[:, columns].to(table.device)
+            self.table[slots.to(self.table.device)] = rows[:, self.columns].to(self.table.device)
             return
         for layer in self.layers:
             for number, part in layer.parts:

@@ -1,6 +1,7 @@
 """Running requests through vLLM's engine, each answer handed on as soon as it is finished."""
 
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,19 @@ class Request:
     adapter: Any
 
 
-def run_requests(engine: Any, requests: Iterable[Request], on_finished: Callable[[Any, Any], None]) -> None:
+def run_requests(
+    engine: Any,
+    requests: Iterable[Request],
+    on_finished: Callable[[Any, Any], None],
+    around_step: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
     """Run requests to the end, all in one batch as far as the engine's memory reaches.
 
     Args:
         engine: vLLM's LLMEngine.
         requests: what to run.
         on_finished: called with a request's key and vLLM's output, in the order in which they finish.
+        around_step: entered around each of the engine's steps.
     """
     open_keys: dict[str, Any] = {}
     try:
@@ -42,7 +49,9 @@ def run_requests(engine: Any, requests: Iterable[Request], on_finished: Callable
                 lora_request=request.adapter,
             )
         while engine.has_unfinished_requests():
-            for output in engine.step():
+            with around_step():
+                outputs = engine.step()
+            for output in outputs:
                 if output.finished:
                     on_finished(open_keys.pop(output.request_id), output)
     finally:

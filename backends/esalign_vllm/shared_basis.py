@@ -40,8 +40,15 @@ class SliceFactors:
 
     @property
     def columns(self) -> list[int]:
-        """The table's columns of s_A, then of s_B."""
+        """A candidate's columns of s_A, then of s_B."""
         return list(range(self.start, self.start + 2 * self.rank))
+
+
+def table_columns(parts: Sequence[SliceFactors]) -> list[int]:
+    """Return a candidate's columns in the order that a layer's table has them: s_A of all its parts, then s_B."""
+    values_a = [column for part in parts for column in part.columns[: part.rank]]
+    values_b = [column for part in parts for column in part.columns[part.rank :]]
+    return values_a + values_b
 
 
 class SharedBasis:

@@ -1,0 +1,189 @@
+"""How fast vLLM evaluates a population, and what a switch of candidates costs, on a model of random weights.
+
+    python examples/benchmarks/vllm_engine.py [--candidates 32] [--prompts 8] [--rounds 5] [--switches 2000]
+
+The same sequences are generated without LoRA, in shared-basis mode, by vLLM's own multi-LoRA kernels in one call, and
+candidate by candidate. Rounds are interleaved, and ratios taken within a round, so that a busy machine disturbs them
+less; their medians are printed, as Markdown. The last part counts memory over many switches.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read once, when torch is imported
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from esalign_vllm import VllmBackend
+from esalign_vllm.engine import Engine
+
+from esalign.adapter_io import Adapter, LoraModule, write_adapter
+from esalign.space import SvdLora
+from esalign.types import Sampling
+
+WIDTH, LAYERS, HEADS, VOCAB, CONTEXT = 384, 8, 6, 4096, 256
+END = VOCAB - 1
+
+
+def make_model(folder: Path, rank: int) -> tuple[Path, SvdLora, int]:
+    """Write a random Llama that never ends an answer. Returns it with a random space around it, and its parameters."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        vocab_size=VOCAB,
+        max_position_embeddings=CONTEXT,
+        eos_token_id=END,
+        bos_token_id=None,
+    )
+    model = LlamaForCausalLM(config)
+    torch.nn.init.zeros_(model.lm_head.weight[END])  # a logit of 0 is never the highest
+    model.save_pretrained(folder)
+    words = {f"w{number}": number for number in range(VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=f"w{END}").save_pretrained(folder)
+    generator = np.random.default_rng(0)
+    modules = tuple(
+        LoraModule(
+            f"model.layers.{layer}.self_attn.{name}_proj",
+            (generator.standard_normal((rank, WIDTH)) / WIDTH**0.5).astype(np.float32),
+            (generator.standard_normal((WIDTH, rank)) / rank**0.5).astype(np.float32),
+            1.0,
+        )
+        for layer in range(LAYERS)
+        for name in "kqvo"
+    )
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": [f"{n}_proj" for n in "kqvo"]}
+    adapter = write_adapter(Adapter(settings, modules), folder / "adapter")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return folder, SvdLora.from_pretrained(adapter), parameters
+
+
+def tokens_per_second(work: Callable[[], list[list[Any]]]) -> float:
+    """Return generated tokens a second."""
+    start = time.perf_counter()
+    rows = work()
+    return sum(len(answer.token_ids) for row in rows for answer in row) / (time.perf_counter() - start)
+
+
+def compare_throughput(model: Path, space: SvdLora, options: argparse.Namespace) -> None:
+    """Print the table of throughputs."""
+    generator = np.random.default_rng(1)
+    population = options.candidates
+    candidates = generator.standard_normal((population, space.dim)) * 0.3
+    prompts = [generator.integers(0, END, 16 + j % 8).tolist() for j in range(options.prompts)]
+    sampling = Sampling(max_tokens=options.tokens)
+    settings: dict[str, Any] = {"enable_prefix_caching": False, "max_num_seqs": 512}  # the bare model's prompts repeat
+    bare = VllmBackend(model, None, **settings)
+    shared = VllmBackend(model, space, mode="shared-basis", slots=population, **settings)
+    stock = VllmBackend(model, space, mode="slots", slots=population, **settings)
+    variants: dict[str, Callable[[], list[list[Any]]]] = {
+        "no LoRA": lambda: bare.generate(np.zeros((population, 0)), prompts, sampling),
+        "shared basis, one call": lambda: shared.generate(candidates, prompts, sampling),
+        "stock multi-LoRA, one call": lambda: stock.generate(candidates, prompts, sampling),
+        "candidate by candidate": lambda: [stock.generate(c[None], prompts, sampling)[0] for c in candidates],
+    }
+    for work in variants.values():
+        work()
+    rounds = [{name: tokens_per_second(work) for name, work in variants.items()} for _ in range(options.rounds)]
+    print("\n| | tokens/s | of no LoRA |\n|---|---|---|")
+    for name in variants:
+        speed = statistics.median(r[name] for r in rounds)
+        share = statistics.median(r[name] / r["no LoRA"] for r in rounds)
+        print(f"| {name} | {speed:.0f} | {share:.2f} |")
+    first = "shared basis, one call"
+    for name, wanted in (("stock multi-LoRA, one call", 2.0), ("candidate by candidate", 3.0), ("no LoRA", 0.8)):
+        ratio = statistics.median(r[first] / r[name] for r in rounds)
+        print(f"\nshared basis / {name}: {ratio:.2f} (wanted: at least {wanted:g})")
+    same = sum(
+        a.token_ids == b.token_ids
+        for left, right in zip(variants[first](), variants["stock multi-LoRA, one call"](), strict=True)
+        for a, b in zip(left, right, strict=True)
+    )
+    print(f"\nequal answers of shared basis and stock multi-LoRA: {same} of {population * len(prompts)}")
+    for backend in (bare, shared, stock):
+        backend.close()
+
+
+def switch(engine: Engine, vectors: Any) -> None:
+    """Make candidates current, to the point where vLLM could run them."""
+    with engine.candidates(vectors) as adapters:
+        if engine.mode == "files":
+            for adapter in adapters:
+                engine.llm.llm_engine.add_lora(adapter)
+
+
+def compare_switches(model: Path, space: SvdLora, options: argparse.Namespace) -> None:
+    """Print what it costs to make a population current, from search vectors to ready."""
+    generator = np.random.default_rng(2)
+    costs = {}
+    for mode, repeats in (("shared-basis", 50), ("slots", 10), ("files", 3)):
+        backend = VllmBackend(model, space, mode=mode, slots=options.candidates)
+        times = []
+        for _ in range(repeats + 1):
+            vectors = generator.standard_normal((options.candidates, space.dim)) * 0.3
+            start = time.perf_counter()
+            switch(backend.engine, vectors)
+            times.append(time.perf_counter() - start)
+        costs[mode] = statistics.median(times[1:])
+        backend.close()
+    print(f"\n| switch of {options.candidates} candidates | ms | per candidate (ms) |\n|---|---|---|")
+    for mode, cost in costs.items():
+        print(f"| {mode} | {1e3 * cost:.2f} | {1e3 * cost / options.candidates:.3f} |")
+    print(f"\nfiles / shared basis: {costs['files'] / costs['shared-basis']:.0f} (wanted: at least 100)")
+
+
+def count_memory(model: Path, space: SvdLora, options: argparse.Namespace) -> None:
+    """Print resident memory over many switches, each with a short answer."""
+    import psutil
+
+    backend = VllmBackend(model, space, slots=options.candidates)
+    generator = np.random.default_rng(3)
+    process, sampling = psutil.Process(), Sampling(max_tokens=2)
+    print("\n| switches | resident memory (MB) |\n|---|---|")
+    for number in range(options.switches + 1):
+        vectors = generator.standard_normal((options.candidates, space.dim)) * 0.3
+        backend.generate(vectors, [[1, 2, 3, number % VOCAB]], sampling)
+        if number % max(1, options.switches // 8) == 0:
+            print(f"| {number} | {process.memory_info().rss / 1e6:.1f} |", flush=True)
+    backend.close()
+
+
+def main() -> None:
+    """Run all parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("candidates", 32), ("prompts", 8), ("tokens", 32), ("rank", 8), ("rounds", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--switches", type=int, default=200)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model, space, parameters = make_model(Path(folder), options.rank)
+        shape = json.dumps({k: getattr(options, k) for k in ("candidates", "prompts", "tokens", "rank")})
+        print(
+            f"{parameters / 1e6:.1f}M parameters, dim {space.dim}, {shape}, {os.environ['OMP_NUM_THREADS']} thread(s)"
+        )
+        for part in options.parts:
+            PARTS[part](model, space, options)
+            sys.stdout.flush()
+
+
+PARTS = {"throughput": compare_throughput, "switches": compare_switches, "memory": count_memory}
+
+if __name__ == "__main__":
+    main()
