@@ -347,9 +347,10 @@ def test_reasons_are_read_at_the_levels_of_this_library():
     assert log.reason == "llama.cpp gave no reason"
     log.add(WARNING, "load: half ")
     log.add(CONTINUED, "a line\n")
+    assert log.reason == "half a line"
     log.add(ERROR, "f: error loading model: it is broken\n")
     log.add(ERROR, "g: failed to load model\n")
-    assert log.reason == "half a line; it is broken"
+    assert log.reason == "it is broken"
     log.clear()
     assert log.reason == "llama.cpp gave no reason"
 

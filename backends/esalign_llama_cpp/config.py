@@ -16,6 +16,7 @@ from esalign_llama_cpp.names import LINEAR
 ARCHITECTURE_OF = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 ROPE_KINDS = ("default", "linear", "yarn", "llama3")
 NORMS = ("input_layernorm", "post_attention_layernorm")
+NORMS_OF_HEADS = ("self_attn.q_norm", "self_attn.k_norm")
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,13 @@ class ModelConfig:
     rope: Rope
     ends: tuple[int, ...]
 
-    def layer_names(self) -> Iterator[str]:
-        """Yield the layers whose weights must be there."""
+    def layer_names(self, more: tuple[str, ...] = ()) -> Iterator[str]:
+        """Yield the layers whose weights must be there, and more of each block."""
         yield from ("model.embed_tokens", "model.norm")
         if not self.tied:
             yield "lm_head"
         for number in range(self.layers):
-            for kind in (*LINEAR, *NORMS):
+            for kind in (*LINEAR, *NORMS, *more):
                 yield f"model.layers.{number}.{kind}"
 
 
@@ -150,6 +151,7 @@ def _refuse_unsupported(raw: Mapping[str, Any], folder: Path) -> None:
         "quantization_config": bool(raw.get("quantization_config")),
         "hidden_act": raw.get("hidden_act", "silu") != "silu",
         "sliding_window": _slides(raw),
+        "attention_bias": raw.get("model_type") == "qwen3" and bool(raw.get("attention_bias")),
         "pretraining_tp": raw.get("pretraining_tp", 1) != 1,
     }
     for key, unsupported in problems.items():

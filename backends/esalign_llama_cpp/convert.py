@@ -9,7 +9,7 @@ import numpy as np
 
 from esalign.errors import BackendError
 from esalign.types import Array
-from esalign_llama_cpp.config import ModelConfig, read_config
+from esalign_llama_cpp.config import NORMS_OF_HEADS, ModelConfig, read_config
 from esalign_llama_cpp.names import heads_to_permute, permute, to_gguf
 from esalign_llama_cpp.vocabulary import add_vocabulary
 
@@ -103,18 +103,19 @@ def _add_tensor(writer: Any, name: str, values: Array, kind: str) -> None:
 
 def _tensors(folder: Path, config: ModelConfig) -> Iterator[tuple[str, Array]]:
     """Yield the weights under their GGUF names, float32, laid out as llama.cpp wants them."""
+    needed = {to_gguf(layer) for layer in config.layer_names()}
+    known = needed | {to_gguf(layer) for layer in config.layer_names(NORMS_OF_HEADS)}
     seen = set()
     for name, values in _read_weights(folder):
         if name.endswith(SKIPPED) or (name == HEAD and config.tied):
             continue
         layer, _, suffix = name.rpartition(".")
         ours = to_gguf(layer)
-        if ours is None or suffix not in ("weight", "bias"):
+        if ours not in known or suffix not in ("weight", "bias"):
             raise BackendError(f"model '{folder}' has the weight {name!r}, which its architecture has no place for")
         seen.add(ours)
         heads = heads_to_permute(layer, config.architecture, config.heads)
         yield f"{ours}.{suffix}", permute(values, heads)
-    needed = {to_gguf(layer) for layer in config.layer_names()}
     missing = sorted(str(name) for name in needed - seen)
     if missing:
         raise BackendError(f"model '{folder}' has no weights for {missing[0]}: is the download complete?")
@@ -123,7 +124,7 @@ def _tensors(folder: Path, config: ModelConfig) -> Iterator[tuple[str, Array]]:
 def _read_weights(folder: Path) -> Iterator[tuple[str, Array]]:
     from safetensors import SafetensorError, safe_open
 
-    files = _weight_files(folder)
+    files = weight_files(folder)
     for file in files:
         try:
             with safe_open(file, "pt") as tensors:
@@ -133,8 +134,12 @@ def _read_weights(folder: Path) -> Iterator[tuple[str, Array]]:
             raise BackendError(f"'{file}' is broken ({error}): download the model again") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the files that the index lists, or all of them; other tools leave further ones beside."""
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that the index lists, or all of them; other tools leave further ones beside.
+
+    Raises:
+        BackendError: there are none.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]

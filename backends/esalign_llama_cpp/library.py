@@ -22,7 +22,7 @@ class Log:
     """The last warnings and errors that llama.cpp logged: of a failed call it returns no other reason."""
 
     def __init__(self) -> None:
-        self._lines: deque[str] = deque(maxlen=50)
+        self._lines: deque[tuple[int, str]] = deque(maxlen=100)
         self._level = 0
 
     def add(self, level: int, text: str) -> None:
@@ -32,9 +32,9 @@ class Log:
         if self._level not in (WARNING, ERROR):
             return
         if level == CONTINUED and self._lines:
-            self._lines[-1] += text
+            self._lines[-1] = (self._level, self._lines[-1][1] + text)
         else:
-            self._lines.append(text)
+            self._lines.append((self._level, text))
 
     def clear(self) -> None:
         """Forget what was logged; to be called before what may fail."""
@@ -42,8 +42,9 @@ class Log:
 
     @property
     def reason(self) -> str:
-        """The lines since `clear`, as one."""
-        lines = [_SPEAKER.sub("", " ".join(line.split())) for line in self._lines]
+        """The errors since `clear`, or the warnings where there are none, in one line."""
+        worst = max((level for level, _ in self._lines), default=ERROR)
+        lines = [_SPEAKER.sub("", " ".join(text.split())) for level, text in self._lines if level == worst]
         telling = [line for line in lines if line and not line.startswith(EMPTY_WORDS)]
         return "; ".join(dict.fromkeys(telling)) or "llama.cpp gave no reason"
 

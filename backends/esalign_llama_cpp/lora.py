@@ -91,8 +91,9 @@ def read_gguf_adapter(path: str | Path, model: str | Path) -> Adapter:
     factors = _read_factors(reader, path)
     modules = tuple(
         _make_module(name, factors[name], architecture, heads, 0.0 if alpha is None else float(alpha.contents()))
-        for name in sorted(factors, key=_block_order)
+        for name in factors
     )
+    modules = tuple(sorted(modules, key=_layer_order))
     return Adapter(_peft_config(modules, str(model)), modules)
 
 
@@ -166,9 +167,10 @@ def _make_module(
     return LoraModule(layer, np.array(A), np.array(B), alpha / len(A) if alpha else 1.0)
 
 
-def _block_order(name: str) -> tuple[int, str]:
-    number = name.split(".")[1] if name.startswith("blk.") else ""
-    return (int(number) if number.isdigit() else -1, name)
+def _layer_order(module: LoraModule) -> tuple[int, str]:
+    """Sort as PEFT folders are read, by layer and then by name: a search vector means the same for both."""
+    _, _, number, name = module.name.split(".", 3)
+    return int(number), name
 
 
 def _peft_config(modules: tuple[LoraModule, ...], model: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from esalign.errors import BackendError
 from esalign_llama_cpp.config import read_config
-from esalign_llama_cpp.convert import STORED_TYPES, convert_model
+from esalign_llama_cpp.convert import STORED_TYPES, convert_model, weight_files
 from esalign_llama_cpp.quantize import BLOCKS, check_rows, quantize_model
 
 QUANTIZATIONS = (*STORED_TYPES, *BLOCKS)
@@ -112,13 +112,17 @@ def _make(folder: Path, target: Path, kind: str, threads: int) -> None:
 
 def _own_kind(folder: Path) -> str:
     """Return the type that is nearest to that of the weights in a folder."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118  (no dictionary)
-        return "f32" if "F32" in kinds else "bf16" if "BF16" in kinds else "f16"
-    return "f32"
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, "pt") as tensors:
+                kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118  (no dictionary)
+        except (SafetensorError, OSError) as error:
+            raise BackendError(f"'{file}' is broken ({error}): download the model again") from error
+        if "F32" in kinds or "BF16" in kinds:
+            return "f32" if "F32" in kinds else "bf16"
+    return "f16"
 
 
 def _download(name: str) -> Path:
