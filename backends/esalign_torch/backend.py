@@ -1,6 +1,6 @@
 """The engine as esalign sees it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +11,12 @@ from torch import Tensor
 from esalign.errors import BackendError
 from esalign.space import SvdLora
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
-from esalign_torch.batches import Limits, even_share, make_limits
-from esalign_torch.decoding import Batch, Engine, Row, kv_bytes
+from esalign_torch.batches import Limits, make_limits
+from esalign_torch.decoding import Engine, Request, Row, kv_bytes
 from esalign_torch.loading import DTYPES, load_model
 from esalign_torch.lora import SingularValues, attach, tabulate
 from esalign_torch.sampling import draw_uniforms
+from esalign_torch.scheduling import answer_all
 from esalign_torch.scoring import PositionPicker, ScoreRow, cut_scoring, score_batch
 from esalign_torch.text import StopStrings, TextCodec
 
@@ -113,7 +114,9 @@ class TorchBackend:
         for j, ids in enumerate(encoded):
             self._check_context(f"prompt {j}", len(ids), sampling.max_tokens)
         answers: list[list[Completion | None]] = [[None] * len(encoded) for _ in range(len(table))]
-        for row, completion in self._answer(engine, table, encoded, sampling):
+        request = self._request(engine, table, sampling, len(encoded))
+        rows = [Row(i, j, ids) for j, ids in enumerate(encoded) for i in range(len(table))]
+        for row, completion in answer_all(engine, request, rows, self._limits):
             answers[row.candidate][row.prompt] = completion
             if on_completion is not None:
                 on_completion(row.candidate, row.prompt, completion)
@@ -144,33 +147,15 @@ class TorchBackend:
         if on_gpu:
             torch.cuda.empty_cache()
 
-    def _answer(
-        self, engine: Engine, table: Tensor, prompts: Sequence[tuple[int, ...]], sampling: Sampling
-    ) -> Iterator[tuple[Row, Completion]]:
-        """Yield all answers as they finish, batch by batch, the longest prompts first."""
-        uniforms = draw_uniforms(sampling, len(prompts), engine.device)
-        stops = StopStrings(engine.codec, sampling.stop, engine.device) if sampling.stop else None
-        pending = [Row(i, j, ids) for j, ids in enumerate(prompts) for i in range(len(table))]
-        pending.sort(key=lambda row: -len(row.ids))
-        limits = self._limits
-        while pending:
-            most = limits.rows_for(len(pending[0].ids) + sampling.max_tokens, engine.codec.vocab)
-            batch = pending[: even_share(len(pending), most)]
-            done = set()
-            try:
-                running = Batch(engine, batch, table, sampling=sampling, uniforms=uniforms, stops=stops)
-                for row, completion in running.run(limits.tokens):
-                    done.add(row[:2])
-                    yield row, completion
-            except torch.OutOfMemoryError as error:
-                if len(batch) == 1:
-                    raise BackendError(
-                        f"the device's memory does not hold one answer of {sampling.max_tokens} tokens to a prompt of "
-                        f"{len(batch[0].ids)}: lower max_tokens, or use a smaller dtype or quantization"
-                    ) from error
-                limits = limits.halved()
-                torch.cuda.empty_cache()
-            pending = [row for row in batch if row[:2] not in done] + pending[len(batch) :]
+    def _request(self, engine: Engine, table: Tensor, sampling: Sampling, prompts: int) -> Request:
+        """Lay out what all rows of a call share."""
+        return Request(
+            sampling=sampling,
+            table=table,
+            uniforms=draw_uniforms(sampling, prompts, engine.device),
+            stops=StopStrings(engine.codec, sampling.stop, engine.device) if sampling.stop else None,
+            ends=torch.tensor(sorted(engine.codec.ends), dtype=torch.long, device=engine.device),
+        )
 
     def _tabulate(self, candidates: Array) -> Tensor:
         """Return the candidates' singular values, shape (population, width), on the device."""
@@ -206,12 +191,17 @@ class TorchBackend:
     def _measure(self, memory_gb: float | None, max_rows: int | None) -> Limits:
         """Find out what tokens cost, by one pass of one token, and derive the limits."""
         engine = self._open()
-        engine.values.rows = self._tabulate(np.zeros((1, self.space.dim if self.space else 0)))
+        engine.values.show(self._tabulate(np.zeros((1, self.space.dim if self.space else 0))))
         per_token = kv_bytes(engine)
         sizes = [p.shape[0] for p in engine.model.parameters() if p.ndim == 2 and p.shape[0] != engine.codec.vocab]
         widest = max(sizes, default=1) * self._dtype.itemsize
         return make_limits(
-            engine.device, kv_bytes=per_token, token_bytes=8 * widest, memory_gb=memory_gb, max_rows=max_rows
+            engine.device,
+            kv_bytes=per_token,
+            token_bytes=8 * widest,
+            vocab=engine.codec.vocab,
+            memory_gb=memory_gb,
+            max_rows=max_rows,
         )
 
     def _open(self) -> Engine:

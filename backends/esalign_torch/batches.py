@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 
 CPU_ROWS = 512
-CPU_TOKENS = 4096
+CUDA_ROWS = 4096
+CPU_TOKENS = 1024  # their tables stay in the second-level cache
 CUDA_TOKENS = 65536
+LOGIT_BYTES = 16  # a logit, its float32 copy, and the sampler's two tables
 MEMORY_SHARE = 0.5
 
 
@@ -28,18 +30,28 @@ class Limits:
     logits: int
     cache_tokens: int
 
-    def rows_for(self, capacity: int, vocab: int) -> int:
-        """Return how many sequences of at most capacity tokens may be decoded together, at least 1."""
-        return max(1, min(self.rows, self.cache_tokens // capacity, self.logits // vocab))
+    def rows_for(self, length: int) -> int:
+        """Return how many sequences of at most so many tokens may be decoded together, at least 1."""
+        return max(1, min(self.rows, self.cache_tokens // length))
 
-    def halved(self) -> "Limits":
-        """Return limits for another try after the memory ran out."""
-        half = [max(1, value // 2) for value in (self.rows, self.tokens, self.logits, self.cache_tokens)]
-        return Limits(*half)
+    def halved(self, rows: int) -> "Limits":
+        """Return limits for another try, after the memory ran out with at most so many rows."""
+        return Limits(
+            rows=max(1, min(self.rows, rows) // 2),
+            tokens=max(1, self.tokens // 2),
+            logits=max(1, self.logits // 2),
+            cache_tokens=max(1, self.cache_tokens // 2),
+        )
 
 
 def make_limits(
-    device: torch.device, *, kv_bytes: int, token_bytes: int, memory_gb: float | None, max_rows: int | None
+    device: torch.device,
+    *,
+    kv_bytes: int,
+    token_bytes: int,
+    vocab: int,
+    memory_gb: float | None,
+    max_rows: int | None,
 ) -> Limits:
     """Return the limits for a device.
 
@@ -50,17 +62,18 @@ def make_limits(
         device: where the model is.
         kv_bytes: keys and values of one token, in all layers.
         token_bytes: what one token takes on its way through a layer.
+        vocab: number of logits of one token.
         memory_gb: memory for batches; None for half of what the machine has beside the weights.
         max_rows: the most sequences of one batch; None for a limit that suits the device.
     """
     budget = int(memory_gb * 1e9) if memory_gb is not None else int(MEMORY_SHARE * total_memory(device))
     on_cpu = device.type == "cpu"
-    tokens = min(CPU_TOKENS if on_cpu else CUDA_TOKENS, budget // (4 * token_bytes))
+    logits = max(vocab, budget // 4 // LOGIT_BYTES)
     return Limits(
-        rows=max_rows or (CPU_ROWS if on_cpu else budget),
-        tokens=max(1, tokens),
-        logits=max(1, budget // 4 // 16),  # logits, their float32 copy, and room for the sampler's two
-        cache_tokens=max(1, budget // 2 // max(1, kv_bytes)),
+        rows=max_rows or min(CPU_ROWS if on_cpu else CUDA_ROWS, logits // vocab),
+        tokens=max(1, min(CPU_TOKENS if on_cpu else CUDA_TOKENS, budget // 4 // token_bytes)),
+        logits=logits,
+        cache_tokens=max(1, budget // 4 // kv_bytes),  # as much again for parked rows, and for joining them
     )
 
 

@@ -1,32 +1,35 @@
-"""A key-value cache whose memory is taken once, and from which finished rows leave without copying the others."""
+"""A key-value cache that grows in strides, and from which finished rows leave without copying the others."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
+
+STRIDE = 16  # least number of slots to grow by
 
 
 class RowCacheLayer(DynamicLayer):
     """Keys and values of one layer, in buffers of shape (rows, heads, capacity, features).
 
     transformers' own layer joins the new token to the old ones by a copy of all of them at each step, and drops its
-    oldest where attention slides. Here a step writes one slot, and sliding is left to the mask.
+    oldest where attention slides. Here most steps write one slot and copy nothing, and sliding is left to the mask.
     """
 
     is_sliding = False
 
-    def __init__(self, rows: int, capacity: int) -> None:
+    def __init__(self, rows: int) -> None:
         super().__init__()
-        self.capacity = capacity
         self.filled = 0
         self.window = (0, rows)
         self.rows = rows
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take the memory, in the shape of the first keys and values."""
+        """Take memory for the first tokens, and for some more."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.key_buffer, self.value_buffer = (
-            states.new_empty(self.rows, states.shape[1], self.capacity, states.shape[3])
+            states.new_empty(self.rows, states.shape[1], states.shape[2] + STRIDE, states.shape[3])
             for states in (key_states, value_states)
         )
         self.is_initialized = True
@@ -37,11 +40,19 @@ class RowCacheLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         first, last = self.window
         stop = self.filled + key_states.shape[2]
+        if stop > self.key_buffer.shape[2]:
+            self.copy_to(rows=last, capacity=stop + max(STRIDE, stop // 2))
         keys = self.key_buffer[first:last, :, :stop]
         values = self.value_buffer[first:last, :, :stop]
         keys[:, :, self.filled :] = key_states
         values[:, :, self.filled :] = value_states
         return keys, values
+
+    def copy_to(self, *, rows: int, capacity: int) -> None:
+        """Move the filled slots of the first rows to buffers of another size."""
+        self.key_buffer = _resized(self.key_buffer, rows, capacity, self.filled)
+        self.value_buffer = _resized(self.value_buffer, rows, capacity, self.filled)
+        self.rows = rows
 
     def get_seq_length(self, *_args: Any) -> int:
         """Return the number of filled slots."""
@@ -49,17 +60,26 @@ class RowCacheLayer(DynamicLayer):
 
 
 class RowCache(Cache):
-    """The cache of one batch of sequences.
+    """The cache of one batch of sequences, each of which ends at the last filled slot.
 
     Args:
         layers: number of the model's layers.
         rows: number of sequences.
-        capacity: the most tokens of a sequence, padding included.
     """
 
-    def __init__(self, layers: int, rows: int, capacity: int) -> None:
-        self.row_layers = [RowCacheLayer(rows, capacity) for _ in range(layers)]
+    def __init__(self, layers: int, rows: int) -> None:
+        self.row_layers = [RowCacheLayer(rows) for _ in range(layers)]
         super().__init__(layers=list(self.row_layers))
+
+    @property
+    def filled(self) -> int:
+        """Number of filled slots, padding included."""
+        return self.row_layers[0].filled
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the buffers."""
+        return sum(b.numel() * b.element_size() for x in self.row_layers for b in (x.key_buffer, x.value_buffer))
 
     def focus(self, first: int, last: int) -> None:
         """Let the next forward passes see rows first to last only."""
@@ -77,7 +97,45 @@ class RowCache(Cache):
             for buffer in (layer.key_buffer, layer.value_buffer):
                 buffer[targets, :, : layer.filled] = buffer[sources, :, : layer.filled]
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of the buffers."""
-        return sum(b.numel() * b.element_size() for x in self.row_layers for b in (x.key_buffer, x.value_buffer))
+    def shrink(self, rows: int) -> None:
+        """Give back the memory of all but the first rows."""
+        for layer in self.row_layers:
+            layer.copy_to(rows=rows, capacity=layer.filled)
+
+    @classmethod
+    def join(cls, parts: Sequence[tuple["RowCache", int, int]]) -> "RowCache":
+        """Make one cache of several.
+
+        Args:
+            parts: per cache, the number of its first rows to take, and the number of its last filled slots.
+        """
+        joined = cls(len(parts[0][0].row_layers), sum(rows for _, rows, _ in parts))
+        for at, layer in enumerate(joined.row_layers):
+            sources = [(cache.row_layers[at], rows, slots) for cache, rows, slots in parts]
+            layer.filled = max(slots for _, _, slots in parts)
+            layer.key_buffer = _joined([(s.key_buffer, r, n, s.filled) for s, r, n in sources], layer.filled)
+            layer.value_buffer = _joined([(s.value_buffer, r, n, s.filled) for s, r, n in sources], layer.filled)
+            layer.dtype, layer.device = layer.key_buffer.dtype, layer.key_buffer.device
+            layer.is_initialized = True
+        return joined
+
+
+def _resized(buffer: Tensor, rows: int, capacity: int, filled: int) -> Tensor:
+    larger = buffer.new_empty(rows, buffer.shape[1], capacity, buffer.shape[3])
+    larger[:, :, :filled] = buffer[:rows, :, :filled]
+    return larger
+
+
+def _joined(parts: Sequence[tuple[Tensor, int, int, int]], filled: int) -> Tensor:
+    """Stack buffers, given as (buffer, rows, slots, filled), so that all end at the same slot.
+
+    The padding is zero: attention gives it no weight, but no weight times not-a-number would be not-a-number.
+    """
+    one = parts[0][0]
+    rows = sum(count for _, count, _, _ in parts)
+    joined = torch.zeros(rows, one.shape[1], filled + STRIDE, one.shape[3], dtype=one.dtype, device=one.device)
+    start = 0
+    for buffer, count, slots, end in parts:
+        joined[start : start + count, :, filled - slots : filled] = buffer[:count, :, end - slots : end]
+        start += count
+    return joined

@@ -1,7 +1,7 @@
 """Answering one batch of sequences, each with its own candidate."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -43,93 +43,150 @@ class Engine:
     layers: int
 
 
+@dataclass(frozen=True)
+class Request:
+    """What all rows of a call share.
+
+    Args:
+        sampling: how to decode.
+        table: singular values of all candidates, shape (population, width).
+        uniforms: the prompts' random numbers, shape (prompts, max_tokens), or (prompts, 0) when greedy.
+        stops: finder of stop strings, or None.
+        ends: ids that end an answer, shape (ends,).
+    """
+
+    sampling: Sampling
+    table: Tensor
+    uniforms: Tensor
+    stops: StopStrings | None
+    ends: Tensor
+
+
+@dataclass
+class RowTables:
+    """What is known of each row; the first dimension of every table is rows.
+
+    Args:
+        values: singular values, shape (rows, width).
+        uniforms: random numbers, shape (rows, max_tokens) or (rows, 0).
+        tokens: generated ids, shape (rows, max_tokens).
+        counts: how many ids were generated, shape (rows,).
+        lengths: how many tokens are in the cache, shape (rows,).
+    """
+
+    values: Tensor
+    uniforms: Tensor
+    tokens: Tensor
+    counts: Tensor
+    lengths: Tensor
+
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy rows to where rows were given up; both of shape (moved,)."""
+        for field in fields(self):
+            table = getattr(self, field.name)
+            table[targets] = table[sources]
+
+    @classmethod
+    def join(cls, parts: Sequence[tuple["RowTables", int]]) -> "RowTables":
+        """Stack tables, of each its first rows."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: torch.cat([getattr(tables, name)[:rows] for tables, rows in parts]) for name in names})
+
+
 class Batch:
     """Sequences that are decoded together, one token per step; those that finish leave at once.
 
-    Row ``i < live`` of every table belongs to one sequence. Where sequences finish, the last live ones move in.
+    Rows below ``live`` are in use. Where sequences finish, the last live ones move in. Make one by `read` or `join`.
 
     Args:
         engine: the model and its companions.
+        request: what the rows share.
         rows: what to answer.
-        table: singular values of all candidates, shape (population, width).
-        sampling: how to decode.
-        uniforms: the prompts' random numbers, shape (prompts, max_tokens), or None.
-        stops: finder of stop strings, or None.
+        tables: what is known of the rows.
+        cache: their keys and values.
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        rows: Sequence[Row],
-        table: Tensor,
-        *,
-        sampling: Sampling,
-        uniforms: Tensor | None,
-        stops: StopStrings | None,
+        self, engine: Engine, request: Request, *, rows: Sequence[Row], tables: RowTables, cache: RowCache
     ) -> None:
         self.engine = engine
-        self.sampling = sampling
-        self.stops = stops
+        self.request = request
         self.rows = list(rows)
-        device = engine.device
-        lengths = torch.tensor([len(row.ids) for row in rows])
-        self.width = int(lengths.max())
-        self.padded = bool((lengths != self.width).any())
-        capacity = self.width + sampling.max_tokens
-        ids = [[engine.pad] * (self.width - len(row.ids)) + list(row.ids) for row in rows]
-        self.prompts = torch.tensor(ids, device=device)
-        self.lengths = lengths.to(device)
-        self.mask = torch.arange(capacity, device=device) >= (self.width - self.lengths)[:, None]
-        self.values = table[torch.tensor([row.candidate for row in rows], device=device)]
-        order = torch.tensor([row.prompt for row in rows], device=device)
-        self.uniforms = None if uniforms is None else uniforms[order]
-        self.tokens = torch.zeros(len(rows), sampling.max_tokens, dtype=torch.long, device=device)
-        self.ends = torch.tensor(sorted(engine.codec.ends), dtype=torch.long, device=device)
-        self.cache = RowCache(engine.layers, len(rows), capacity)
+        self.tables = tables
+        self.cache = cache
         self.live = len(rows)
+        self.even = bool((tables.lengths == tables.lengths[0]).all())
 
-    def run(self, prefill_tokens: int) -> Iterator[tuple[Row, Completion]]:
-        """Yield the answers as they finish.
+    @classmethod
+    @torch.inference_mode()
+    def read(cls, engine: Engine, request: Request, rows: Sequence[Row], most_tokens: int) -> "Batch":
+        """Start a batch by reading its prompts, at most so many tokens in one pass."""
+        lengths = torch.tensor([len(row.ids) for row in rows], device=engine.device)
+        candidates, prompts = (torch.tensor([row[at] for row in rows], device=engine.device) for at in (0, 1))
+        tables = RowTables(
+            values=request.table[candidates],
+            uniforms=request.uniforms[prompts],
+            tokens=lengths.new_zeros(len(rows), request.sampling.max_tokens),
+            counts=torch.zeros_like(lengths),
+            lengths=lengths,
+        )
+        batch = cls(engine, request, rows=rows, tables=tables, cache=RowCache(engine.layers, len(rows)))
+        batch._read_prompts(most_tokens)
+        return batch
 
-        Args:
-            prefill_tokens: the most prompt tokens to read in one pass.
-        """
-        chosen = self._read_prompts(max(1, prefill_tokens // self.width))
-        yield from self._release(chosen, 0)
-        for step in range(1, self.sampling.max_tokens):
-            if not self.live:
-                return
-            yield from self._release(self._step(step), step)
+    @classmethod
+    @torch.inference_mode()
+    def join(cls, parts: Sequence["Batch"]) -> "Batch":
+        """Make one batch of the live rows of several."""
+        slots = [int(part.tables.lengths[: part.live].max()) for part in parts]
+        cache = RowCache.join([(part.cache, part.live, n) for part, n in zip(parts, slots, strict=True)])
+        tables = RowTables.join([(part.tables, part.live) for part in parts])
+        rows = [row for part in parts for row in part.rows[: part.live]]
+        return cls(parts[0].engine, parts[0].request, rows=rows, tables=tables, cache=cache)
 
     @torch.inference_mode()
-    def _read_prompts(self, most: int) -> Tensor:
-        """Fill the cache with the prompts, at most so many rows at a time. Returns the first tokens."""
+    def shrink(self) -> None:
+        """Give back the memory that finished rows held."""
+        self.cache.shrink(self.live)
+
+    def run(self, until: int) -> Iterator[tuple[Row, Completion]]:
+        """Decode until no more than so many rows are live, and yield the answers as they finish."""
+        if self.live and not int(self.tables.counts[0]):
+            yield from self._release(self._first)
+        self._show_values()
+        while self.live > until:
+            yield from self._release(self._step())
+
+    def _read_prompts(self, most_tokens: int) -> None:
+        """Fill the cache with the prompts, and choose the first tokens."""
+        ids, lengths = [row.ids for row in self.rows], self.tables.lengths
+        width = max(map(len, ids))
+        padded = torch.tensor([[self.engine.pad] * (width - len(x)) + list(x) for x in ids], device=self.engine.device)
+        slots = torch.arange(width, device=self.engine.device)[None]
         chosen = []
+        most = max(1, most_tokens // width)
         for first in range(0, self.live, most):
-            last = min(first + most, self.live)
-            self.cache.focus(first, last)
-            self.engine.values.rows = self.values[first:last]
-            mask = self.mask[first:last, : self.width] if self.padded else None
-            positions = torch.arange(self.width, device=self.engine.device)[None]
-            if mask is not None:
-                positions = (positions - (self.width - self.lengths[first:last, None])).clamp(min=0)
-            logits = self._forward(self.prompts[first:last], mask, positions)
-            chosen.append(self._choose(logits, first, last, 0))
-        self.cache.advance(self.width)
-        return torch.cat(chosen)
+            part = slice(first, min(first + most, self.live))
+            self.cache.focus(part.start, part.stop)
+            self.engine.values.show(self.tables.values[part])
+            blank = width - lengths[part, None]
+            mask = None if self.even else slots >= blank
+            positions = slots if self.even else (slots - blank).clamp(min=0)
+            chosen.append(self._choose(self._forward(padded[part], mask, positions), part))
+        self.cache.advance(width)
+        self._first = torch.cat(chosen)
 
     @torch.inference_mode()
-    def _step(self, step: int) -> Tensor:
-        """Feed the last tokens. Returns the next."""
-        live = self.live
-        self.cache.focus(0, live)
-        self.engine.values.rows = self.values[:live]
-        filled = self.width + step - 1
-        mask = self.mask[:live, : filled + 1] if self.padded else None
-        positions = self.lengths[:live, None] + (step - 1) if self.padded else self.lengths[:1, None] + (step - 1)
-        logits = self._forward(self.tokens[:live, step - 1 : step], mask, positions)
+    def _step(self) -> Tensor:
+        """Feed the newest tokens. Returns the next ones, shape (live,)."""
+        live, tables, filled = self.live, self.tables, self.cache.filled
+        newest = tables.tokens[:live].gather(1, tables.counts[:live, None] - 1)
+        lengths = tables.lengths[:live, None]
+        mask = None if self.even else torch.arange(filled + 1, device=lengths.device)[None] >= filled - lengths
+        logits = self._forward(newest, mask, lengths[:1] if self.even else lengths)
         self.cache.advance(1)
-        return self._choose(logits, 0, live, step)
+        tables.lengths[:live] += 1
+        return self._choose(logits, slice(0, live))
 
     def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
         """Return the logits behind the last token of each row, shape (rows, vocab)."""
@@ -144,33 +201,43 @@ class Batch:
         logits: Tensor = output.logits[:, -1]
         return logits
 
-    def _choose(self, logits: Tensor, first: int, last: int, step: int) -> Tensor:
-        uniforms = None if self.uniforms is None else self.uniforms[first:last, step]
-        return choose(logits, self.sampling, uniforms)
+    def _choose(self, logits: Tensor, part: slice) -> Tensor:
+        sampling = self.request.sampling
+        if sampling.temperature == 0.0:
+            return choose(logits, sampling, None)
+        return choose(logits, sampling, self.tables.uniforms[part].gather(1, self.tables.counts[part, None])[:, 0])
+
+    def _show_values(self) -> None:
+        """Let the adapted layers and the cache see the live rows."""
+        self.engine.values.show(self.tables.values[: self.live])
+        self.cache.focus(0, self.live)
 
     @torch.inference_mode()
-    def _release(self, chosen: Tensor, step: int) -> list[tuple[Row, Completion]]:
-        """Return the answers that the newest tokens finish, and close the ranks of the others."""
-        self.tokens[: self.live, step] = chosen
-        finished = self._finished(chosen, step)
+    def _release(self, chosen: Tensor) -> list[tuple[Row, Completion]]:
+        """Note the newest tokens. Returns the answers that they finish, and closes the ranks of the others."""
+        tables = self.tables
+        counts = tables.counts[: self.live]
+        tables.tokens[: self.live].scatter_(1, counts[:, None], chosen[:, None])
+        counts += 1
+        finished = self._finished(chosen, counts)
         if not finished:
             return []
-        answers = self.tokens[finished, : step + 1].tolist()
-        done = [(self.rows[at], ids) for at, ids in zip(finished, answers, strict=True)]
+        answers = zip(tables.tokens[finished].tolist(), counts[finished].tolist(), strict=True)
+        done = [(self.rows[at], ids[:count]) for at, (ids, count) in zip(finished, answers, strict=True)]
         self._close_ranks(finished)
-        return [(row, self.engine.codec.complete(ids, self.sampling.stop)) for row, ids in done]
+        return [(row, self.engine.codec.complete(ids, self.request.sampling.stop)) for row, ids in done]
 
-    def _finished(self, chosen: Tensor, step: int) -> list[int]:
+    def _finished(self, chosen: Tensor, counts: Tensor) -> list[int]:
         """Return the sorted places of the rows that are finished."""
-        if step + 1 == self.sampling.max_tokens:
-            return list(range(self.live))
-        ended = torch.isin(chosen, self.ends)
-        if self.stops is None:
-            return ended.nonzero()[:, 0].tolist()
-        suspects = (~ended & self.stops.may_complete[chosen]).nonzero()[:, 0].tolist()
-        texts = self.tokens[suspects, : step + 1].tolist()
-        stopped = [at for at, ids in zip(suspects, texts, strict=True) if self.stops.completed(ids)]
-        return sorted(ended.nonzero()[:, 0].tolist() + stopped)
+        stops = self.request.stops
+        ended = torch.isin(chosen, self.request.ends) | (counts == self.request.sampling.max_tokens)
+        places: list[int] = ended.nonzero()[:, 0].tolist()
+        if stops is None:
+            return places
+        suspects: list[int] = (~ended & stops.may_complete[chosen]).nonzero()[:, 0].tolist()
+        texts = zip(self.tables.tokens[suspects].tolist(), counts[suspects].tolist(), strict=True)
+        stopped = [at for at, (ids, count) in zip(suspects, texts, strict=True) if stops.completed(ids[:count])]
+        return sorted(places + stopped)
 
     def _close_ranks(self, finished: list[int]) -> None:
         """Move the last live rows to the places of finished ones."""
@@ -179,21 +246,19 @@ class Batch:
         sources = [at for at in range(live, self.live) if at not in gone]
         targets = [at for at in finished if at < live]
         self.live = live
-        if not targets:
-            return
-        for source, target in zip(sources, targets, strict=True):
-            self.rows[target] = self.rows[source]
-        source_index, target_index = (torch.tensor(x, device=self.engine.device) for x in (sources, targets))
-        tables = [self.values, self.tokens, self.lengths, self.mask]
-        for table in [*tables, self.uniforms] if self.uniforms is not None else tables:
-            table[target_index] = table[source_index]
-        self.cache.move(source_index, target_index)
+        if targets:
+            for source, target in zip(sources, targets, strict=True):
+                self.rows[target] = self.rows[source]
+            source_index, target_index = (torch.tensor(x, device=self.engine.device) for x in (sources, targets))
+            self.tables.move(source_index, target_index)
+            self.cache.move(source_index, target_index)
+        self._show_values()
 
 
 @torch.inference_mode()
 def kv_bytes(engine: Engine) -> int:
     """Measure the bytes of keys and values that one token takes in all layers, by a forward pass of one token."""
-    cache = RowCache(engine.layers, 1, 1)
+    cache = RowCache(engine.layers, 1)
     ids = torch.tensor([[engine.pad]], device=engine.device)
     engine.model(input_ids=ids, past_key_values=cache, use_cache=True)
-    return cache.nbytes
+    return cache.nbytes // cache.row_layers[0].key_buffer.shape[2]

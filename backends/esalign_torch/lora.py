@@ -19,12 +19,17 @@ from esalign.types import Array
 class SingularValues:
     """The singular values of the rows that are in the batch now, shared by all adapted layers.
 
-    Attributes:
-        rows: shape (rows, width): per row the values of A and of B of every module, one after the other.
+    Args:
+        sizes: number of values of each factor: A and B of the first module, A and B of the second, and so on.
     """
 
-    def __init__(self) -> None:
-        self.rows = torch.empty(0, 0)
+    def __init__(self, sizes: Sequence[int] = ()) -> None:
+        self.sizes = list(sizes)
+        self.factors: tuple[Tensor, ...] = ()
+
+    def show(self, rows: Tensor) -> None:
+        """Let the layers see the values of a batch's rows, shape (rows, width)."""
+        self.factors = rows[:, None].split(self.sizes, dim=2)
 
 
 class PopulationLinear(nn.Module):
@@ -34,7 +39,7 @@ class PopulationLinear(nn.Module):
         base: the layer, quantised or not.
         module: the frozen factors.
         values: where the rows' singular values are found.
-        start: column at which this module's values begin; s_A first, then s_B.
+        place: number of the module in the space.
         dtype: type of the computation.
         device: where the layer's inputs are.
     """
@@ -45,15 +50,14 @@ class PopulationLinear(nn.Module):
         module: SvdModule,
         values: SingularValues,
         *,
-        start: int,
+        place: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         super().__init__()
         self.base = base
         self.values = values
-        self.span_a = (start, module.rank)
-        self.span_b = (start + module.rank, module.rank)
+        self.place = 2 * place
         self.down, self.core, self.up = (
             nn.Buffer(torch.from_numpy(np.ascontiguousarray(matrix)).to(device=device, dtype=dtype), persistent=False)
             for matrix in (
@@ -65,9 +69,8 @@ class PopulationLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x of shape (rows, tokens, in) to (rows, tokens, out)."""
-        rows = self.values.rows[:, None]
-        inner = (x @ self.down) * rows.narrow(2, *self.span_a)
-        inner = (inner @ self.core) * rows.narrow(2, *self.span_b)
+        s_a, s_b = self.values.factors[self.place : self.place + 2]
+        inner = (((x @ self.down) * s_a) @ self.core) * s_b
         y: Tensor = self.base(x)
         y.view(-1, y.shape[-1]).addmm_(inner.view(-1, inner.shape[-1]), self.up)
         return y
@@ -79,19 +82,13 @@ def attach(model: nn.Module, space: SvdLora, *, label: str, dtype: torch.dtype, 
     Raises:
         BackendError: a layer is missing, is not linear, or has another shape than the adapter's factors.
     """
-    values = SingularValues()
-    for start, module in zip(starts(space.modules), space.modules, strict=True):
+    values = SingularValues([module.rank for module in space.modules for _ in "AB"])
+    for place, module in enumerate(space.modules):
         base = _find(model, module, label)
-        wrapped = PopulationLinear(base, module, values, start=start, dtype=dtype, device=device)
+        wrapped = PopulationLinear(base, module, values, place=place, dtype=dtype, device=device)
         parent, _, child = module.name.rpartition(".")
         setattr(model.get_submodule(parent), child, wrapped)
     return values
-
-
-def starts(modules: Sequence[SvdModule]) -> list[int]:
-    """Return the column at which each module's singular values begin."""
-    ends = np.cumsum([2 * module.rank for module in modules])
-    return [0, *ends[:-1].tolist()]
 
 
 def tabulate(space: SvdLora, candidates: Array) -> Array:

@@ -10,16 +10,17 @@ ALMOST_ONE = 1.0 - 2.0**-23
 SLICE_ELEMENTS = 2**26
 
 
-def draw_uniforms(sampling: Sampling, prompts: int, device: torch.device) -> Tensor | None:
-    """Return the random numbers of each prompt, shape (prompts, max_tokens), in [0, 1); None when greedy.
+def draw_uniforms(sampling: Sampling, prompts: int, device: torch.device) -> Tensor:
+    """Return the random numbers of each prompt, shape (prompts, max_tokens), in [0, 1); (prompts, 0) when greedy.
 
     Prompt j's numbers come from (seed, j) alone: not from the other prompts, nor from the candidates.
     """
     if sampling.temperature == 0.0:
-        return None
+        return torch.empty(prompts, 0, device=device)
     seed = sampling.seed % 2**64
     rows = [np.random.default_rng([seed, j]).random(sampling.max_tokens, dtype=np.float32) for j in range(prompts)]
-    return torch.from_numpy(np.stack(rows).clip(max=ALMOST_ONE)).to(device)
+    table = np.array(rows, dtype=np.float32).reshape(prompts, sampling.max_tokens)
+    return torch.from_numpy(table.clip(max=ALMOST_ONE)).to(device)
 
 
 def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor | None) -> Tensor:

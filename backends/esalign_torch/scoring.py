@@ -70,7 +70,7 @@ def score_batch(engine: Engine, picker: PositionPicker, rows: Sequence[ScoreRow]
     device = engine.device
     ids = [list(row.ids[:-1]) + [engine.pad] * (width + 1 - len(row.ids)) for row in rows]
     flat = [i * width + at for i, row in enumerate(rows) for at in range(row.start - 1, len(row.ids) - 1)]
-    engine.values.rows = table[torch.tensor([row.candidate for row in rows], device=device)]
+    engine.values.show(table[torch.tensor([row.candidate for row in rows], device=device)])
     picker.flat = torch.tensor(flat, device=device)
     try:
         logits = engine.model(input_ids=torch.tensor(ids, device=device), use_cache=False).logits[0]
