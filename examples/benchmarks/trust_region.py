@@ -6,7 +6,6 @@ Prints a Markdown table. The inputs look like a language model's: a few likely t
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,14 +20,14 @@ from esalign.distill.vocabulary import SharedVocabulary
 
 
 def seconds(work: Callable[[], object], *, repeats: int = 5) -> float:
-    """Return the median time of some work, after one run to warm up."""
+    """Return the least time of some work, which other processes disturb least, after one run to warm up."""
     work()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return min(times)
 
 
 def language_model_like(rows: int, vocab: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
