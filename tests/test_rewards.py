@@ -130,6 +130,11 @@ def test_a_missing_column_is_named_with_those_that_are_there():
         load_reward("regex-match")(prompts=["p"], completions=["1"])
 
 
+def test_a_column_of_another_length_is_refused():
+    with pytest.raises(RewardError, match="given 2 completions, but 1 of 'answer'"):
+        load_reward("math")(prompts=["p", "p"], completions=["1", "2"], answer=["1"])
+
+
 def test_a_direct_call_refuses_what_is_not_finite():
     with pytest.raises(RewardError, match="gave nan for completion 1, expected a finite number"):
         load_reward(function("misbehaving"))(prompts=["p", "p"], completions=["1", "nan"])

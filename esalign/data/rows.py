@@ -160,7 +160,7 @@ def _refuse_missing_path(source: str) -> None:
 
 def _failure(source: str, config: str | None, split: str | None, error: Exception) -> str:
     name = f"{source!r}" + (f", config {config!r}" if config else "") + (f", split {split!r}" if split else "")
-    detail = (str(error).strip() or type(error).__name__).splitlines()[0]
+    detail = " ".join(str(error).split())[:300] or type(error).__name__
     return f"cannot load data set {name}: {detail}" + (
         "" if Path(source).exists() else "; there is no local folder of that name either"
     )

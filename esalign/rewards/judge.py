@@ -33,6 +33,11 @@ class Item(NamedTuple):
     completion: str
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's type and message, in one line of at most 200 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
 def judge(reward: Reward, item: Item) -> Outcome:
     """Score one answer. What the reward raises, exits included, and what is not finite becomes a failure.
 
@@ -45,7 +50,7 @@ def judge(reward: Reward, item: Item) -> Outcome:
     except RewardError:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001  (the user's code, and answers that verifiers evaluate)
-        return Outcome(failure="error", message=f"{type(error).__name__}: {error}"[:200])
+        return Outcome(failure="error", message=one_line(error))
     if value is not None and not math.isfinite(value):
         return Outcome(failure="error", message=f"the reward is {value}, expected a finite number")
     return Outcome(value)

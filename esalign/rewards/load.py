@@ -72,6 +72,11 @@ class Reward:
                     f"reward {self.name!r} needs {name!r}, which is neither an option nor a column{hint}; "
                     f"columns: {', '.join(columns) or 'none'}"
                 )
+        for name, values in arguments.items():
+            if len(values) != len(completions):
+                raise RewardError(
+                    f"reward {self.name!r} was given {len(completions)} completions, but {len(values)} of {name!r}"
+                )
         known = arguments if self.parameters is None else self.parameters
         arguments = {name: value for name, value in arguments.items() if name in known and name not in self.options}
         return self._checked(self.function(**arguments), len(completions))

@@ -34,9 +34,14 @@ class Template:
 
     Args:
         preload: modules that it imports, once for all.
+
+    Raises:
+        RewardError: the system cannot fork.
     """
 
     def __init__(self, preload: Sequence[str]) -> None:
+        if not hasattr(os, "fork"):
+            raise RewardError("scoring processes need a system that can fork: set scoring.workers to 0")
         self._control, theirs = socket.socketpair()
         self._lock = threading.Lock()
         arguments = json.dumps([theirs.fileno(), sys.path, list(preload)])

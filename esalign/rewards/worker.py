@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 from esalign.errors import RewardError
-from esalign.rewards.judge import Item, judge
+from esalign.rewards.judge import Item, judge, one_line
 
 
 def run_template(descriptor: int, preload: Sequence[str]) -> None:
@@ -51,7 +51,7 @@ def serve(connection: Connection) -> None:
     try:
         rewards = pickle.loads(connection.recv_bytes())  # noqa: S301  (written by our own parent)
     except Exception as error:  # noqa: BLE001  (unpickling imports the user's code)
-        connection.send(error if isinstance(error, RewardError) else RewardError(f"{type(error).__name__}: {error}"))
+        connection.send(error if isinstance(error, RewardError) else RewardError(one_line(error)))
         return
     connection.send(None)
     with contextlib.suppress(EOFError, ConnectionError):
