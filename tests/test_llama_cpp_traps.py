@@ -219,12 +219,30 @@ def test_sequences_in_work_keep_consecutive_numbers(make, candidates, monkeypatc
     assert len(lengths) > 3
 
 
+def test_a_prompt_is_read_in_one_piece_whatever_its_company(make, candidates, monkeypatch):
+    """How a prompt is cut up shows in the answers of quantised weights."""
+    backend = make(sequences=4, batch=64)
+    decode = Context.decode
+    pieces = []
+
+    def note(self, number):
+        _, counts = np.unique(self.sequence[:number], return_counts=True)
+        assert len(set(counts.tolist())) == 1
+        pieces.extend(counts.tolist())
+        return decode(self, number)
+
+    monkeypatch.setattr(Context, "decode", note)
+    lengths = [5, 30, 7, 7, 2, 100, 9]
+    backend.generate(candidates[:1], [[20 + j] * n for j, n in enumerate(lengths)], Sampling(max_tokens=20))
+    assert sorted(piece for piece in pieces if piece > 1) == sorted([5, 30, 7, 7, 2, 64, 36, 9])
+
+
 def test_groups_never_exceed_the_room(make, candidates):
     """Many samples of few prompts, in a context that holds fewer than are asked of one prompt."""
     sampling = Sampling(max_tokens=6, temperature=1.0)
     prompts = [[5, 6, 7]] * 9 + [[8, 9]] * 4
     wide = ids(make(sequences=32).generate(candidates[:2], prompts, sampling))
-    for sequences in (1, 2, 5):
+    for sequences in (1, 2, 5, 10):
         assert ids(make(sequences=sequences).generate(candidates[:2], prompts, sampling)) == wide
 
 

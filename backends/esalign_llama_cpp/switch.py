@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 
 from esalign.errors import BackendError
-from esalign.space import SvdLora, SvdModule
+from esalign.space import SvdLora
 from esalign.types import Array
 from esalign_llama_cpp.context import Context
 from esalign_llama_cpp.library import TESTED
@@ -33,15 +33,15 @@ class Side:
     """One adapted layer, as llama.cpp gets it.
 
     Args:
-        module: the frozen factors.
-        name: the layer's name in the GGUF file.
+        name: of the model's tensor.
+        core: ``scaling * M``, shape (rank, rank).
         basis: the factor that candidates change, V_A^T of shape (rank, in), or U_B of shape (out, rank).
         fixed: the other one, which they do not.
         writes_a: whether the changing one is A.
     """
 
-    module: SvdModule
     name: str
+    core: Array
     basis: Array
     fixed: Array
     writes_a: bool
@@ -53,9 +53,7 @@ class Side:
 
     def write(self, s_a: Array, s_b: Array, out: Array) -> None:
         """Compute the changing factor of a candidate, from its singular values of A and of B, each (rank,)."""
-        module = self.module
-        core = (module.scaling * s_b)[:, None] * module.core * s_a[None]  # (rank, rank)
-        core = core.astype(np.float32)
+        core = s_b[:, None] * self.core * s_a  # (rank, rank)
         if self.writes_a:
             np.matmul(core, self.basis, out=out)
         else:
@@ -82,7 +80,8 @@ def make_sides(space: SvdLora, model: GgufModel) -> list[Side]:
         writes_a = down.size <= up.size
         basis, fixed = (down, up) if writes_a else (up, down)
         name = linear_to_gguf(module.name) + ".weight"
-        sides.append(Side(module, name, np.ascontiguousarray(basis), np.ascontiguousarray(fixed), writes_a))
+        core = np.float32(module.scaling) * module.core
+        sides.append(Side(name, core, np.ascontiguousarray(basis), np.ascontiguousarray(fixed), writes_a))
     return sides
 
 
