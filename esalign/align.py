@@ -1,7 +1,7 @@
 """What `esalign run` and `esalign eval` do, as functions: from a configuration to a result in a folder."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,16 +13,20 @@ from esalign.assemble import (
     make_backend,
     make_parts,
     make_pool,
+    make_source,
     make_space,
     model_path,
 )
 from esalign.config import RunConfig
+from esalign.data import load_dataset
 from esalign.errors import ConfigError
 from esalign.evaluate import HeldOutResult, evaluate
 from esalign.export import Verification, save_adapter, verify_adapter, write_model_card
 from esalign.report import write_report
 from esalign.run import Parts, Reporter, Result, Run
 from esalign.run_folder import ADAPTER, choose_folder, prepare_folder, write_result
+from esalign.sft import SftOptions, SftSummary, train_sft
+from esalign.sft_config import SftConfig
 from esalign.types import Completion, Sample
 
 VERIFIED_PROMPTS = 32
@@ -83,6 +87,21 @@ def judge(config: RunConfig, *, adapter: str | None, split: str) -> HeldOutResul
         closing.callback(backend.close)
         sampling = config.sampling.make(seed=config.run.seed)
         return evaluate(backend, pool, np.zeros(space.dim if space else 0), datasets[split].examples, sampling)
+
+
+def warm_start(config: SftConfig, on_step: Callable[[int, float], None] | None = None) -> SftSummary:
+    """Train the LoRA adapter that a search starts from."""
+    data = config.data
+    examples = load_dataset(make_source(data), size=data.size, seed=config.seed).examples
+    options = config.model_dump(exclude={"model", "out", "data"})
+    return train_sft(
+        model_path(config.model),
+        examples,
+        completion_column=data.answer,
+        out=config.out,
+        options=SftOptions(**options),
+        on_step=on_step,
+    )
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,51 @@ def run(
         return
     with dashboard.make_reporter(console) as reporter, _first_interrupt() as interrupts:
         outcome = align(settings, reporter=reporter, resume=resume, interrupts=interrupts)
-    if outcome.result is None:
-        console.print(f"interrupted after a whole generation; go on with --resume ({outcome.folder})")
-        raise typer.Exit(INTERRUPTED)
-    dashboard.show_result(console, outcome.result, outcome.verification, outcome.folder)
+    _show_outcome(console, outcome)
+
+
+@app.command(context_settings=ANY)
+def sft(config: Config = None) -> None:
+    """Make a warm start: train a LoRA adapter on a few demonstrations, the only step with gradients."""
+    from esalign.align import warm_start
+    from esalign.config import load_config
+    from esalign.sft_config import SftConfig
+
+    files, overrides = split_arguments(config or [])
+    if not files:
+        raise ConfigError("esalign sft needs a configuration with model, out and data: see docs/sft.md")
+    console = _console()
+    with console.status("training") as status:
+        summary = warm_start(
+            load_config(files, overrides, schema=SftConfig),
+            on_step=lambda step, loss: status.update(f"training: step {step}, loss {loss:.3f}"),
+        )
+    console.print(f"adapter    {summary.adapter}")
+    console.print(
+        f"loss       {summary.final_loss:.3f} at the end, {summary.loss:.3f} on average, {summary.steps} steps"
+    )
+    console.print(f"cost       {summary.tokens:,} tokens of {summary.examples} demonstrations, {summary.seconds:.0f} s")
+
+
+@app.command(context_settings=ANY)
+def distill(
+    config: Config = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this name.")] = False,
+) -> None:
+    """Distil a teacher into a student on-policy, early rollouts drawn from a trust region between the two (TRB)."""
+    from esalign import dashboard, wording
+    from esalign.config import load_config
+    from esalign.distill.config import DistillConfig
+    from esalign.distill.run import run_distill
+
+    files, overrides = split_arguments(config or [])
+    if not files:
+        raise ConfigError("esalign distill needs a configuration with student, teacher, data and rewards")
+    settings = load_config(files, overrides, schema=DistillConfig)
+    console = _console()
+    with dashboard.make_reporter(console) as reporter, _first_interrupt() as interrupts:
+        outcome = run_distill(settings, reporter=reporter, resume=resume, interrupts=interrupts)
+    _show_outcome(console, outcome, words=wording.DISTILLATION)
 
 
 @app.command(name="eval", context_settings=ANY)
@@ -145,6 +186,16 @@ def doctor() -> None:
 
     for line in examine():
         print(line)  # noqa: T201  (plain text, to be pasted)
+
+
+def _show_outcome(console: Any, outcome: Any, **options: Any) -> None:
+    """Print how a run ended; one that was interrupted ends with the exit code of an interrupt."""
+    from esalign import dashboard
+
+    if outcome.result is None:
+        console.print(f"interrupted, and saved: go on with --resume ({outcome.folder})")
+        raise typer.Exit(INTERRUPTED)
+    dashboard.show_result(console, outcome.result, outcome.verification, outcome.folder, **options)
 
 
 def _read_run_config(arguments: Sequence[str], backend: str | None) -> Any:

@@ -53,9 +53,11 @@ def answer(
     rows = backend.generate(candidates, [example.prompt for example in examples], sampling, on_completion)
     scores = pool.collect()
     rewards = np.full((len(rows), len(examples)), np.nan)
-    for (i, j), reward in scores.rewards.items():
-        if reward is not None:
-            rewards[i, j] = reward
+    for i, row in enumerate(rows):
+        for j in range(len(row)):
+            reward = scores.rewards[i, j]
+            if reward is not None:
+                rewards[i, j] = reward
     return Answers(rows, rewards, scores.errors, scores.error_examples)
 
 

@@ -16,7 +16,7 @@ LAYERS = [  # a module may import from its own layer and the ones before it
     {"plugins", "adapter_io", "checkpoint", "space"},
     {"data", "rewards", "metrics"},
     {"optimizers", "fitness", "evaluate", "surrogate"},
-    {"loop", "registry", "config"},
+    {"loop", "registry", "config", "sft_config"},
     {"run"},
     {"export", "run_folder", "dashboard", "report", "assemble", "sft", "testing", "contracts"},
     {"distill"},

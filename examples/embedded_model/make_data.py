@@ -6,7 +6,7 @@ numbers) and ``chain_sum``; the generator is our own, since reasoning-gym's need
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from random import Random
@@ -191,10 +191,7 @@ def countdown(rng: Random, mixture: Mixture) -> Document:
     careless = rng.random() < mixture.careless[style]
     plan = rng.choice(options) if careless else next(plan for plan in options if plan.value == problem.target)
     writers = {"direct": answer_direct, "plain": answer_plain, "worked": answer_worked}
-    if style == "search":
-        answer = answer_search(plan, misses_before(plan, options))
-    else:
-        answer = writers[style](plan)
+    answer = answer_search(plan, misses_before(plan, options)) if style == "search" else writers[style](plan)
     return Document(problem.question(rng.choice(TEMPLATES)), answer, style)
 
 

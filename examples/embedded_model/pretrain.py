@@ -4,7 +4,6 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -13,6 +12,8 @@ from make_data import Document, pretraining_document
 from make_tokenizer import build_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 

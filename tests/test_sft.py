@@ -1,0 +1,120 @@
+"""The warm start by TRL, on a tiny model made on the spot."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import make_tiny
+from safetensors.numpy import load_file
+
+from esalign.errors import AdapterError, DataError, MissingPackageError
+from esalign.sft import SftOptions, SftSummary, demonstrations, train_sft
+from esalign.types import Example
+
+pytest.importorskip("trl")
+
+QUICK = SftOptions(rank=4, learning_rate=3e-2, max_steps=20, batch_size=4, max_length=64, device="cpu")
+EXAMPLES = [Example(f"{x} + {y} =", {"answer": f" {x + y}"}) for x in range(3) for y in range(4)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("sft")).model
+
+
+def train(model: Path, out: Path, options: SftOptions = QUICK, **others: object) -> SftSummary:
+    return train_sft(model, EXAMPLES, completion_column="answer", out=out, options=options, **others)  # type: ignore[arg-type]  # passed through
+
+
+def test_training_writes_a_peft_adapter_and_lowers_the_loss(model: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, float]] = []
+    summary = train(model, tmp_path / "a", on_step=lambda step, loss: seen.append((step, loss)))
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["bias"]) == (4, 8, "none")
+    assert sorted(config["target_modules"]) == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    assert [step for step, _ in seen] == list(range(1, 21))
+    assert summary.final_loss == seen[-1][1] < 0.8 * seen[0][1]
+    assert (summary.steps, summary.examples, summary.adapter) == (20, 12, tmp_path / "a")
+    assert summary.tokens > 0
+    assert summary.seconds > 0
+
+
+def test_the_adapter_has_full_rank_so_that_its_singular_values_span_the_space(model: Path, tmp_path: Path) -> None:
+    train(model, tmp_path / "a")
+    factors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert {np.linalg.matrix_rank(factor) for factor in factors.values()} == {4}
+
+
+def test_the_seed_decides_the_adapter(model: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(model, tmp_path / name, SftOptions(rank=2, max_steps=2, batch_size=4, device="cpu", seed=seed))
+    first, again, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("a", "b", "c"))
+    assert first == again
+    assert first != other
+
+
+def test_training_is_silent(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train(model, tmp_path / "a")
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_only_the_answer_is_learnt(model: Path, tmp_path: Path) -> None:
+    """Answers of one and the same token are soon certain; random prompts never would be."""
+    rng = np.random.default_rng(0)
+    examples = [Example(" ".join(map(str, rng.integers(0, 99, 6))), {"answer": "7"}) for _ in range(16)]
+    options = SftOptions(learning_rate=2e-2, max_steps=40, batch_size=8, device="cpu")
+    summary = train_sft(model, examples, completion_column="answer", out=tmp_path / "a", options=options)
+    assert summary.final_loss < 0.1
+
+
+def test_chat_messages_are_trained_on_by_the_chat_template(model: Path, tmp_path: Path) -> None:
+    examples = [Example([{"role": "user", "content": "2 + 2 ="}], {"answer": "4"})] * 4
+    options = SftOptions(max_steps=1, batch_size=4, device="cpu")
+    summary = train_sft(model, examples, completion_column="answer", out=tmp_path / "a", options=options)
+    plain = train_sft(
+        model,
+        [Example("2 + 2 =", {"answer": "4"})] * 4,
+        completion_column="answer",
+        out=tmp_path / "b",
+        options=options,
+    )
+    assert summary.tokens > plain.tokens
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([], "no demonstrations"),
+        ([Example("2 + 2 =", {"question": "?"})], "column 'answer'.*its columns: question"),
+        ([Example("2 + 2 =", {"answer": ""})], "expected the answer's text"),
+        ([Example([1, 2, 3], {"answer": "4"})], "token ids"),
+        ([Example("a", {"answer": "b"}), Example([{"role": "user", "content": "a"}], {"answer": "b"})], "one kind"),
+    ],
+)
+def test_unusable_demonstrations_are_refused(examples: list[Example], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        demonstrations(examples, "answer")
+
+
+def test_modules_that_the_model_lacks_are_named(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="target modules c_attn"):
+        train(model, tmp_path / "a", SftOptions(target_modules=("c_attn",), max_steps=1, device="cpu"))
+
+
+def test_a_missing_trl_is_named_with_the_command_that_installs_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(MissingPackageError, match=r'pip install "esalign\[sft\]"'):
+        train(model, tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rank", 0), ("learning_rate", 0.0), ("epochs", -1.0), ("max_steps", 0), ("batch_size", 0), ("device", "tpu")],
+)
+def test_impossible_options_are_refused(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"sft.{field}"):
+        SftOptions(**{field: value})  # type: ignore[arg-type]  # wrong on purpose
