@@ -119,3 +119,20 @@ def check_options(user: str, factory: Callable[..., Any], options: Mapping[str, 
             raise ConfigError(
                 f"{user} has no option {name!r}{did_you_mean(name, known)}; options: {', '.join(known) or 'none'}"
             )
+
+
+def merge(user: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings and options as one, for ``**``.
+
+    Args:
+        user: what they are for, e.g. ``"optimizer 'cma-es'"``.
+        settings: what has a place of its own.
+        options: the user's options.
+
+    Raises:
+        ConfigError: an option that is a setting.
+    """
+    for name in options:
+        if name in settings:
+            raise ConfigError(f"{user} has no option {name!r}: it is a setting of its own, set it there")
+    return {**settings, **options}

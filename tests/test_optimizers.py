@@ -1,6 +1,9 @@
 """Every optimiser holds to one contract, and each to its paper."""
 
 import functools
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -271,6 +274,16 @@ def test_sequential_nevergrad_optimizer_takes_a_population_of_one():
         contract.make_small(Nevergrad, name="Powell")
     optimizer = contract.make_small(Nevergrad, name="Powell", population=1)
     assert sphere(run(optimizer, 150).mean[None])[0] > 0.85 * -contract.DIM
+
+
+def test_program_ends_while_a_sequential_nevergrad_optimizer_waits_in_its_thread():
+    code = """
+        from esalign.registry import make_optimizer
+        optimizer = make_optimizer("nevergrad:Powell", dim=5, population=1)
+        optimizer.tell(optimizer.ask(), [1.0])
+        optimizer.ask()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
 
 
 def test_nevergrad_names_a_package_that_its_optimizer_lacks():

@@ -100,6 +100,12 @@ def test_wrong_optimizers_are_one_clear_line(name, options, message):
     assert "\n" not in str(caught.value)
 
 
+def test_option_that_is_a_setting_is_refused():
+    assert plugins.merge("optimizer 'cma-es'", {"sigma": 0.3}, {"speed": 1}) == {"sigma": 0.3, "speed": 1}
+    with pytest.raises(ConfigError, match="optimizer 'cma-es' has no option 'sigma': it is a setting of its own"):
+        plugins.merge("optimizer 'cma-es'", {"sigma": 0.3}, {"sigma": 0.5})
+
+
 # --- plug-ins of others ---
 
 

@@ -164,7 +164,7 @@ class _Surroundings:
         outside = _global_streams()
         _set_global_streams(self._streams)
         try:
-            with warnings.catch_warnings(), _path_length_control():
+            with warnings.catch_warnings(), _adapted_libraries():
                 warnings.simplefilter("ignore")
                 yield
         except ModuleNotFoundError as error:
@@ -183,20 +183,29 @@ class _Surroundings:
 
 
 @contextmanager
-def _path_length_control() -> Iterator[None]:
-    """Let nevergrad's variants of CMA-ES adapt the step size by path length in every dimension.
+def _adapted_libraries() -> Iterator[None]:
+    """Change two things for nevergrad's calls that cannot be chosen from outside.
 
-    From 300 dimensions on, pycma turns to two-point adaptation, which fails unless a population is asked as a whole,
-    and nevergrad asks for single candidates.
+    From 300 dimensions on, pycma turns to two-point adaptation of the step size, which fails unless a population is
+    asked as a whole, and nevergrad asks for single candidates. And nevergrad runs sequential optimisers in threads that
+    would keep the program from ending.
     """
     from cma import evolution_strategy
+    from nevergrad.optimization import recaster
+
+    thread = recaster._MessagingThread  # noqa: SLF001 - it has no other handle
+
+    class EndingThread(thread):  # type: ignore[misc, valid-type]  # nevergrad has no types
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.daemon = True
 
     usual = evolution_strategy.TPA_dimension
-    evolution_strategy.TPA_dimension = math.inf
+    evolution_strategy.TPA_dimension, recaster._MessagingThread = math.inf, EndingThread  # noqa: SLF001 - as above
     try:
         yield
     finally:
-        evolution_strategy.TPA_dimension = usual
+        evolution_strategy.TPA_dimension, recaster._MessagingThread = usual, thread  # noqa: SLF001 - as above
 
 
 def _global_streams() -> tuple[Any, Any]:
