@@ -2,9 +2,10 @@
 
     python examples/benchmarks/vllm_engine.py [--candidates 32] [--prompts 8] [--rounds 5] [--switches 2000]
 
-The same sequences are generated without LoRA, in shared-basis mode, by vLLM's own multi-LoRA kernels in one call, and
-candidate by candidate. Rounds are interleaved, and ratios taken within a round, so that a busy machine disturbs them
-less; their medians are printed, as Markdown. The last part counts memory over many switches.
+The same sequences are generated without LoRA, in shared-basis mode, and by vLLM as it comes, with adapters that are
+loaded already: in one multi-LoRA call, and candidate by candidate. "Slots" is the backend's fallback, which spares
+vLLM's kernels the layers without an adapter. Rounds are interleaved, and ratios taken within a round, so that a busy
+machine disturbs them less; their medians are printed, as Markdown. The last part counts memory over many switches.
 """
 
 import os
@@ -17,20 +18,23 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from esalign_vllm import VllmBackend
 from esalign_vllm.engine import Engine
+from esalign_vllm.environment import IN_PROCESS, defaults, preserved_process, quietly
 
 from esalign.adapter_io import Adapter, LoraModule, write_adapter
 from esalign.space import SvdLora
-from esalign.types import Sampling
+from esalign.types import Completion, Sampling
 
 WIDTH, LAYERS, HEADS, VOCAB, CONTEXT = 384, 8, 6, 4096, 256
 END = VOCAB - 1
+EMPTY = Completion("", (), "length")
 
 
 def make_model(folder: Path, rank: int) -> tuple[Path, SvdLora, int]:
@@ -74,6 +78,50 @@ def make_model(folder: Path, rank: int) -> tuple[Path, SvdLora, int]:
     return folder, SvdLora.from_pretrained(adapter), parameters
 
 
+class StockVllm:
+    """vLLM as its documentation has it: adapter folders, loaded once, and a LoRARequest per prompt.
+
+    Args:
+        model: folder of the model.
+        space: the search space.
+        candidates: search vectors, shape (population, dim), whose adapters are loaded.
+        max_tokens: of each answer.
+        settings: further arguments of ``vllm.LLM``.
+    """
+
+    def __init__(self, model: Path, space: SvdLora, candidates: Any, max_tokens: int, settings: dict[str, Any]) -> None:
+        from vllm import LLM, SamplingParams
+        from vllm.lora.request import LoRARequest
+
+        rank = max(8, space.modules[0].rank)
+        with preserved_process(), defaults(IN_PROCESS), quietly():
+            self.llm = LLM(
+                model=str(model),
+                dtype="float32",
+                enforce_eager=True,
+                enable_lora=True,
+                max_loras=len(candidates),
+                max_lora_rank=rank,
+                use_tqdm_on_load=False,
+                **settings,
+            )
+        folders = [space.save_pretrained(c, model / f"adapter{i}") for i, c in enumerate(candidates)]
+        self.adapters = [LoRARequest(f"candidate{i}", i + 1, str(folder)) for i, folder in enumerate(folders)]
+        self.parameters = SamplingParams(max_tokens=max_tokens, temperature=0.0, detokenize=False)
+
+    def generate(self, numbers: Iterable[int], prompts: list[list[int]]) -> list[list[Any]]:
+        """Answer every prompt with the candidates of these numbers, in one call."""
+        work = [({"prompt_token_ids": ids}, self.adapters[i]) for i in numbers for ids in prompts]
+        inputs, adapters = ([pair[k] for pair in work] for k in (0, 1))
+        outputs = self.llm.generate(inputs, self.parameters, lora_request=adapters, use_tqdm=False)
+        answers = [replace(EMPTY, token_ids=tuple(output.outputs[0].token_ids)) for output in outputs]
+        return [answers[start : start + len(prompts)] for start in range(0, len(answers), len(prompts))]
+
+    def close(self) -> None:
+        """Stop vLLM."""
+        self.llm.llm_engine.engine_core.shutdown()
+
+
 def tokens_per_second(work: Callable[[], list[list[Any]]]) -> float:
     """Return generated tokens a second."""
     start = time.perf_counter()
@@ -88,15 +136,20 @@ def compare_throughput(model: Path, space: SvdLora, options: argparse.Namespace)
     candidates = generator.standard_normal((population, space.dim)) * 0.3
     prompts = [generator.integers(0, END, 16 + j % 8).tolist() for j in range(options.prompts)]
     sampling = Sampling(max_tokens=options.tokens)
-    settings: dict[str, Any] = {"enable_prefix_caching": False, "max_num_seqs": 512}  # the bare model's prompts repeat
+    settings: dict[str, Any] = {
+        "enable_prefix_caching": False,
+        "kv_cache_memory_bytes": 512 << 20,
+    }  # the bare model's prompts repeat
     bare = VllmBackend(model, None, **settings)
     shared = VllmBackend(model, space, mode="shared-basis", slots=population, **settings)
-    stock = VllmBackend(model, space, mode="slots", slots=population, **settings)
+    slots = VllmBackend(model, space, mode="slots", slots=population, **settings)
+    stock = StockVllm(model, space, candidates, options.tokens, settings)
     variants: dict[str, Callable[[], list[list[Any]]]] = {
         "no LoRA": lambda: bare.generate(np.zeros((population, 0)), prompts, sampling),
         "shared basis, one call": lambda: shared.generate(candidates, prompts, sampling),
-        "stock multi-LoRA, one call": lambda: stock.generate(candidates, prompts, sampling),
-        "candidate by candidate": lambda: [stock.generate(c[None], prompts, sampling)[0] for c in candidates],
+        "slots, one call": lambda: slots.generate(candidates, prompts, sampling),
+        "stock multi-LoRA, one call": lambda: stock.generate(range(population), prompts),
+        "candidate by candidate": lambda: [stock.generate([i], prompts)[0] for i in range(population)],
     }
     for work in variants.values():
         work()
@@ -116,7 +169,7 @@ def compare_throughput(model: Path, space: SvdLora, options: argparse.Namespace)
         for a, b in zip(left, right, strict=True)
     )
     print(f"\nequal answers of shared basis and stock multi-LoRA: {same} of {population * len(prompts)}")
-    for backend in (bare, shared, stock):
+    for backend in (bare, shared, slots, stock):
         backend.close()
 
 
