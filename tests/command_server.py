@@ -9,6 +9,7 @@ One JSON object a line on standard input: {"args": [...], "out": path, "err": pa
 
 import json
 import os
+import resource
 import sys
 
 
@@ -32,7 +33,8 @@ def start(request: dict) -> int:
     for path, number in ((request["out"], 1), (request["err"], 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.environ.update(request.get("env", {}))
+    if request.get("room"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["room"], request["room"]))
     sys.argv = ["esalign", *request["args"]]
     code = 1
     try:

@@ -97,16 +97,16 @@ def _ask(request: dict[str, Any]) -> int:
     return int(server.stdout.readline())
 
 
-def start_esalign(*arguments: object, **environment: str) -> Command:
-    """Start the command line as a user does, and return while it runs."""
+def start_esalign(*arguments: object, room: int | None = None) -> Command:
+    """Start the command line as a user does, and return while it runs; room limits the bytes of a file it writes."""
     folder = Path(tempfile.mkdtemp())
-    request = {"args": [str(argument) for argument in arguments], "env": environment}
+    request = {"args": [str(argument) for argument in arguments], "room": room}
     return Command(_ask({**request, "out": str(folder / "out"), "err": str(folder / "err")}), folder)
 
 
-def esalign(*arguments: object, **environment: str) -> Command:
+def esalign(*arguments: object, room: int | None = None) -> Command:
     """Run the command line as a user does, to its end."""
-    return start_esalign(*arguments, **environment).wait()
+    return start_esalign(*arguments, room=room).wait()
 
 
 def reproducible(folder: Path) -> list[dict[str, Any]]:
