@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import keyword
 import operator
 import re
 import warnings
@@ -14,6 +15,7 @@ PRELOAD = ("reasoning_gym", "sympy")
 
 _PLAIN = re.compile(r"[0-9+\-*/() ]{1,200}")
 _TAGGED = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)
+_NEIGHBOURS = re.compile(r"(\w+) +(?=(\w+))")
 _LEFT_TO_SYMPY = re.compile(r"//|/ +/|\* +\*|\d{16}")
 MAX_BITS = 10_000
 """Size of the largest power that an answer to Countdown may hold."""
@@ -83,11 +85,13 @@ def _verifier(task: str) -> Callable[[str, Mapping[str, Any]], float]:
 
 
 def _score_countdown(answer: str, metadata: Mapping[str, Any]) -> float | None:
-    """Score plain arithmetic as reasoning-gym's verifier does, exactly and ten times as fast; None leaves it to that.
+    """Score plain arithmetic and prose as reasoning-gym's verifier does, but ten times as fast; None leaves it to that.
 
     The verifier evaluates the answer with sympy, where a small model's ``9**9**9`` hangs. Here a power beyond
     `MAX_BITS` is a number that misses the target.
     """
+    if is_prose(answer):
+        return 0.01
     if not _PLAIN.fullmatch(answer) or _LEFT_TO_SYMPY.search(answer):
         return None
     numbers = [int(digits) for digits in re.findall(r"\d+", answer)]
@@ -102,6 +106,17 @@ def _score_countdown(answer: str, metadata: Mapping[str, Any]) -> float | None:
     target = float(metadata["target"])
     right = sorted(numbers) == sorted(metadata["numbers"]) and abs(value - target) <= 1e-6 + 1e-5 * abs(target)
     return 1.0 if right else 0.05
+
+
+def is_prose(text: str) -> bool:
+    """Say whether two words stand side by side, so that a text is no expression; a few other texts are none either.
+
+    >>> is_prose("the sum of 2 and 3"), is_prose("2 + x"), is_prose("x and y")
+    (True, False, False)
+    """
+    words = _NEIGHBOURS.findall(text)
+    quoted = any(mark in text for mark in "\"'#")
+    return not quoted and any(not keyword.iskeyword(one) and not keyword.iskeyword(other) for one, other in words)
 
 
 def _evaluate(node: ast.expr) -> Fraction:
