@@ -86,6 +86,7 @@ class DistillRunSection(RunSection):
     """How long to distil, and where the results go. A generation is one update."""
 
     checkpoint_every: int = Field(1, ge=1, description="Updates between two checkpoints.")
+    max_rollout_tokens: int | None = Field(None, ge=1, description="Stop at the first update that ends after these.")
 
 
 class DistillConfig(Section):

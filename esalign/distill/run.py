@@ -205,6 +205,7 @@ class Distillation:
             comparisons={
                 name: Comparison(estimate(before[name]), estimate(after), paired_difference(after, before[name]))
                 for name, after in scores.items()
+                if name in before
             },
             samples=samples,
             kl=None,
@@ -263,6 +264,8 @@ class Distillation:
             return f"all {limits.generations} updates done"
         if limits.max_minutes is not None and progress.search_seconds >= 60 * limits.max_minutes:
             return f"{limits.max_minutes:g} minutes of updates are over"
+        if limits.max_rollout_tokens is not None and progress.generated_tokens >= limits.max_rollout_tokens:
+            return f"{limits.max_rollout_tokens} rollout tokens are used up"
         return None
 
     def _totals(self) -> dict[str, Any]:
