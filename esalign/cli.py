@@ -68,7 +68,7 @@ def run(
             plan_of_run = plan(settings)
         dashboard.show_plan(console, settings, plan_of_run)
         return
-    with dashboard.make_reporter(console) as reporter, _first_interrupt() as interrupts:
+    with dashboard.make_reporter(console) as reporter, _first_interrupt(reporter) as interrupts:
         outcome = align(settings, reporter=reporter, resume=resume, interrupts=interrupts)
     _show_outcome(console, outcome)
 
@@ -112,7 +112,7 @@ def distill(
         raise ConfigError("esalign distill needs a configuration with student, teacher, data and rewards")
     settings = load_config(files, overrides, schema=DistillConfig)
     console = _console()
-    with dashboard.make_reporter(console) as reporter, _first_interrupt() as interrupts:
+    with dashboard.make_reporter(console) as reporter, _first_interrupt(reporter) as interrupts:
         outcome = run_distill(settings, reporter=reporter, resume=resume, interrupts=interrupts)
     _show_outcome(console, outcome, words=wording.DISTILLATION)
 
@@ -233,7 +233,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 @contextmanager
-def _first_interrupt() -> Iterator[list[int]]:
+def _first_interrupt(reporter: Any) -> Iterator[list[int]]:
     """Collect the first Ctrl-C in a list, so that the generation under way is finished; the second one stops."""
     seen: list[int] = []
 
@@ -241,6 +241,7 @@ def _first_interrupt() -> Iterator[list[int]]:
         if seen:
             raise KeyboardInterrupt
         seen.append(number)
+        reporter.stage("finishing what is under way; Ctrl-C again stops at once")
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:

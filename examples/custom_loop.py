@@ -6,14 +6,14 @@ import esalign
 from esalign.assemble import asset
 from esalign.data import load_examples
 
-TASK = {"min_numbers": 3, "max_numbers": 3, "min_value": 1, "max_value": 20, "min_target": 1, "max_target": 99}
+TASK = {"min_numbers": 3, "max_numbers": 3, "min_value": 1, "max_value": 12, "min_target": 1, "max_target": 99}
 
 
 def main(generations: int = 5) -> list[float]:
     """Search for a few generations, and return the mean reward of each."""
     space = esalign.SvdLora.from_pretrained(asset("embedded/adapter"))
     backend = esalign.load_backend("torch", model=str(asset("embedded/model")), space=space, dtype="float32")
-    optimizer = esalign.make_optimizer("cma-es", dim=space.dim, sigma=0.3, population=16, seed=0)
+    optimizer = esalign.make_optimizer("cma-es", dim=space.dim, sigma=0.5, population=16, seed=0)
     reward = esalign.load_reward("reasoning-gym")
     examples = load_examples("reasoning-gym:countdown", options=TASK, size=64 * generations, seed=1)
 

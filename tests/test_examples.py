@@ -1,0 +1,38 @@
+"""The examples run, and their configurations are valid."""
+
+import importlib.util
+from pathlib import Path
+
+import yaml
+
+from esalign.adapter_io import read_adapter
+from esalign.assemble import asset
+from esalign.config import RunConfig, load_config
+from esalign.sft_config import SftConfig
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_custom_loop_is_short_and_leaves_a_plain_adapter(tmp_path, monkeypatch):
+    file = EXAMPLES / "custom_loop.py"
+    spec = importlib.util.spec_from_file_location("custom_loop", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+    (reward,) = module.main(generations=1)
+    assert 0.2 < reward < 0.8
+    assert read_adapter(tmp_path / "runs" / "custom-loop" / "adapter").config["r"] == 8
+    body = file.read_text().split("def main", 1)[1]
+    assert body.count("\n") < 40
+
+
+def test_example_configurations_are_valid():
+    for file in EXAMPLES.glob("*.yaml"):
+        schema = RunConfig if "rewards" in yaml.safe_load(file.read_text()) else SftConfig
+        load_config([file], schema=schema)
+
+
+def test_the_quickstart_is_valid_and_small_enough_to_ship():
+    load_config([asset("quickstart.yaml")], schema=RunConfig)
+    size = sum(file.stat().st_size for file in asset("embedded").rglob("*") if file.is_file())
+    assert size < 8_000_000
