@@ -167,19 +167,23 @@ class _Surroundings:
             with warnings.catch_warnings(), _adapted_libraries():
                 warnings.simplefilter("ignore")
                 yield
-        except ModuleNotFoundError as error:
-            raise OptimizerError(
-                f"nevergrad:{self._name} needs the package {error.name!r}, which is not installed: "
-                "see nevergrad's documentation for its optional packages"
-            ) from error
         except EsalignError:
             raise
         except Exception as error:  # its optimisers are of many makers, who raise what they like
-            reason = textwrap.shorten(str(error) or type(error).__name__, 200)
-            raise OptimizerError(f"nevergrad:{self._name} failed: {reason}") from error
+            raise self._failure(error) from error
         finally:
             self._streams = _global_streams()
             _set_global_streams(outside)
+
+    def _failure(self, error: Exception) -> OptimizerError:
+        cause = error.__cause__ or error  # an optimiser that runs in a thread has its errors wrapped
+        if isinstance(cause, ModuleNotFoundError):
+            return OptimizerError(
+                f"nevergrad:{self._name} needs the package {cause.name!r}, which is not installed: "
+                "see nevergrad's documentation for its optional packages"
+            )
+        reason = textwrap.shorten(str(error) or type(error).__name__, 200)
+        return OptimizerError(f"nevergrad:{self._name} failed: {reason}")
 
 
 @contextmanager
