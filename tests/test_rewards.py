@@ -280,7 +280,9 @@ def test_fast_countdown_scores_equal_reasoning_gym_s():
         numbers = [rng.randint(0, 12) for _ in range(3)]
         operators = [rng.choice("+-*/") for _ in range(2)]
         valid = f"({numbers[0]} {operators[0]} {numbers[1]}){operators[1]}{numbers[2]}"
-        noise = "".join(rng.choice(["1", "2", "0", "12", "+", "-", "*", "/", "(", ")", " "]) for _ in range(6)).strip()
+        noise = "".join(
+            rng.choice(["1", "2", "0", "12", "=", "+", "-", "*", "/", "(", ")", " "]) for _ in range(6)
+        ).strip()
         prose = " ".join(rng.choice(["so", "x", "and", "if", "2", "+", "(3)", "else", "it!", "= 4"]) for _ in range(4))
         answer = rng.choice([valid, valid, noise, prose])
         metadata = {"numbers": rng.sample(numbers, 3), "target": rng.randint(1, 30)}

@@ -13,10 +13,10 @@ from typing import Any
 PRELOAD = ("reasoning_gym", "sympy")
 """Imported once, before the scoring processes are forked: it takes seconds."""
 
-_PLAIN = re.compile(r"[0-9+\-*/() ]{1,200}")
+_PLAIN = re.compile(r"[0-9+\-*/()= ]{1,200}")
 _TAGGED = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)
 _NEIGHBOURS = re.compile(r"(\w+) +(?=(\w+))")
-_LEFT_TO_SYMPY = re.compile(r"//|/ +/|\* +\*|\d{16}")
+_LEFT_TO_SYMPY = re.compile(r"//|/ +/|\* +\*|= *=|\d{16}|[-+*/]=")
 MAX_BITS = 10_000
 """Size of the largest power that an answer to Countdown may hold."""
 
