@@ -61,12 +61,12 @@ def test_training_is_silent(model: Path, tmp_path: Path, capfd: pytest.CaptureFi
 
 
 def test_only_the_answer_is_learnt(model: Path, tmp_path: Path) -> None:
-    """Answers of one and the same token are soon certain; random prompts never would be."""
+    """Equal answers are soon expected; random numbers cost at least 1.5 nats a token, whatever is learnt."""
     rng = np.random.default_rng(0)
-    examples = [Example(" ".join(map(str, rng.integers(0, 99, 6))), {"answer": "7"}) for _ in range(16)]
+    examples = [Example(" ".join(map(str, rng.integers(0, 99, 6))) + " =", {"answer": " 7"}) for _ in range(16)]
     options = SftOptions(learning_rate=2e-2, max_steps=40, batch_size=8, device="cpu")
     summary = train_sft(model, examples, completion_column="answer", out=tmp_path / "a", options=options)
-    assert summary.final_loss < 0.1
+    assert summary.final_loss < 1.0
 
 
 def test_chat_messages_are_trained_on_by_the_chat_template(model: Path, tmp_path: Path) -> None:
