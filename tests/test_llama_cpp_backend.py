@@ -1,15 +1,17 @@
-"""The llama.cpp engine against the contract, and against every way in which it could go wrong quietly."""
+"""The llama.cpp engine against the contract of all engines."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
-from esalign_llama_cpp import LlamaCppBackend
+from esalign_llama_cpp import LlamaCppBackend, convert_model
 from models import ATTENTION, MLP, make_tiny
 
+import esalign
 from esalign.space import SvdLora
 from esalign.testing import BACKEND_CLAIMS, Subject
 
@@ -31,6 +33,50 @@ def subject(request, tmp_path_factory):
     subject = Subject(make, model=tiny.model, space=space, score_tolerance=5e-4)
     yield subject
     subject.backend.close()
+
+
+EMBEDDED = Path(esalign.__file__).parent / "assets" / "embedded"
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    """The acceptance of all engines, on fewer candidates: 99.5 % of sequences equal, scores within 1e-3."""
+    space = SvdLora.from_pretrained(EMBEDDED / "adapter")
+    make = partial(LlamaCppBackend, EMBEDDED / "model", space, threads=1, dtype="float32")
+    subject = Subject(
+        make,
+        model=EMBEDDED / "model",
+        space=space,
+        agreement=0.995,
+        score_tolerance=1e-3,
+        chat=False,
+        spread=0.3,
+    )
+    yield subject
+    subject.backend.close()
+
+
+# a trained model is too sure of its answers to show that draws differ
+NEED_DOUBT = {"shares_the_luck_among_candidates", "draws_within_top_k_and_top_p"}
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [claim for claim in BACKEND_CLAIMS if claim.__name__ not in NEED_DOUBT],
+    ids=lambda claim: claim.__name__,
+)
+def test_llama_cpp_keeps_the_contract_on_the_embedded_model(embedded, claim):
+    claim(embedded)
+
+
+def test_a_converted_model_keeps_its_own_tokenizer(embedded, tmp_path):
+    """GGUF has no name for how the embedded one cuts up text, so the file's vocabulary tokenises otherwise."""
+    text = "Using the numbers 12, 345 and 6789, create an expression."
+    expected = tuple(embedded.reference.tokenizer(text)["input_ids"])
+    assert embedded.backend.encode(text) == expected
+    file = LlamaCppBackend(convert_model(EMBEDDED / "model", tmp_path / "m.gguf"), None, threads=1)
+    assert file.encode(text) != expected
+    file.close()
 
 
 @pytest.mark.parametrize("claim", BACKEND_CLAIMS, ids=lambda claim: claim.__name__)
