@@ -56,7 +56,7 @@ class Nevergrad:
             "sigma": float(sigma),
             "budget": int(budget),
         }
-        self._surroundings = _Surroundings(name, self._seed)
+        self._surroundings = Surroundings(name, self._seed)
         with self._surroundings.entered():
             self._search = _make(name, self._shape, self._seed, sigma=float(sigma), budget=int(budget))
         self._parameters: list[Any] = []  # nevergrad's own form of the asked candidates
@@ -148,7 +148,7 @@ def _make(name: str, shape: tuple[int, int], seed: int, *, sigma: float, budget:
     return registry[name](parametrization=space, budget=budget, num_workers=population)
 
 
-class _Surroundings:
+class Surroundings:
     """What nevergrad's optimisers run in.
 
     Some of them draw from the global random streams of numpy and python: inside, these are private and seeded; outside,
@@ -161,6 +161,11 @@ class _Surroundings:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
+        """Be inside.
+
+        Raises:
+            OptimizerError: whatever went wrong inside, in one line.
+        """
         outside = _global_streams()
         _set_global_streams(self._streams)
         try:
