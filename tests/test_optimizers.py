@@ -293,14 +293,19 @@ def test_nevergrad_names_a_package_that_its_optimizer_lacks():
 
 
 def test_failure_inside_nevergrad_is_one_clear_line_and_gives_the_global_streams_back():
-    before = str(np.random.get_state())  # noqa: NPY002 - the global stream is meant
-    with (
-        pytest.raises(OptimizerError, match=r"^nevergrad:Odd failed: it broke in two lines$"),
-        Surroundings("Odd", seed=0).entered(),
-    ):
-        np.random.rand()  # noqa: NPY002 - as above
+    def fail():
+        np.random.rand()  # noqa: NPY002 - the global stream is meant
         raise ArithmeticError("it broke\nin two lines")
+
+    before = str(np.random.get_state())  # noqa: NPY002 - as above
+    with pytest.raises(OptimizerError, match=r"^nevergrad:Odd failed: it broke in two lines$"):
+        _inside(fail)
     assert str(np.random.get_state()) == before  # noqa: NPY002 - as above
+
+
+def _inside(call):
+    with Surroundings("Odd", seed=0).entered():
+        call()
 
 
 @pytest.mark.parametrize("name", ["DiagonalCMA", "NGOpt"])
