@@ -12,9 +12,10 @@ from esalign.errors import BackendError
 from esalign.space import SvdLora
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_torch.batches import Limits, make_limits
-from esalign_torch.decoding import Engine, Request, Row, kv_bytes
+from esalign_torch.cache import kv_bytes
+from esalign_torch.decoding import Engine, Request, Row
 from esalign_torch.loading import DTYPES, load_model
-from esalign_torch.lora import SingularValues, attach, tabulate
+from esalign_torch.lora import SingularValues, attach
 from esalign_torch.sampling import draw_uniforms
 from esalign_torch.scheduling import answer_all
 from esalign_torch.scoring import PositionPicker, ScoreRow, cut_scoring, score_batch
@@ -81,10 +82,6 @@ class TorchBackend:
             revision=revision,
             attn_implementation=attn_implementation,
         )
-        compute = loaded.get_input_embeddings().weight.dtype
-        values = SingularValues()
-        if space is not None:
-            values = attach(loaded, space, label=self.label, dtype=compute, device=target)
         config = loaded.config.get_text_config()
         codec = TextCodec(
             tokenizer,
@@ -94,9 +91,20 @@ class TorchBackend:
             label=self.label,
         )
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self._engine: Engine | None = Engine(loaded, values, codec, target, pad, config.num_hidden_layers)
+        layers = config.num_hidden_layers
+        self._dtype = loaded.get_input_embeddings().weight.dtype
+        values = SingularValues()
+        if space is not None:
+            values = attach(
+                loaded,
+                space,
+                probe=lambda: kv_bytes(loaded, layers, pad),
+                label=self.label,
+                dtype=self._dtype,
+                device=target,
+            )
+        self._engine: Engine | None = Engine(loaded, values, codec, target, pad, layers)
         self._picker = PositionPicker(loaded.get_output_embeddings())
-        self._dtype = compute
         self._context = getattr(config, "max_position_embeddings", None)
         self._limits = self._measure(memory_gb, max_rows)
 
@@ -162,7 +170,7 @@ class TorchBackend:
         if self.space is None:
             table = np.empty((len(as_candidates(candidates, 0)), 0), dtype=np.float32)
         else:
-            table = tabulate(self.space, candidates)
+            table = self._open().values.tabulate(self.space, candidates)
         return torch.from_numpy(table).to(device=self._open().device, dtype=self._dtype)
 
     def _score_row(self, engine: Engine, j: int, sequences: Sequences, support: Sequence[Array] | None) -> ScoreRow:
@@ -192,7 +200,7 @@ class TorchBackend:
         """Find out what tokens cost, by one pass of one token, and derive the limits."""
         engine = self._open()
         engine.values.show(self._tabulate(np.zeros((1, self.space.dim if self.space else 0))))
-        per_token = kv_bytes(engine)
+        per_token = kv_bytes(engine.model, engine.layers, engine.pad)
         sizes = [p.shape[0] for p in engine.model.parameters() if p.ndim == 2 and p.shape[0] != engine.codec.vocab]
         widest = max(sizes, default=1) * self._dtype.itemsize
         return make_limits(

@@ -120,6 +120,15 @@ class RowCache(Cache):
         return joined
 
 
+@torch.inference_mode()
+def kv_bytes(model: Any, layers: int, token: int) -> int:
+    """Measure the bytes of keys and values that one token takes in all layers, by a forward pass of one token."""
+    cache = RowCache(layers, 1)
+    ids = torch.tensor([[token]], device=model.device)
+    model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return cache.nbytes // cache.row_layers[0].key_buffer.shape[2]
+
+
 def _resized(buffer: Tensor, rows: int, capacity: int, filled: int) -> Tensor:
     larger = buffer.new_empty(rows, buffer.shape[1], capacity, buffer.shape[3])
     larger[:, :, :filled] = buffer[:rows, :, :filled]

@@ -253,12 +253,3 @@ class Batch:
             self.tables.move(source_index, target_index)
             self.cache.move(source_index, target_index)
         self._show_values()
-
-
-@torch.inference_mode()
-def kv_bytes(engine: Engine) -> int:
-    """Measure the bytes of keys and values that one token takes in all layers, by a forward pass of one token."""
-    cache = RowCache(engine.layers, 1)
-    ids = torch.tensor([[engine.pad]], device=engine.device)
-    engine.model(input_ids=ids, past_key_values=cache, use_cache=True)
-    return cache.nbytes // cache.row_layers[0].key_buffer.shape[2]
