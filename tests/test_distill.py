@@ -8,7 +8,7 @@ import torch
 import yaml
 from distill_models import load, make_pair_folders
 from models import make_model
-from runs import REWARD, reproducible
+from runs import REWARD, esalign, reproducible
 
 from esalign.adapter_io import read_adapter
 from esalign.checkpoint import Checkpoints
@@ -319,3 +319,23 @@ def test_different_chat_templates_are_warned_of(models, tmp_path):
     )
     run_distill(config, reporter=reporter)
     assert any("different chat templates" in warning for warning in reporter.warnings)
+
+
+def test_a_distillation_stops_when_its_rollout_tokens_are_used_up(models, tmp_path):
+    config = write_config(tmp_path, models, run__max_rollout_tokens=60, behaviour__steps=1)
+    outcome = run_distill(config, reporter=Silent())
+    rows = reproducible(outcome.folder)
+    assert outcome.result.reason == "60 rollout tokens are used up"
+    assert rows[-2]["tokens"]["generated"] < 60 <= rows[-1]["tokens"]["generated"]
+
+
+def test_the_command_line_distils_and_says_what_is_wrong(models, tmp_path):
+    write_config(tmp_path, models, run__generations=2, behaviour__steps=2)
+    done = esalign("distill", tmp_path / "distill.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "minus reverse KL" in done.stdout
+    assert (tmp_path / "runs" / "small" / "report.html").exists()
+    wrong = esalign("distill", tmp_path / "distill.yaml", "behaviour.budget=-1")
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
+    assert "behaviour.budget" in wrong.stderr
