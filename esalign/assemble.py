@@ -22,7 +22,7 @@ from esalign.data import MiniBatches, Source, Splits, load_dataset, make_splits
 from esalign.errors import ConfigError
 from esalign.fitness import RewardFitness
 from esalign.metrics import make_tracker
-from esalign.plugins import check_options
+from esalign.plugins import check_options, merge
 from esalign.protocols import Backend, Fitness
 from esalign.registry import load_backend, make_optimizer
 from esalign.rewards import load_reward
@@ -99,14 +99,9 @@ def make_pool(rewards: Sequence[RewardSection], scoring: ScoringSection) -> Rewa
 def make_parts(config: RunConfig, folder: Path, closing: ExitStack) -> Parts:
     """Make everything that a run needs; what must be closed is handed to ``closing``. Cheap checks come first."""
     space = make_space(config.model)
-    optimizer = make_optimizer(
-        config.optimizer.name,
-        dim=space.dim,
-        sigma=config.optimizer.sigma,
-        population=config.optimizer.population,
-        seed=config.run.seed,
-        **config.optimizer.options,
-    )
+    section = config.optimizer
+    settings = {"dim": space.dim, "sigma": section.sigma, "population": section.population, "seed": config.run.seed}
+    optimizer = make_optimizer(section.name, **merge(f"optimizer {section.name!r}", settings, section.options))
     splits = load_splits(config)
     pool = closing.enter_context(make_pool(config.rewards, config.scoring))
     backend = make_backend(config.backend, config.model.path, space)
