@@ -200,6 +200,10 @@ def edit(folder, target, name="config.json", **changes):
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rotary embedding of type 'longrope'"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "attention_factor": 0.5}},
+            "YaRN with attention_factor 0.5",
+        ),
         ({"num_attention_heads": ...}, "config.json' is not complete: KeyError 'num_attention_heads'"),
         ({"num_hidden_layers": 3}, "no weights for blk.2."),
         ({"num_hidden_layers": 1}, "'model.layers.1."),

@@ -15,6 +15,7 @@ from esalign_llama_cpp.names import LINEAR
 
 ARCHITECTURE_OF = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 ROPE_KINDS = ("default", "linear", "yarn", "llama3")
+YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "attention_factor": None, "mscale": None, "mscale_all_dim": None}
 NORMS = ("input_layernorm", "post_attention_layernorm")
 NORMS_OF_HEADS = ("self_attn.q_norm", "self_attn.k_norm")
 
@@ -67,7 +68,7 @@ class ModelConfig:
         norm_epsilon: of the RMS norms.
         tied: whether the head is the embedding.
         rope: position embedding.
-        ends: ids that end an answer, those of the generation config first.
+        ends: ids that end an answer.
     """
 
     architecture: str
@@ -108,7 +109,8 @@ def read_config(folder: Path) -> ModelConfig:
         )
     _refuse_unsupported(raw, folder)
     generation = folder / "generation_config.json"
-    ends = [read_json(generation).get("eos_token_id")] if generation.is_file() else []
+    settings = read_json(generation) if generation.is_file() else {}
+    end = settings.get("eos_token_id", raw.get("eos_token_id"))  # as transformers chooses
     try:
         heads = int(raw["num_attention_heads"])
         return ModelConfig(
@@ -123,7 +125,7 @@ def read_config(folder: Path) -> ModelConfig:
             norm_epsilon=float(raw["rms_norm_eps"]),
             tied=bool(raw.get("tie_word_embeddings")),
             rope=_read_rope(raw, folder),
-            ends=_flatten([*ends, raw.get("eos_token_id")]),
+            ends=tuple(int(token) for token in (end if isinstance(end, list) else [end]) if token is not None),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BackendError(f"'{folder}/config.json' is not complete: {type(error).__name__} {error}") from error
@@ -178,6 +180,9 @@ def _read_rope(raw: Mapping[str, Any], folder: Path) -> Rope:
             f"model '{folder}' has a rotary embedding of type {kind!r}; esalign converts {', '.join(ROPE_KINDS)}: "
             "convert it with llama.cpp's convert_hf_to_gguf.py"
         )
+    for key, default in YARN_DEFAULTS.items():
+        if kind == "yarn" and rope.get(key, default) not in (default, None):
+            raise BackendError(f"model '{folder}' has YaRN with {key} {rope[key]!r}, which esalign does not convert")
     return Rope(
         base=float(rope.get("rope_theta") or 10000.0),
         kind=kind,
@@ -186,8 +191,3 @@ def _read_rope(raw: Mapping[str, Any], folder: Path) -> Rope:
         low=float(rope.get("low_freq_factor", 1.0)),
         high=float(rope.get("high_freq_factor", 4.0)),
     )
-
-
-def _flatten(values: list[Any]) -> tuple[int, ...]:
-    flat = [value for entry in values for value in (entry if isinstance(entry, list) else [entry])]
-    return tuple(dict.fromkeys(int(value) for value in flat if value is not None))

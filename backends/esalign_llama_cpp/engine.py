@@ -70,6 +70,8 @@ class Engine:
             consumer: takes the logits.
             longest: tokens of the longest sequence.
         """
+        if not groups:
+            return
         context = self._open_context(longest)
         self._switch.select(values, context)
         Decoder(context).run(groups, consumer)
