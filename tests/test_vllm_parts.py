@@ -14,6 +14,7 @@ from esalign_vllm.decoding import stream_seed
 from esalign_vllm.environment import defaults
 from esalign_vllm.fit import check_fit, load_config
 from esalign_vllm.options import choose_dtype, cpu_cache_bytes
+from esalign_vllm.scoring import Scorer
 from models import make_adapter, make_tiny
 
 from esalign.errors import BackendError, ConfigError, MissingPackageError
@@ -338,6 +339,39 @@ def test_cache_on_cpus_holds_a_sequence_and_spares_the_memory(tiny: Any) -> None
     one = cpu_cache_bytes(config, "float32", sequences=1, tokens=256)
     assert one >= 256 * 2 * 2 * 2 * 32 * 4  # tokens, K and V, layers, heads, head width, bytes
     assert cpu_cache_bytes(config, "float32", sequences=10**9, tokens=256) <= psutil.virtual_memory().total // 4
+
+
+# --- scoring
+
+
+def fake_llm(*, second_runner: bool, context: int = 16) -> Any:
+    config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=context), use_v2_model_runner=second_runner)
+    return SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=config))
+
+
+def test_second_model_runner_is_asked_for_the_supports_ids_alone() -> None:
+    """Runs on GPUs only; here, that the request is as vLLM's own checks want it."""
+    from vllm import SamplingParams
+
+    if not hasattr(SamplingParams, "prompt_logprob_token_ids"):
+        pytest.skip("this vLLM has no such request")
+    support = np.array([[5, 6], [7, 8], [9, 9]])
+    plan = Scorer(fake_llm(second_runner=True), 20).plan([1, 2], [3, 4, 5], support)
+    assert plan.ids == [1, 2, 3, 4, 5]
+    assert plan.values == 6
+    plan.parameters._validate_logprobs(SimpleNamespace(max_logprobs=-1, max_model_len=16, get_vocab_size=lambda: 20))
+    rows = len(plan.ids) - 1 - plan.parameters.prompt_logprob_start  # what vLLM will expect
+    assert plan.parameters.prompt_logprob_token_ids.shape == (rows, 2)
+    scores = np.arange(6.0).reshape(3, 2)
+    assert np.array_equal(plan.read(SimpleNamespace(prompt_token_id_logprobs=scores)), scores)
+
+
+def test_sequence_that_fills_the_context_leaves_its_last_token_to_be_generated() -> None:
+    scorer = Scorer(fake_llm(second_runner=True, context=5), 20)
+    plan = scorer.plan([1, 2], [3, 4, 5], None)
+    assert plan.ids == [1, 2, 3, 4]
+    assert plan.parameters.allowed_token_ids == [5]
+    assert scorer.plan([1], [3, 4, 5], None).parameters.allowed_token_ids is None
 
 
 # --- small things

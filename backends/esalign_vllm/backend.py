@@ -9,19 +9,20 @@ from esalign.errors import BackendError, ConfigError
 from esalign.space import SvdLora
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_vllm.basis import MODES
-from esalign_vllm.decoding import generation_parameters, read_scores, scoring_parameters
+from esalign_vllm.decoding import generation_parameters
 from esalign_vllm.engine import Engine, start_engine
 from esalign_vllm.environment import import_vllm
 from esalign_vllm.fit import check_fit, find_ends, load_config
 from esalign_vllm.options import check_device, check_options, choose_dtype, default_arguments
 from esalign_vllm.requests import Request
+from esalign_vllm.scoring import Scorer
 from esalign_vllm.text import TextCodec
 from esalign_vllm.versions import check_version, installed_version
 
 Work = Sequence[tuple[int, list[int], Any]]
 Finish = Callable[[tuple[int, int], Any], None]
 
-WHOLE_SCORES = 2**25  # log-probabilities of whole vocabularies to hold at a time
+MOST_SCORES = 2**24  # log-probabilities to hold at a time, as Python numbers: some GB
 
 
 class VllmBackend:
@@ -35,7 +36,8 @@ class VllmBackend:
         mode: ``shared-basis`` (one copy of the factors, a table of singular values), ``slots`` (each candidate in one
             of vLLM's LoRA slots), ``files`` (adapter files, public parts of vLLM only), or ``auto``: the first of them
             that works, with a warning if it is not the first.
-        slots: the most candidates of one call of vLLM, at least 1; a larger population takes several calls.
+        slots: the most candidates of one call of vLLM, at least 1; a larger population takes several calls. None for
+            256, or in the modes that hold a matrix per slot and layer, 32.
         seed: seed that vLLM is given; no answer depends on it.
         chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": False}``.
         **options: arguments of ``vllm.LLM``, e.g. ``tensor_parallel_size`` or ``max_model_len``.
@@ -54,7 +56,7 @@ class VllmBackend:
         dtype: str = "auto",
         device: str = "auto",
         mode: str = "auto",
-        slots: int = 256,
+        slots: int | None = None,
         seed: int = 0,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
@@ -66,7 +68,6 @@ class VllmBackend:
         check_options(options)
         self.label = str(model)
         self.space = space
-        self.slots = slots
         config = load_config(self.label, trust_remote_code=bool(options.get("trust_remote_code")))
         if space is not None:
             check_fit(space, config, self.label)
@@ -81,7 +82,8 @@ class VllmBackend:
             arguments={**arguments, **options, "seed": seed},
         )
         llm = self._engine.llm
-        self._context = int(llm.llm_engine.model_config.max_model_len)
+        self._scorer = Scorer(llm, config.get_text_config().vocab_size)
+        self._context = self._scorer.context
         tokenizer = llm.get_tokenizer()
         self._ends = find_ends(self.label, config, tokenizer)
         self._codec = TextCodec(
@@ -133,29 +135,27 @@ class VllmBackend:
     ) -> list[list[Array]]:
         """Give the log-probabilities of given answers; see `esalign.protocols.Backend`.
 
-        With support, vLLM returns those of the whole vocabulary, which is slow where that is large.
+        With support, most versions of vLLM return those of the whole vocabulary, which is slow where that is large.
         """
         self._open()
         vectors = as_candidates(candidates, self.space.dim if self.space else 0)
         checked = [self._check_sequence(j, *sequence) for j, sequence in enumerate(sequences)]
         wanted = [self._check_support(j, checked[j][1], support) for j in range(len(checked))]
-        shapes = [
-            (len(answer),) if ids is None else ids.shape for (_, answer), ids in zip(checked, wanted, strict=True)
-        ]
-        rows = [[np.empty(shape, dtype=np.float32) for shape in shapes] for _ in vectors]
+        plans = {
+            j: self._scorer.plan(prompt, answer, ids)
+            for j, ((prompt, answer), ids) in enumerate(zip(checked, wanted, strict=True))
+            if answer
+        }
+        empty = [np.empty((0,) if ids is None else ids.shape, dtype=np.float32) for ids in wanted]
+        rows = [[part.copy() for part in empty] for _ in vectors]
 
         def finish(key: tuple[int, int], output: Any) -> None:
             i, j = key
-            rows[i][j] = read_scores(output, checked[j][1], wanted[j])
+            rows[i][j] = plans[j].read(output)
 
-        work = [
-            (j, [*prompt, *answer[:-1]], scoring_parameters(answer[-1], whole=support is not None))
-            for j, (prompt, answer) in enumerate(checked)
-            if answer
-        ]
-        longest = max((len(ids) for _, ids, _ in work), default=0)
-        together = None if support is None else max(1, WHOLE_SCORES // (longest * self._codec.vocab + 1))
-        self._run(vectors, work, finish, together=together)
+        most = max((plan.values for plan in plans.values()), default=1)
+        work = [(j, plan.ids, plan.parameters) for j, plan in plans.items()]
+        self._run(vectors, work, finish, together=max(1, MOST_SCORES // most))
         return rows
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
@@ -180,7 +180,7 @@ class VllmBackend:
         """
         engine = self._open()
         most = together or max(1, len(vectors) * len(work))
-        parts = -(-len(vectors) // self.slots)
+        parts = -(-len(vectors) // engine.slots)
         first = 0
         for part in np.array_split(vectors, parts):
             with engine.candidates(part) as adapters:
@@ -225,8 +225,8 @@ class VllmBackend:
         return self._engine
 
 
-def _check_own_options(mode: str, slots: int) -> None:
+def _check_own_options(mode: str, slots: int | None) -> None:
     if mode not in ("auto", *MODES):
         raise ConfigError(f"option mode of backend 'vllm' is {mode!r}, expected auto, {', '.join(MODES)}")
-    if not isinstance(slots, int) or slots < 1:
+    if slots is not None and (not isinstance(slots, int) or slots < 1):
         raise ConfigError(f"option slots of backend 'vllm' is {slots!r}, expected a whole number of at least 1")

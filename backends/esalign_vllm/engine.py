@@ -11,10 +11,13 @@ from weakref import WeakSet
 from esalign.errors import BackendError
 from esalign.space import SvdLora
 from esalign.types import Array
-from esalign_vllm.basis import BARE, FILES, MODES, SHARED_BASIS, Tabulator, write_basis
+from esalign_vllm.basis import BARE, FILES, MODES, SHARED_BASIS, SLOTS, Tabulator, write_basis
 from esalign_vllm.environment import IN_PROCESS, defaults, preserved_process, quietly
 from esalign_vllm.files import memory_folder, write_candidate
 from esalign_vllm.requests import Request, run_requests
+
+SLOTS_BY_MODE = {BARE: 256, SHARED_BASIS: 256, SLOTS: 32, FILES: 32}
+"""The most candidates at a time: a slot costs a table's row, or two matrices per layer."""
 
 WORKER = "esalign_vllm.worker.PopulationWorker"
 MEMORY_PATH = "mem://esalign"  # vLLM wants a path of an adapter; this one is never read
@@ -31,7 +34,7 @@ class Engine:
         model: path or name of the base model.
         space: the search space; None for the bare model.
         mode: ``shared-basis``, ``slots`` or ``files``; ``bare`` without a space.
-        slots: the most candidates at a time.
+        slots: the most candidates at a time; None for what the mode affords.
         in_process: run vLLM's engine in this process, as is best on CPUs.
         arguments: further arguments of ``vllm.LLM``.
 
@@ -47,19 +50,19 @@ class Engine:
         space: SvdLora | None,
         *,
         mode: str,
-        slots: int,
+        slots: int | None,
         in_process: bool,
         arguments: Mapping[str, Any],
     ) -> None:
         self.space = space
         self.mode = mode
-        self.slots = slots
+        self.slots = slots or SLOTS_BY_MODE[mode]
         self.in_process = in_process
         self.calls = 0
         self.tabulate = None if space is None else Tabulator(space)
         self.llm: Any = None
         with memory_folder() as folder:
-            settings = {} if space is None else _lora_arguments(space, mode, slots, folder)
+            settings = {} if space is None else _lora_arguments(space, mode, self.slots, folder)
             self.llm = _start(model, in_process=in_process, arguments={**arguments, **settings})
         if in_process:
             Engine.in_this_process.add(self)
@@ -120,7 +123,7 @@ class Engine:
 
 
 def start_engine(
-    model: str, space: SvdLora | None, *, mode: str, slots: int, in_process: bool, arguments: Mapping[str, Any]
+    model: str, space: SvdLora | None, *, mode: str, slots: int | None, in_process: bool, arguments: Mapping[str, Any]
 ) -> Engine:
     """Start an engine in a mode; for ``auto``, in the best that works, with a warning when it is not the first.
 
