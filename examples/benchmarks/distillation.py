@@ -1,4 +1,4 @@
-"""Compare behaviours of on-policy distillation, and the way without gradients, on the embedded pair.
+"""Compare behaviours of on-policy distillation on the embedded pair.
 
     python examples/distillation/make_teacher.py --out build/teacher
     python examples/benchmarks/distillation.py [--seeds 5] [--tokens 150000] [--out build/distillation]

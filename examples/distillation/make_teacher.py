@@ -3,7 +3,7 @@
     python examples/distillation/make_teacher.py --out build/teacher
 
 The embedded model has read answers of differing reliability and imitates them all. The teacher has gone on with the
-careful ones: a search that writes its checks down and never errs. It takes two minutes of one core.
+careful ones: a search that writes its checks down and never errs.
 """
 
 import argparse
