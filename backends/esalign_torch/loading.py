@@ -33,7 +33,7 @@ def load_model(
     common = {"trust_remote_code": trust_remote_code, "revision": revision}
     model: Any
     info: Any
-    with quiet_transformers(), _one_line_errors(label):
+    with quiet_transformers(), quiet_torchao(), _one_line_errors(label):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(label, **common)
@@ -126,7 +126,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_torchao() -> Iterator[None]:
-    """Hide what torchao says of kernels that it was not built with, and of torch's deprecations."""
+    """Hide what torchao, which transformers imports too, says of its missing kernels and of torch's deprecations."""
     import logging
     import warnings
 
