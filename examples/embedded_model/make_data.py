@@ -164,19 +164,24 @@ def misses_before(plan: Plan, options: list[Plan]) -> list[str]:
 
 @dataclass(frozen=True)
 class Mixture:
-    """How often each style is used, and how often its author is careless (his plan misses the target)."""
+    """How often each style is used, and how often its author is careless (his plan may miss the target)."""
 
     weights: dict[str, float]
     careless: dict[str, float]
 
 
+# First much of everything, so that all styles are learnt ...
 PRETRAINING = Mixture(
     weights={"direct": 0.20, "plain": 0.05, "worked": 0.20, "search": 0.55},
     careless={"direct": 0.20, "plain": 0.20, "worked": 0.10, "search": 0.02},
 )
-
+# ... and then the habits of a base model: it mostly blurts out an answer, in words rather than in tags.
+HABITS = Mixture(
+    weights={"direct": 0.15, "plain": 0.36, "worked": 0.19, "search": 0.30},
+    careless={"direct": 0.20, "plain": 0.20, "worked": 0.10, "search": 0.02},
+)
 DEMONSTRATIONS = Mixture(
-    weights={"direct": 0.75, "worked": 0.15, "search": 0.10},
+    weights={"direct": 0.50, "worked": 0.20, "search": 0.30},
     careless={"direct": 0.05, "worked": 0.02, "search": 0.0},
 )
 
@@ -228,11 +233,11 @@ def products(rng: Random) -> Document:
     return Document(f"{x} {operator} {y} =", f" {OPERATORS[operator](x, y)}", "table")
 
 
-def pretraining_document(rng: Random) -> Document:
-    """Draw one text of the pretraining mixture."""
+def pretraining_document(rng: Random, mixture: Mixture = PRETRAINING) -> Document:
+    """Draw one text: mostly Countdown in the styles of the mixture, and some small arithmetic."""
     task = rng.choices(("countdown", "chain_sum", "one_step", "table"), weights=(76, 8, 8, 8))[0]
     if task == "countdown":
-        return countdown(rng, PRETRAINING)
+        return countdown(rng, mixture)
     return {"chain_sum": chain_sum, "one_step": one_step, "table": products}[task](rng)
 
 

@@ -1,5 +1,6 @@
 """The embedded model's tokenizer: byte-level BPE, numbers below 1000 whole, the constant questions in few tokens."""
 
+import json
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -63,5 +64,15 @@ def build_tokenizer(seed: int) -> "PreTrainedTokenizerFast":
     )
 
 
+def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
+    """Save under the class name that every version of transformers knows."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings.pop("backend", None)
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
 if __name__ == "__main__":
-    build_tokenizer(0).save_pretrained(Path("build/tokenizer"))
+    save_tokenizer(build_tokenizer(0), Path("build/tokenizer"))

@@ -1,4 +1,4 @@
-"""Pretrain the embedded model from scratch, on one core. ``python pretrain.py --help`` says what can be changed."""
+"""Pretrain the embedded model from scratch, on one core. The README has the commands of the shipped one."""
 
 import argparse
 import json
@@ -8,8 +8,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from make_data import Document, pretraining_document
-from make_tokenizer import build_tokenizer
+from make_data import HABITS, PRETRAINING, Document, Mixture, pretraining_document
+from make_tokenizer import build_tokenizer, save_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,10 +52,12 @@ def encode(tokenizer: "PreTrainedTokenizerFast", documents: list[Document]) -> l
     ]
 
 
-def batches(tokenizer: "PreTrainedTokenizerFast", rng: Random, tokens: int) -> "Iterator[list[tuple[list[int], int]]]":
+def batches(
+    tokenizer: "PreTrainedTokenizerFast", rng: Random, mixture: Mixture, tokens: int
+) -> "Iterator[list[tuple[list[int], int]]]":
     """Yield batches of about the given number of tokens, each of documents of like length, in random order."""
     while True:
-        rows = encode(tokenizer, [pretraining_document(rng) for _ in range(POOL)])
+        rows = encode(tokenizer, [pretraining_document(rng, mixture) for _ in range(POOL)])
         rows.sort(key=lambda row: (len(row[0]), rng.random()))
         found, batch = [], []
         for row in rows:
@@ -106,8 +108,10 @@ def pretrain(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerFast", op
     import torch
 
     optimizers = build_optimizers(model, options.lr)
+    mixture = HABITS if options.habits else PRETRAINING
+    documents = batches(tokenizer, Random(options.seed + 1), mixture, options.batch_tokens)
     start, seen, mean = time.time(), 0, 0.0
-    for step, rows in enumerate(batches(tokenizer, Random(options.seed + 1), options.batch_tokens)):
+    for step, rows in enumerate(documents):
         passed = max((time.time() - start) / 60 / options.minutes, step / options.steps)
         if passed >= 1:
             break
@@ -142,13 +146,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/model"))
     parser.add_argument("--init", type=Path, help="go on from this model instead of random weights")
+    parser.add_argument("--habits", action="store_true", help="the last stage: learn to answer as a base model does")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--steps", type=int, default=10**9)
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--batch-tokens", type=int, default=3072)
+    parser.add_argument("--lr", type=float, default=1e-2)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--minutes", type=float, default=math.inf)
     options = parser.parse_args()
 
     import torch
@@ -156,7 +161,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
     tokenizer = build_tokenizer(0)
-    tokenizer.save_pretrained(options.out)
+    save_tokenizer(tokenizer, options.out)
     model = build_model(len(tokenizer), layers=options.layers, width=options.width)
     if options.init:
         model.load_state_dict(type(model).from_pretrained(options.init).state_dict())

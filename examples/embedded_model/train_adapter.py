@@ -11,7 +11,7 @@ from make_data import DEMONSTRATIONS, countdown
 from esalign.sft import SftOptions, train_sft
 from esalign.types import Example
 
-NUM_EXAMPLES = 400
+NUM_EXAMPLES = 1000
 
 
 def main() -> None:
