@@ -207,6 +207,15 @@ def test_adapters_read_back_as_they_were_written(tiny, gguf, tmp_path):
             np.testing.assert_allclose(ours.scaling * ours.B, theirs.scaling * theirs.B, rtol=1e-6)
 
 
+def test_the_order_of_layers_is_that_of_peft_folders_whatever_the_files(tiny, gguf, tmp_path):
+    """A search vector means the same for both, and for files of other programs."""
+    adapter = read_adapter(tiny.adapter)
+    backwards = Adapter(adapter.config, adapter.modules[::-1])
+    lora.write_gguf_adapter(backwards, tmp_path / "a.gguf", "llama", (4, 2))
+    again = read_gguf_adapter(tmp_path / "a.gguf", gguf)
+    assert [module.name for module in again.modules] == [module.name for module in adapter.modules]
+
+
 def test_a_read_adapter_is_a_peft_adapter(gguf, tmp_path):
     lora.write_gguf_adapter(mixed_adapter(), tmp_path / "a.gguf", "llama", (4, 2))
     adapter = read_gguf_adapter(tmp_path / "a.gguf", gguf)
