@@ -39,9 +39,9 @@ def make_tiny(
     folder: Path, architecture: str = "llama", *, seed: int = 0, rank: int = 4, **overrides: Any
 ) -> TinyModel:
     """Write a random model with tokenizer to folder/model and a random adapter to folder/adapter."""
-    targets = overrides.pop("targets", ATTENTION)
+    adapter_options = {name: overrides.pop(name) for name in ("targets", "rank_pattern") if name in overrides}
     model = make_model(folder / "model", architecture, seed=seed, **overrides)
-    adapter = make_adapter(folder / "adapter", model, seed=seed, rank=rank, targets=targets)
+    adapter = make_adapter(folder / "adapter", model, seed=seed, rank=rank, **adapter_options)
     return TinyModel(model, adapter)
 
 
@@ -146,6 +146,7 @@ def make_adapter(
     seed: int = 0,
     rank: int = 4,
     targets: tuple[str, ...] = ATTENTION,
+    rank_pattern: dict[str, int] | None = None,
     strength: float = 1.0,
 ) -> Path:
     """Write a random LoRA adapter of a model; strength is about the size of its update relative to unit inputs."""
@@ -153,7 +154,13 @@ def make_adapter(
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(model)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=list(targets),
+        rank_pattern=rank_pattern or {},
+        task_type="CAUSAL_LM",
+    )
     peft_model = get_peft_model(base, config)
     _fill_with_noise(peft_model, np.random.default_rng(seed), strength)
     peft_model.save_pretrained(folder)

@@ -1,15 +1,34 @@
 """The torch engine holds the contract of engines on every architecture, and keeps the promises of its own."""
 
+import json
+import shutil
+import subprocess
+import sys
 from functools import partial
 
+import numpy as np
 import pytest
+import torch
 from esalign_torch import TorchBackend
-from models import ARCHITECTURES, make_tiny
+from esalign_torch.decoding import Batch
+from esalign_torch.text import StopStrings
+from models import ARCHITECTURES, drop_tokenizer_entry, make_adapter, make_model, make_tiny
+from transformers import AutoModelForCausalLM
 
+from esalign.contracts.backend import ids_of
+from esalign.errors import BackendError, MissingPackageError
 from esalign.space import SvdLora
-from esalign.testing import BACKEND_CLAIMS, Subject
+from esalign.testing import BACKEND_CLAIMS, Reference, Subject
+from esalign.types import Sampling
 
 PARITY = [claim for claim in BACKEND_CLAIMS if claim.__name__.endswith("as_the_folded_adapter_does")]
+GREEDY = Sampling(max_tokens=24)
+
+
+def make_subject(folder, architecture, **changes):
+    tiny = make_tiny(folder, architecture, **changes)
+    space = SvdLora.from_pretrained(tiny.adapter)
+    return Subject(partial(TorchBackend, tiny.model, space, device="cpu"), model=tiny.model, space=space)
 
 
 @pytest.fixture(scope="module")
@@ -19,22 +38,315 @@ def subjects(tmp_path_factory):
 
     def get(architecture):
         if architecture not in made:
-            tiny = make_tiny(tmp_path_factory.mktemp(architecture), architecture)
-            space = SvdLora.from_pretrained(tiny.adapter)
-            made[architecture] = Subject(
-                partial(TorchBackend, tiny.model, space, device="cpu"), model=tiny.model, space=space
-            )
+            made[architecture] = make_subject(tmp_path_factory.mktemp(architecture), architecture)
         return made[architecture]
 
     return get
 
 
+@pytest.fixture(scope="module")
+def llama(subjects):
+    return subjects("llama")
+
+
+@pytest.fixture
+def copied(llama, tmp_path):
+    """A copy of the Llama model's folder, to be spoilt."""
+    return shutil.copytree(llama.model, tmp_path / "model")
+
+
 @pytest.mark.parametrize("claim", BACKEND_CLAIMS, ids=lambda claim: claim.__name__)
-def test_torch_engine_holds_the_contract(subjects, claim):
-    claim(subjects("llama"))
+def test_torch_engine_holds_the_contract(llama, claim):
+    claim(llama)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
 @pytest.mark.parametrize("claim", PARITY, ids=lambda claim: claim.__name__)
 def test_every_architecture_equals_the_folded_adapter(subjects, architecture, claim):
     claim(subjects(architecture))
+
+
+@pytest.mark.parametrize("claim", PARITY, ids=lambda claim: claim.__name__)
+def test_all_linear_layers_can_be_adapted_at_differing_ranks(tmp_path, claim):
+    targets = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
+    subject = make_subject(tmp_path, "llama", targets=targets, rank=6, rank_pattern={"v_proj": 3, "down_proj": 2})
+    assert {module.rank for module in subject.space.modules} == {6, 3, 2}
+    claim(subject)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_do_not_depend_on_how_the_work_is_cut(llama, temperature, monkeypatch):
+    sampling = Sampling(max_tokens=150, temperature=temperature, seed=3)
+    joined = []
+    join = Batch.join.__func__
+    monkeypatch.setattr(Batch, "join", classmethod(lambda cls, parts: joined.append(len(parts)) or join(cls, parts)))
+    whole = ids_of(llama.backend.generate(llama.candidates, llama.prompts, sampling))
+    assert not joined
+    cut = TorchBackend(llama.model, llama.space, device="cpu", max_rows=11)
+    llama.agrees(ids_of(cut.generate(llama.candidates, llama.prompts, sampling)), whole, slack=2)
+    assert max(joined) > 1, "no batches were joined, so this shows little"
+
+
+def test_scores_do_not_depend_on_how_the_work_is_cut(llama):
+    sequences = [(llama.backend.encode(prompt), (5, 6, 7, 8)[: 1 + j % 4]) for j, prompt in enumerate(llama.prompts)]
+    whole = llama.backend.score(llama.candidates, sequences)
+    cut = TorchBackend(llama.model, llama.space, device="cpu", memory_gb=1e-4)
+    assert cut._limits.tokens < 300
+    for row, other in zip(whole, cut.score(llama.candidates, sequences), strict=True):
+        for a, b in zip(row, other, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_answers_that_ran_out_of_memory_are_found_in_smaller_batches(llama, monkeypatch):
+    read = Batch.read.__func__
+
+    def short_of_memory(cls, engine, request, rows, most_tokens):
+        if len(rows) > 20:
+            raise torch.OutOfMemoryError
+        return read(cls, engine, request, rows, most_tokens)
+
+    monkeypatch.setattr(Batch, "read", classmethod(short_of_memory))
+    calls = []
+    rows = llama.backend.generate(llama.candidates, llama.prompts, GREEDY, lambda *call: calls.append(call[:2]))
+    assert ids_of(rows) == ids_of(llama.greedy)
+    assert len(calls) == len(set(calls)) == len(llama.candidates) * len(llama.prompts)
+
+
+def test_one_answer_that_does_not_fit_the_memory_is_an_error(llama, monkeypatch):
+    def no_memory(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Batch, "_step", no_memory)
+    with pytest.raises(BackendError, match="does not hold one answer of 24 tokens"):
+        llama.backend.generate(llama.candidates[:2], llama.prompts, GREEDY)
+
+
+def test_without_a_space_the_bare_model_answers(llama, tmp_path):
+    backend = TorchBackend(llama.model, device="cpu")
+    rows = backend.generate(np.empty((2, 0)), llama.prompts, GREEDY)
+    assert rows[0] == rows[1]
+    hardly_any = SvdLora.from_pretrained(make_adapter(tmp_path, llama.model, strength=1e-6))
+    ids = [backend.encode(prompt) for prompt in llama.prompts]
+    expected = Reference(llama.model, hardly_any).answer(np.zeros(hardly_any.dim), ids, GREEDY.max_tokens)
+    assert [list(answer.token_ids) for answer in rows[0]] == expected
+    with pytest.raises(ValueError, match=r"expected \(population, 0\)"):
+        backend.generate(np.zeros((1, 3)), llama.prompts, GREEDY)
+
+
+def test_bfloat16_is_near_float32_and_its_update_is_not_lost(llama):
+    half = TorchBackend(llama.model, llama.space, device="cpu", dtype="bfloat16")
+    sequences = [(llama.backend.encode(prompt), (5, 6, 7)) for prompt in llama.prompts]
+    whole, rough = (np.array(engine.score(llama.candidates, sequences)) for engine in (llama.backend, half))
+    assert 0.0 < np.abs(whole - rough).mean() < 0.1 * np.abs(whole - whole.mean(axis=0)).mean()
+    assert half.generate(llama.candidates, llama.prompts, GREEDY)
+
+
+@pytest.mark.parametrize(("kind", "error"), [("int8", 0.1), ("int4", 1.0)])
+def test_quantised_weights_answer_as_their_float_values_do(llama, tmp_path, kind, error):
+    quantised = TorchBackend(llama.model, llama.space, device="cpu", quantization=kind)
+    model = write_dequantised(quantised, tmp_path)
+    equal = Subject(lambda: quantised, model, llama.space)
+    for claim in PARITY:
+        claim(equal)
+    sequences = [(llama.backend.encode(prompt), (5, 6, 7)) for prompt in llama.prompts]
+    whole, rough = (np.array(engine.score(llama.candidates, sequences)) for engine in (llama.backend, quantised))
+    assert 0.0 < np.abs(whole - rough).mean() < error
+
+
+def write_dequantised(backend, folder):
+    """Write the model with the values that its quantised weights stand for."""
+    loaded = backend._engine.model
+    weights = {name.replace(".base.", "."): value for name, value in loaded.state_dict().items()}
+    plain = {name: value if type(value) is torch.Tensor else value.dequantize() for name, value in weights.items()}
+    model = AutoModelForCausalLM.from_config(loaded.config)
+    model.load_state_dict(plain)
+    model.generation_config = loaded.generation_config
+    model.save_pretrained(folder / "plain")
+    backend._engine.codec.tokenizer.save_pretrained(folder / "plain")
+    return folder / "plain"
+
+
+def test_loading_and_quantising_is_quiet(llama):
+    code = (
+        "import sys; from esalign_torch import TorchBackend; "
+        "backend = TorchBackend(sys.argv[1], device='cpu', quantization='int4'); print(backend.encode('3 + 4'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(llama.model)], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.startswith("(")
+
+
+def test_missing_torchao_names_the_extra(llama, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(MissingPackageError, match=r'pip install "esalign\[quantize\]"'):
+        TorchBackend(llama.model, llama.space, device="cpu", quantization="int8")
+
+
+def test_threads_are_set_on_request_only(llama):
+    before = torch.get_num_threads()
+    TorchBackend(llama.model, device="cpu")
+    assert torch.get_num_threads() == before
+    try:
+        TorchBackend(llama.model, device="cpu", threads=3)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_stop_strings_are_found_across_the_borders_of_tokens(llama):
+    """Every two characters, as a stop string, end the answer with the token that completes them."""
+    text = "12 + 3 = 15, naïve 🙂🙃 東京"
+    ids = llama.backend.encode(text)
+    codec = llama.backend._engine.codec
+    for at in range(len(text) - 1):
+        stop = text[at : at + 2]
+        finder = StopStrings(codec, (stop,), torch.device("cpu"))
+        first = next(n for n in range(1, len(ids) + 1) if stop in codec.decode(ids[:n]))
+        found = next(n for n in range(1, len(ids) + 1) if finder.may_complete[ids[n - 1]] and finder.completed(ids[:n]))
+        assert found == first, stop
+        assert codec.complete(list(ids[:found]), (stop,)).text == text[: text.index(stop)]
+
+
+def test_a_stop_string_reads_few_answers(llama):
+    finder = StopStrings(llama.backend._engine.codec, ("\n",), torch.device("cpu"))
+    visible = finder.may_complete.sum().item()
+    assert visible < 0.6 * len(finder.may_complete)  # this vocabulary is half of broken bytes, which may be anything
+
+
+def test_a_tokenizer_without_padding_token_will_do(llama, copied):
+    drop_tokenizer_entry(copied, "pad_token")
+    backend = TorchBackend(copied, llama.space, device="cpu")
+    assert backend._engine.codec.tokenizer.pad_token is None
+    assert ids_of(backend.generate(llama.candidates, llama.prompts, GREEDY)) == ids_of(llama.greedy)
+
+
+def test_texts_get_the_special_tokens_of_the_tokenizer_and_chats_those_of_the_template(tmp_path):
+    model = make_model(tmp_path / "model", tokenizer={"bos": True})
+    backend = TorchBackend(model, device="cpu")
+    tokenizer = backend._engine.codec.tokenizer
+    assert backend.encode("3 + 4")[0] == tokenizer.bos_token_id
+    chat = [{"role": "system", "content": "Add."}, {"role": "user", "content": "3 + 4"}]
+    assert tokenizer.decode(backend.encode(chat)) == "<|system|>Add.<|end|><|user|>3 + 4<|end|><|assistant|>"
+
+
+def test_chat_template_gets_its_keyword_arguments(copied):
+    (copied / "chat_template.jinja").write_text("{{ messages[0]['content'] }}{% if think %} think{% endif %}")
+    chat = [{"role": "user", "content": "3"}]
+    assert TorchBackend(copied, device="cpu").encode(chat) == TorchBackend(copied, device="cpu").encode("3")
+    thinking = TorchBackend(copied, device="cpu", chat_template_kwargs={"think": True})
+    assert thinking.encode(chat) == thinking.encode("3 think")
+
+
+def test_a_chat_without_template_is_an_error(tmp_path):
+    backend = TorchBackend(make_model(tmp_path, tokenizer={"chat_template": False}), device="cpu")
+    with pytest.raises(BackendError, match=r"prompt 1 is a chat, but the tokenizer .* has no chat template"):
+        backend.generate(np.empty((1, 0)), ["3", [{"role": "user", "content": "3"}]], GREEDY)
+
+
+def test_a_chat_that_its_template_refuses_is_an_error(copied):
+    (copied / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(BackendError, match=r"does not fit the chat template .*: roles must alternate"):
+        TorchBackend(copied, device="cpu").encode([{"role": "user", "content": "3"}])
+
+
+@pytest.mark.parametrize("prompt", [3, [1.5], ["text"], [None]], ids=repr)
+def test_prompts_of_no_known_kind_are_errors(llama, prompt):
+    with pytest.raises(BackendError, match="expected text, chat messages or token ids"):
+        llama.backend.encode(prompt)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float8"}, "dtype is 'float8', expected one of float32"),
+        ({"quantization": "int3"}, "quantization is 'int3', expected 'int8', 'int4'"),
+        ({"device": "abacus"}, "device is 'abacus', expected 'auto'"),
+        ({"device": "cuda:99"}, "device is 'cuda:99', but this machine has"),
+        ({"memory_gb": 0}, "memory_gb is 0, expected a number above 0"),
+        ({"max_rows": -1}, "max_rows is -1, expected a number above 0"),
+        ({"attn_implementation": "psychic"}, "cannot be loaded"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_bad_options_are_errors(llama, options, message):
+    with pytest.raises(BackendError, match=message):
+        TorchBackend(llama.model, llama.space, **({"device": "cpu"} | options))
+
+
+def test_unknown_options_are_errors(llama):
+    with pytest.raises(TypeError, match="batch_size"):
+        TorchBackend(llama.model, llama.space, batch_size=3)
+
+
+def test_models_that_cannot_be_loaded_are_errors_in_one_line(llama, copied, tmp_path):
+    weights = copied / "model.safetensors"
+    whole = weights.read_bytes()
+    for spoil, message in (
+        (lambda: weights.write_bytes(whole[:1000]), "cannot be loaded"),
+        (weights.unlink, "cannot be loaded"),
+        (lambda: (copied / "config.json").write_text("{"), "cannot be loaded"),
+        (lambda: shutil.rmtree(copied), "cannot be loaded"),
+    ):
+        spoil()
+        with pytest.raises(BackendError, match=message) as caught:
+            TorchBackend(copied, llama.space, device="cpu")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_without_some_weights_is_an_error(copied):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copied / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackendError, match=r"no weights for 'model.layers.1.mlp.up_proj.weight'"):
+        TorchBackend(copied, device="cpu")
+
+
+def test_recurrent_models_are_refused_by_the_kind_of_their_layers(copied):
+    config = json.loads((copied / "config.json").read_text())
+    config["layer_types"] = ["linear_attention", "full_attention"]
+    (copied / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BackendError, match="layers of type 'linear_attention', which backend 'torch' does not support"):
+        TorchBackend(copied, device="cpu")
+
+
+def test_an_adapter_of_another_model_is_refused_by_the_first_mismatch(llama, tmp_path):
+    for changes, message in (
+        ({"num_hidden_layers": 3}, r"adapts 'model.layers.2.self_attn.k_proj', which model .* does not have"),
+        ({"hidden_size": 32}, r"'model.layers.0.self_attn.k_proj' map 32 to 16 features, but .* maps 64 to 32"),
+    ):
+        other = make_tiny(tmp_path / next(iter(changes)), **changes)
+        with pytest.raises(BackendError, match=message):
+            TorchBackend(llama.model, SvdLora.from_pretrained(other.adapter), device="cpu")
+
+
+def test_int4_refuses_widths_that_are_no_multiple_of_its_groups(tmp_path):
+    model = make_model(tmp_path, hidden_size=48, num_attention_heads=4, head_dim=16)
+    with pytest.raises(BackendError, match=r"multiple of 32, but '.*q_proj' of model .* has 48: use 'int8'"):
+        TorchBackend(model, device="cpu", quantization="int4")
+
+
+def test_what_exceeds_the_context_says_by_how_much(llama):
+    with pytest.raises(
+        BackendError, match=r"prompt 1 has 250 tokens and its answer may have 24, but .* context of 256"
+    ):
+        llama.backend.generate(llama.candidates, ["3", [5] * 250], GREEDY)
+
+
+def test_support_of_a_wrong_shape_is_an_error(llama):
+    for support in (np.zeros((3, 2), dtype=int), np.zeros(2, dtype=int), np.zeros((2, 2)), np.full((2, 2), 999)):
+        with pytest.raises(BackendError, match="support 0"):
+            llama.backend.score(llama.candidates, [((3, 4), (5, 6))], support=[support])
+
+
+def test_empty_answers_have_empty_scores(llama):
+    rows = llama.backend.score(llama.candidates[:2], [((3, 4), ()), ((3, 4), (5,))])
+    assert [[part.shape for part in row] for row in rows] == [[(0,), (1,)]] * 2
+
+
+def test_a_closed_engine_says_so(llama):
+    backend = llama.make()
+    backend.close()
+    with pytest.raises(BackendError, match="was closed"):
+        backend.encode("3")
