@@ -34,6 +34,7 @@ from esalign.types import Completion, Sampling
 
 WIDTH, LAYERS, HEADS, VOCAB, CONTEXT = 384, 8, 6, 4096, 256
 END = VOCAB - 1
+LAST = "candidate by candidate"
 EMPTY = Completion("", (), "length")
 
 
@@ -149,10 +150,11 @@ def compare_throughput(model: Path, space: SvdLora, options: argparse.Namespace)
         "shared basis, one call": lambda: shared.generate(candidates, prompts, sampling),
         "slots, one call": lambda: slots.generate(candidates, prompts, sampling),
         "stock multi-LoRA, one call": lambda: stock.generate(range(population), prompts),
-        "candidate by candidate": lambda: [stock.generate([i], prompts)[0] for i in range(population)],
+        LAST: lambda: [stock.generate([i], prompts)[0] for i in range(population)],
     }
-    for work in variants.values():
-        work()
+    for name, work in variants.items():
+        if name != LAST:  # its engine is warm by then
+            work()
     rounds = [{name: tokens_per_second(work) for name, work in variants.items()} for _ in range(options.rounds)]
     print("\n| | tokens/s | of no LoRA |\n|---|---|---|")
     for name in variants:
@@ -160,7 +162,7 @@ def compare_throughput(model: Path, space: SvdLora, options: argparse.Namespace)
         share = statistics.median(r[name] / r["no LoRA"] for r in rounds)
         print(f"| {name} | {speed:.0f} | {share:.2f} |")
     first = "shared basis, one call"
-    for name, wanted in (("stock multi-LoRA, one call", 2.0), ("candidate by candidate", 3.0), ("no LoRA", 0.8)):
+    for name, wanted in (("stock multi-LoRA, one call", 2.0), (LAST, 3.0), ("no LoRA", 0.8)):
         ratio = statistics.median(r[first] / r[name] for r in rounds)
         print(f"\nshared basis / {name}: {ratio:.2f} (wanted: at least {wanted:g})")
     same = sum(
