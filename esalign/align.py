@@ -21,24 +21,13 @@ from esalign.config import RunConfig
 from esalign.data import load_dataset
 from esalign.errors import ConfigError
 from esalign.evaluate import HeldOutResult, evaluate
-from esalign.export import Verification, save_adapter, verify_adapter, write_model_card
+from esalign.export import VERIFIED_PROMPTS, Verification, save_adapter, verify_adapter, write_model_card
 from esalign.report import write_report
 from esalign.run import Parts, Reporter, Result, Run
-from esalign.run_folder import ADAPTER, choose_folder, prepare_folder, write_result
+from esalign.run_folder import ADAPTER, Outcome, choose_folder, prepare_folder, write_result
 from esalign.sft import SftOptions, SftSummary, train_sft
 from esalign.sft_config import SftConfig
 from esalign.types import Completion, Sample
-
-VERIFIED_PROMPTS = 32
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Where a run ended; result and verification are None when it was interrupted."""
-
-    folder: Path
-    result: Result | None = None
-    verification: Verification | None = None
 
 
 def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interrupts: Sequence[int] = ()) -> Outcome:

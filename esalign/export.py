@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from esalign.config import RunConfig
     from esalign.run import Result
 
+VERIFIED_PROMPTS = 32
 REQUIRED_AGREEMENT = 0.99  # of sequences, in float32; other types round differently from one program to another
 
 
@@ -141,13 +142,19 @@ def merge_adapter(model: str, adapter: Path, out: Path, *, dtype: str = "auto") 
         return float((again(ids).logits - expected).abs().max())
 
 
-def write_model_card(folder: Path, config: "RunConfig", result: "Result", verification: Verification) -> None:
-    """Write the README.md that says what the adapter is, how it was made and how it did."""
+def comparison_table(result: "Result") -> str:
+    """Return the start and the result on every held-out set as a Markdown table."""
+    head = ["| held-out problems | start | result | gain (paired) | problems |", "|---|---|---|---|---|"]
     rows = [
         f"| {name} | {c.start} | {c.result} | {c.gain.mean:+.3f} [{c.gain.low:+.3f}, {c.gain.high:+.3f}] "
         f"| {c.start.count} |"
         for name, c in result.comparisons.items()
     ]
+    return "\n".join(head + rows)
+
+
+def write_model_card(folder: Path, config: "RunConfig", result: "Result", verification: Verification) -> None:
+    """Write the README.md that says what the adapter is, how it was made and how it did."""
     rewards = ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in config.rewards)
     kl = "not measured" if result.kl is None else f"{result.kl:.4f} nats per token"
     card = f"""---
@@ -159,12 +166,10 @@ tags: [lora, esalign, evolution-strategies]
 
 # {config.run.name}
 
-A LoRA adapter aligned without gradients by [esalign](https://pypi.org/project/esalign/): an evolution strategy
+A LoRA adapter aligned without gradients by esalign: an evolution strategy
 searched over the singular values of the adapter `{config.model.adapter}` (ESSA, arXiv 2507.04453).
 
-| held-out problems | start | result | gain (paired) | problems |
-|---|---|---|---|---|
-{chr(10).join(rows)}
+{comparison_table(result)}
 
 All intervals are 95 %. The result is the mean of generation {result.generation}, chosen on validation problems of
 their own.

@@ -316,26 +316,10 @@ class Run:
 
     def _append_samples(self, generation: int, samples: Sequence[Sample]) -> None:
         for sample in samples:
-            row = {"prompt": sample.prompt, "completion": sample.completion, "reward": sample.reward}
-            self._samples.append({"generation": generation, **row})
+            self._samples.append({"generation": generation, **sample.row()})
 
     def _totals(self) -> dict[str, Any]:
-        """Tokens so far, and what depends on the machine under ``machine``, apart from what is reproducible."""
-        progress = self._progress
-        return {
-            "tokens": {
-                "generated": progress.generated_tokens,
-                "prompt": progress.prompt_tokens,
-                "scored": progress.scored_tokens,
-                "held_out": progress.held_out_tokens,
-            },
-            "machine": {
-                "search_seconds": round(progress.search_seconds, 3),
-                "held_out_seconds": round(progress.held_out_seconds, 3),
-                "tokens_per_second": round(progress.generated_tokens / max(progress.search_seconds, 1e-9), 1),
-                **peak_memory(),
-            },
-        }
+        return totals(self._progress, scored=self._progress.scored_tokens)
 
     def _state(self) -> State:
         return {
@@ -354,6 +338,34 @@ class Run:
         self._parts.optimizer.load_state_dict(state["optimizer"])
         self._parts.fitness.load_state_dict(state["fitness"])
         self._progress = Progress(**state["progress"])
+
+
+class Spent(Protocol):
+    """What any run counts of tokens and seconds."""
+
+    generated_tokens: int
+    prompt_tokens: int
+    held_out_tokens: int
+    search_seconds: float
+    held_out_seconds: float
+
+
+def totals(spent: Spent, *, scored: int) -> dict[str, Any]:
+    """Return tokens so far, and apart under ``machine`` what depends on the machine and is not reproducible."""
+    return {
+        "tokens": {
+            "generated": spent.generated_tokens,
+            "prompt": spent.prompt_tokens,
+            "scored": scored,
+            "held_out": spent.held_out_tokens,
+        },
+        "machine": {
+            "search_seconds": round(spent.search_seconds, 3),
+            "held_out_seconds": round(spent.held_out_seconds, 3),
+            "tokens_per_second": round(spent.generated_tokens / max(spent.search_seconds, 1e-9), 1),
+            **peak_memory(),
+        },
+    }
 
 
 def peak_memory() -> dict[str, float]:

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,15 @@ ADAPTER = "adapter"
 PACKAGES = ("esalign", "numpy", "torch", "transformers", "peft", "cma", "nevergrad", "vllm", "llama-cpp-python", "ray")
 MAY_CHANGE = ("generations", "patience", "max_minutes", "evaluate_every", "flat_limit", "tracker", "kl_prompts", "dir")
 """Keys of ``run`` that may differ between a run and its continuation."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a run ended; result and verification are None when it was interrupted."""
+
+    folder: Path
+    result: Result | None = None
+    verification: Verification | None = None
 
 
 def choose_folder(config: Experiment, *, resume: bool) -> Path:
@@ -77,10 +86,7 @@ def write_result(folder: Path, result: Result, verification: Verification) -> No
         "kl": result.kl,
         "totals": result.totals,
         "verification": asdict(verification),
-        "samples": [
-            {"prompt": sample.prompt, "completion": sample.completion, "reward": sample.reward}
-            for sample in result.samples
-        ],
+        "samples": [sample.row() for sample in result.samples],
     }
     write_json(folder / RESULT, content)
 

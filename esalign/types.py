@@ -100,6 +100,10 @@ class Sample:
     reward: float | None
     columns: Mapping[str, Any] = field(default_factory=dict)
 
+    def row(self) -> dict[str, Any]:
+        """Return what the files of a run hold of it."""
+        return {"prompt": self.prompt, "completion": self.completion, "reward": self.reward}
+
 
 @dataclass(frozen=True)
 class Evaluation:

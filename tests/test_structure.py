@@ -13,7 +13,7 @@ import esalign
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # a module may import from its own layer and the ones before it
     {"types", "errors", "protocols", "statistics", "wording"},
-    {"plugins", "adapter_io", "checkpoint", "space"},
+    {"plugins", "adapter_io", "checkpoint", "space", "text"},
     {"data", "rewards", "metrics"},
     {"optimizers", "fitness", "evaluate", "surrogate"},
     {"loop", "registry", "config", "sft_config"},
@@ -23,7 +23,7 @@ LAYERS = [  # a module may import from its own layer and the ones before it
     {"align", "exports", "config_reference", "doctor", "cluster"},
     {"cli"},
 ]
-BACKEND_MAY_IMPORT = {"types", "errors", "protocols", "space", "adapter_io", "plugins"}
+BACKEND_MAY_IMPORT = {"types", "errors", "protocols", "space", "adapter_io", "plugins", "text"}
 HEAVY = ("torch", "transformers", "peft", "datasets", "vllm", "llama_cpp", "nevergrad", "cma", "ray", "matplotlib")
 
 

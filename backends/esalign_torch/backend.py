@@ -10,6 +10,7 @@ from torch import Tensor
 
 from esalign.errors import BackendError
 from esalign.space import SvdLora
+from esalign.text import TextCodec
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_torch.batches import Limits, make_limits
 from esalign_torch.cache import kv_bytes
@@ -19,7 +20,7 @@ from esalign_torch.lora import SingularValues, attach
 from esalign_torch.sampling import draw_uniforms
 from esalign_torch.scheduling import answer_all
 from esalign_torch.scoring import PositionPicker, ScoreRow, cut_scoring, score_batch
-from esalign_torch.text import StopStrings, TextCodec
+from esalign_torch.text import StopStrings
 
 
 class TorchBackend:

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from esalign.text import TextCodec
 from esalign.types import Completion, Sampling
 from esalign_torch.cache import RowCache
 from esalign_torch.lora import SingularValues
 from esalign_torch.sampling import choose
-from esalign_torch.text import StopStrings, TextCodec
+from esalign_torch.text import StopStrings
 
 
 class Row(NamedTuple):

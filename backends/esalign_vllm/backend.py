@@ -7,6 +7,7 @@ import numpy as np
 
 from esalign.errors import BackendError, ConfigError
 from esalign.space import SvdLora
+from esalign.text import TextCodec
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_vllm.basis import MODES
 from esalign_vllm.decoding import generation_parameters
@@ -16,7 +17,6 @@ from esalign_vllm.fit import check_fit, find_ends, load_config
 from esalign_vllm.options import check_device, check_options, choose_dtype, default_arguments
 from esalign_vllm.requests import Request
 from esalign_vllm.scoring import Scorer
-from esalign_vllm.text import TextCodec
 from esalign_vllm.versions import check_version, installed_version
 
 Work = Sequence[tuple[int, list[int], Any]]

@@ -1,7 +1,7 @@
 """What a distillation leaves behind: the student's adapter (or model), checked, with its card, result and report."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +11,12 @@ from esalign.distill.config import DistillConfig
 from esalign.distill.engine import StudentEngine
 from esalign.distill.models import load_model, save_student
 from esalign.distill.parts import Parts
-from esalign.export import REQUIRED_AGREEMENT, Verification
+from esalign.export import REQUIRED_AGREEMENT, VERIFIED_PROMPTS, Verification, comparison_table
 from esalign.report import write_report
 from esalign.run import Reporter, Result
-from esalign.run_folder import ADAPTER, write_result
+from esalign.run_folder import ADAPTER, Outcome, write_result
 
 MODEL = "model"
-VERIFIED_PROMPTS = 32
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Where a distillation ended; result and verification are None when it was interrupted."""
-
-    folder: Path
-    result: Result | None = None
-    verification: Verification | None = None
 
 
 def write_outcome(config: DistillConfig, folder: Path, parts: Parts, result: Result, reporter: Reporter) -> Outcome:
@@ -64,11 +54,6 @@ def _verify(config: DistillConfig, saved: Path, parts: Parts) -> Verification:
 
 def write_card(folder: Path, config: DistillConfig, result: Result, verification: Verification) -> None:
     """Write the README.md that says what the student is, how it was made and how it did."""
-    rows = [
-        f"| {name} | {c.start} | {c.result} | {c.gain.mean:+.3f} [{c.gain.low:+.3f}, {c.gain.high:+.3f}] "
-        f"| {c.start.count} |"
-        for name, c in result.comparisons.items()
-    ]
     training = config.training
     kind = "model" if config.student.tuning == "full" else "LoRA adapter"
     card = f"""---
@@ -80,12 +65,10 @@ tags: [esalign, distillation]
 
 # {config.run.name}
 
-A {kind} distilled on-policy from `{config.teacher.path}` by [esalign](https://pypi.org/project/esalign/), with
+A {kind} distilled on-policy from `{config.teacher.path}` by esalign, with
 behaviour {config.behaviour.name!r} (trust-region behaviour blending: arXiv 2605.31159).
 
-| held-out problems | start | result | gain (paired) | problems |
-|---|---|---|---|---|
-{chr(10).join(rows)}
+{comparison_table(result)}
 
 All intervals are 95 %. The result is the student after update {result.generation}, chosen on validation problems of
 their own.

@@ -12,15 +12,15 @@ import numpy as np
 from esalign.checkpoint import Checkpoints
 from esalign.distill.config import DistillConfig
 from esalign.distill.held_out import held_out_distance
-from esalign.distill.output import Outcome, write_outcome
+from esalign.distill.output import write_outcome
 from esalign.distill.parts import Parts, make_parts, warn_of_templates
 from esalign.distill.rollout import RolloutOptions
 from esalign.errors import CheckpointError
 from esalign.evaluate import HeldOutResult, evaluate
-from esalign.fitness import derive_seed
+from esalign.fitness import SHOWN_SAMPLES, derive_seed
 from esalign.metrics import JsonLines
-from esalign.run import PROBE, TEST, VALIDATION, Comparison, HeldOut, Reporter, Result, flatten, interval, peak_memory
-from esalign.run_folder import choose_folder, prepare_folder
+from esalign.run import PROBE, TEST, VALIDATION, Comparison, HeldOut, Reporter, Result, flatten, interval, totals
+from esalign.run_folder import Outcome, choose_folder, prepare_folder
 from esalign.statistics import estimate, paired_difference
 from esalign.types import Array, Sample, Sampling, State
 
@@ -134,10 +134,10 @@ class Distillation:
         row |= self._totals()
         row["machine"] |= _speeds(metrics)
         self._metrics.append(row)
-        texts = [self._parts.student.tokenizer.decode(rollout.token_ids) for rollout in rollouts[:3]]
-        prompts = [self._parts.student.tokenizer.decode(rollout.prompt_ids) for rollout in rollouts[:3]]
-        for prompt, text in zip(prompts, texts, strict=True):
-            self._samples.append({"generation": number, "prompt": prompt, "completion": text, "reward": None})
+        decode = self._parts.student.tokenizer.decode
+        for rollout in rollouts[:SHOWN_SAMPLES]:
+            sample = Sample(decode(rollout.prompt_ids), decode(rollout.token_ids), None)
+            self._samples.append({"generation": number, **sample.row()})
         if self._must_checkpoint(number):
             self._checkpoints.save(self._state(), number)
         self._reporter.generation(row)
@@ -186,8 +186,7 @@ class Distillation:
         }
         self._metrics.append(row)
         for sample in validation.samples:
-            content = {"prompt": sample.prompt, "completion": sample.completion, "reward": sample.reward}
-            self._samples.append({"generation": 0, **content})
+            self._samples.append({"generation": 0, **sample.row()})
         self._checkpoints.save(self._state(), 0)
         self._reporter.generation(row)
 
@@ -269,22 +268,7 @@ class Distillation:
         return None
 
     def _totals(self) -> dict[str, Any]:
-        """Tokens so far, and what depends on the machine under ``machine``, apart from what is reproducible."""
-        progress = self._progress
-        return {
-            "tokens": {
-                "generated": progress.generated_tokens,
-                "prompt": progress.prompt_tokens,
-                "scored": progress.teacher_tokens,
-                "held_out": progress.held_out_tokens,
-            },
-            "machine": {
-                "search_seconds": round(progress.search_seconds, 3),
-                "held_out_seconds": round(progress.held_out_seconds, 3),
-                "tokens_per_second": round(progress.generated_tokens / max(progress.search_seconds, 1e-9), 1),
-                **peak_memory(),
-            },
-        }
+        return totals(self._progress, scored=self._progress.teacher_tokens)
 
     def _state(self) -> State:
         return {

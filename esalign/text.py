@@ -1,4 +1,4 @@
-"""Between prompts, tokens and answers: chat templates, checks of token ids, cutting at stop strings."""
+"""Between prompts, tokens and answers, for engines with a transformers tokenizer: chats, ids, stop strings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ class TextCodec:
 
     Args:
         tokenizer: a transformers tokenizer.
-        vocab: number of ids of the model.
+        vocab: number of rows of the model's embedding; ids are below it.
         ends: ids that end an answer.
         chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": False}``.
         label: the model's name, for error messages.
@@ -78,10 +78,15 @@ class TextCodec:
             raise BackendError(f"{name} holds the token id {wrong}, but the vocabulary has ids 0 to {self.vocab - 1}")
         return checked
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of an answer so far, without special tokens."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
     def complete(self, ids: Sequence[int], stop: tuple[str, ...]) -> Completion:
         """Return the finished answer that the generated ids are."""
         ended = ids[-1] in self.ends
-        text: str = self.tokenizer.decode(list(ids[:-1] if ended else ids), skip_special_tokens=True)
+        text = self.decode(ids[:-1] if ended else ids)
         cut = min((at for at in map(text.find, stop) if at >= 0), default=None)
         reason: FinishReason = "stop" if ended or cut is not None else "length"
         return Completion(text[:cut], tuple(ids), reason)
