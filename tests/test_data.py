@@ -152,6 +152,18 @@ def test_gym_problems_depend_on_size_and_seed_alone_and_can_be_pickled():
     assert set(first[0].columns) == {"question", "answer", "metadata"}
 
 
+def test_gym_problems_of_neighbouring_seeds_have_little_in_common():
+    options = {**COUNTDOWN, "max_value": 50, "max_target": 500}
+    first, second = (
+        {
+            problem_key(example)
+            for example in load_examples("reasoning-gym:countdown", size=60, seed=seed, options=options)
+        }
+        for seed in (0, 1)
+    )
+    assert len(first & second) < 3
+
+
 def test_gym_problems_are_the_same_when_processes_generate_them(monkeypatch):
     here = load_examples("reasoning-gym:countdown", size=80, seed=3, options=COUNTDOWN)
     monkeypatch.setattr(gym, "WORTH_PROCESSES", 0.0)
