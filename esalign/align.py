@@ -21,13 +21,13 @@ from esalign.config import RunConfig
 from esalign.data import load_dataset
 from esalign.errors import ConfigError
 from esalign.evaluate import HeldOutResult, evaluate
-from esalign.export import VERIFIED_PROMPTS, Verification, save_adapter, verify_adapter, write_model_card
+from esalign.export import Verification, save_adapter, verify_adapter, write_model_card
 from esalign.report import write_report
 from esalign.run import Parts, Reporter, Result, Run
 from esalign.run_folder import ADAPTER, Outcome, choose_folder, prepare_folder, write_result
 from esalign.sft import SftOptions, SftSummary, train_sft
 from esalign.sft_config import SftConfig
-from esalign.types import Completion, Sample
+from esalign.types import Completion, Sample, Sampling
 
 
 def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interrupts: Sequence[int] = ()) -> Outcome:
@@ -48,9 +48,10 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
         if result is None:
             return Outcome(folder)
         adapter = save_adapter(parts.space, result.vector, folder / ADAPTER)
-        prompts, completions = _answers_to_verify(config, parts, result)
+        sampling = replace(config.sampling.make(seed=0), temperature=0.0)
+        prompts, completions = _answers_to_verify(config, parts, result, sampling)
     reporter.stage("loading the saved adapter with transformers and peft, and comparing its answers")
-    verification = _verify(config, adapter, prompts, completions)
+    verification = _verify(config, adapter, prompts, completions, sampling)
     if not verification.good:
         reporter.warn(verification.note)
     write_model_card(adapter, config, result, verification)
@@ -136,19 +137,28 @@ def plan(config: RunConfig) -> Plan:
 
 
 def _answers_to_verify(
-    config: RunConfig, parts: Parts, result: Result
+    config: RunConfig, parts: Parts, result: Result, sampling: Sampling
 ) -> tuple[list[tuple[int, ...]], Sequence[Completion]]:
     """Return prompts as token ids, and the engine's greedy answers to them with the result."""
-    examples = parts.validation.examples[:VERIFIED_PROMPTS]
-    sampling = replace(config.sampling.make(seed=0), temperature=0.0)
+    examples = parts.validation.examples[: config.run.verify_prompts]
     rows = parts.backend.generate(result.vector[None], [example.prompt for example in examples], sampling)
     return [parts.backend.encode(example.prompt) for example in examples], rows[0]
 
 
 def _verify(
-    config: RunConfig, adapter: Path, prompts: list[tuple[int, ...]], completions: Sequence[Completion]
+    config: RunConfig,
+    adapter: Path,
+    prompts: list[tuple[int, ...]],
+    completions: Sequence[Completion],
+    sampling: Sampling,
 ) -> Verification:
     exact = config.backend.dtype == "float32" and not config.backend.options.get("quantization")
     return verify_adapter(
-        model_path(config.model.path), adapter, prompts, completions, dtype=config.backend.dtype, exact=exact
+        model_path(config.model.path),
+        adapter,
+        prompts,
+        completions,
+        sampling=sampling,
+        dtype=config.backend.dtype,
+        exact=exact,
     )

@@ -19,7 +19,7 @@ C = TypeVar("C", bound="Section")
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values never change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -122,7 +122,7 @@ class ProbeSection(SourceSection):
 class RunSection(Section):
     """How long to search, and where the results go."""
 
-    name: str = Field("run", pattern=r"^[\w.-]+$", description="Name of the run's folder.")
+    name: str = Field("run", pattern=r"^\w[\w.-]*$", description="Name of the run's folder.")
     dir: str = Field("runs", description="Folder that holds the runs.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     generations: int = Field(50, ge=1, description="Generations to search.")
@@ -131,6 +131,9 @@ class RunSection(Section):
     flat_limit: int = Field(5, ge=1, description="Stop after so many generations in which all candidates are equal.")
     max_minutes: float | None = Field(None, gt=0, description="Stop at the first generation that ends after this.")
     kl_prompts: int = Field(64, ge=0, description="Validation problems for the KL to the start; 0 leaves it out.")
+    verify_prompts: int = Field(
+        32, ge=1, description="Validation problems on which the saved adapter is compared with the engine."
+    )
     tracker: Literal["none", "trackio", "wandb", "tensorboard"] = Field("none", description="Where to send metrics.")
 
 

@@ -20,7 +20,17 @@ ENVIRONMENT = "environment.json"
 RESULT = "result.json"
 ADAPTER = "adapter"
 PACKAGES = ("esalign", "numpy", "torch", "transformers", "peft", "cma", "nevergrad", "vllm", "llama-cpp-python", "ray")
-MAY_CHANGE = ("generations", "patience", "max_minutes", "evaluate_every", "flat_limit", "tracker", "kl_prompts", "dir")
+MAY_CHANGE = (
+    "generations",
+    "patience",
+    "max_minutes",
+    "evaluate_every",
+    "flat_limit",
+    "tracker",
+    "kl_prompts",
+    "verify_prompts",
+    "dir",
+)
 """Keys of ``run`` that may differ between a run and its continuation."""
 
 

@@ -11,7 +11,7 @@ from esalign.distill.config import DistillConfig
 from esalign.distill.engine import StudentEngine
 from esalign.distill.models import load_model, save_student
 from esalign.distill.parts import Parts
-from esalign.export import REQUIRED_AGREEMENT, VERIFIED_PROMPTS, Verification, comparison_table
+from esalign.export import REQUIRED_AGREEMENT, Verification, comparison_table
 from esalign.report import write_report
 from esalign.run import Reporter, Result
 from esalign.run_folder import ADAPTER, Outcome, write_result
@@ -42,7 +42,9 @@ def _verify(config: DistillConfig, saved: Path, parts: Parts) -> Verification:
     limits = {"sequences": training.sequences, "max_prompt_tokens": training.max_prompt_tokens}
     engines = [StudentEngine(model, parts.pair.vocabulary, **limits) for model in (parts.student, again)]
     sampling = replace(config.sampling.make(seed=0), temperature=0.0, stop=())
-    prompts = [parts.engine.encode(example.prompt) for example in parts.validation.examples[:VERIFIED_PROMPTS]]
+    prompts = [
+        parts.engine.encode(example.prompt) for example in parts.validation.examples[: config.run.verify_prompts]
+    ]
     meant, read = (engine.generate(np.zeros((1, 0)), prompts, sampling)[0] for engine in engines)
     equal = [one.token_ids == other.token_ids for one, other in zip(meant, read, strict=True)]
     agreement = sum(equal) / len(equal)
