@@ -1,0 +1,104 @@
+"""Judging snapshots: on validation problems, which choose, and on test problems, which nothing was chosen by."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from esalign.assemble import asset, load_splits, make_backend, make_pool, make_probe
+from esalign.config import RunConfig
+from esalign.evaluate import evaluate
+from esalign.fitness import derive_seed
+from esalign.protocols import Backend
+from esalign.run import HeldOut
+from esalign.space import SvdLora
+from esalign.statistics import estimate
+from esalign.types import Array
+
+CURVE_PROBLEMS = 500
+KL_PROBLEMS = 64
+VALIDATION, TEST, PROBE, KL = range(4)  # as in a run
+DECODINGS = {"greedy": 0.0, "sampled": 1.0}
+
+
+class Judge:
+    """Everything that snapshots of one seed are judged by.
+
+    Args:
+        config: of the row: its problems, rewards and decoding.
+        closing: closes what must be closed.
+    """
+
+    def __init__(self, config: RunConfig, closing: ExitStack) -> None:
+        self._config = config
+        splits = load_splits(config)
+        pool = closing.enter_context(make_pool(config.rewards, config.scoring))
+        self._validation = HeldOut(splits.validation.examples, pool)
+        self._test = HeldOut(splits.test.examples, pool)
+        self._probe = make_probe(config.probe, config, closing)
+
+    def validate(self, snapshot: Path | None) -> dict[str, float]:
+        """Return the mean scores on the validation problems, by decoding."""
+        with self._open(snapshot) as (backend, zero):
+            scores = {name: self._scores(backend, zero, self._validation, VALIDATION, name) for name in DECODINGS}
+        return {name: float(values.mean()) for name, values in scores.items()}
+
+    def test(self, snapshot: Path | None, *, problems: int) -> dict[str, Array]:
+        """Return the scores of the first test problems, by decoding."""
+        held_out = replace(self._test, examples=self._test.examples[:problems])
+        with self._open(snapshot) as (backend, zero):
+            return {name: self._scores(backend, zero, held_out, TEST, name) for name in DECODINGS}
+
+    def probe(self, snapshot: Path | None) -> Array | None:
+        """Return the scores on the off-task probe, greedy."""
+        if self._probe is None:
+            return None
+        with self._open(snapshot) as (backend, zero):
+            return self._scores(backend, zero, self._probe, PROBE, "greedy")
+
+    def kl(self, snapshot: Path | None) -> float:
+        """Estimate KL(snapshot || start) in nats a token by k3, from answers that the snapshot samples."""
+        prompts = [example.prompt for example in self._validation.examples[:KL_PROBLEMS]]
+        with self._open(snapshot) as (backend, zero):
+            rows = backend.generate(zero[None], prompts, self._sampling(KL, "sampled"))
+            pairs = [(backend.encode(p), c.token_ids) for p, c in zip(prompts, rows[0], strict=True)]
+            own = np.concatenate(backend.score(zero[None], pairs)[0]).astype(np.float64)
+        with self._open(None) as (backend, zero):
+            log_ratio = np.concatenate(backend.score(zero[None], pairs)[0]) - own
+        return float(np.mean(np.expm1(log_ratio) - log_ratio))
+
+    def _scores(self, backend: Backend, zero: Array, held_out: HeldOut, use: int, decoding: str) -> Array:
+        return evaluate(backend, held_out.pool, zero, held_out.examples, self._sampling(use, decoding)).scores
+
+    def _sampling(self, use: int, decoding: str) -> Any:
+        sampling = self._config.sampling.make(seed=derive_seed(self._config.run.seed, use, 1))
+        return replace(sampling, temperature=DECODINGS[decoding])
+
+    @contextmanager
+    def _open(self, snapshot: Path | None) -> Iterator[tuple[Backend, Array]]:
+        """Lend the engine with a snapshot, None being the start, and the search vector that leaves it as it is."""
+        model, adapter = str(asset("embedded/model")), asset("embedded/adapter")
+        space: SvdLora | None = None
+        if snapshot is not None and (snapshot / "model").is_dir():
+            model = str(snapshot / "model")
+        else:
+            space = SvdLora.from_pretrained(adapter if snapshot is None else snapshot / "adapter")
+        backend = make_backend(self._config.backend, model, space)
+        try:
+            yield backend, np.zeros(space.dim if space else 0)
+        finally:
+            backend.close()
+
+
+def interval(scores: Array) -> dict[str, float]:
+    """Return a mean with its 95 % interval, as results hold it."""
+    value = estimate(scores)
+    return {
+        "mean": round(value.mean, 4),
+        "low": round(value.low, 4),
+        "high": round(value.high, 4),
+        "count": value.count,
+    }

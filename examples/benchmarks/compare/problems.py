@@ -1,0 +1,31 @@
+"""The problems of a seed, posed once by reasoning-gym as quickstart.yaml says, and read from files by every row."""
+
+import json
+from pathlib import Path
+
+from esalign.assemble import asset, load_splits
+from esalign.config import DataSection, RunConfig, SourceSection, load_config
+
+SPLITS = ("train", "validation", "test")
+
+
+def pose(seed: int, folder: Path) -> DataSection:
+    """Return the section of a configuration that reads a seed's problems, which are posed if need be."""
+    home = folder / "problems" / f"seed{seed}"
+    quickstart = load_config([asset("quickstart.yaml")], [f"run.seed={seed}"], schema=RunConfig)
+    if not (home / f"{SPLITS[-1]}.jsonl").exists():
+        home.mkdir(parents=True, exist_ok=True)
+        splits = load_splits(quickstart)
+        for name in SPLITS:
+            rows = [dict(example.columns) for example in getattr(splits, name).examples]
+            (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    train, validation, test = (SourceSection(source=str(home / f"{name}.jsonl")) for name in SPLITS)
+    data = quickstart.data
+    return DataSection(
+        source=train.source,
+        train_size=data.train_size,
+        validation=validation,
+        validation_size=data.validation_size,
+        test=test,
+        test_size=data.test_size,
+    )

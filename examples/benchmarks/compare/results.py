@@ -1,0 +1,87 @@
+"""Reading results, and the figures that tables and plots show of them."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rows import ROWS
+
+from esalign.metrics import read_json_lines
+from esalign.statistics import Estimate, estimate, paired_difference
+from esalign.types import Array
+
+PARAMETERS = 0.92e6
+WARM_START = {"processor_seconds": 0.0, "tokens": 0}
+SHARES = (0.5, 0.75, 0.9)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row with one seed: what was run, the snapshots on its way, and the one that validation chose."""
+
+    head: Mapping[str, Any]
+    points: list[dict[str, Any]]
+    best: Mapping[str, Any]
+
+    def scores(self, name: str) -> Array:
+        """Return the chosen snapshot's score on each problem: greedy, sampled, or probe."""
+        text = self.best["probe_scores"] if name == "probe" else self.best["scores"][name]
+        return np.array([float(digit) for digit in text])
+
+
+def read_results(folder: Path) -> dict[str, list[Result]]:
+    """Return all results by label, those of the table first, in its order."""
+    found: dict[str, list[Result]] = {name: [] for name in ROWS}
+    for file in sorted(folder.glob("*.seed*.jsonl")):
+        head, *points, best = read_json_lines(file)
+        found.setdefault(head["label"], []).append(Result(head, points, best))
+    return {label: results for label, results in found.items() if results}
+
+
+def forward_flops(tokens: Mapping[str, int]) -> float:
+    """Return 2 x parameters x tokens read forward; what is trained on is read once forward and twice backward."""
+    read = tokens["prompt"] + tokens["generated"] + tokens["scored"] + 3 * tokens["trained"]
+    return 2 * PARAMETERS * read
+
+
+COSTS: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "processor seconds": lambda point: point["processor_seconds"],
+    "generated tokens": lambda point: point["tokens"]["generated"],
+    "forward FLOPs": lambda point: forward_flops(point["tokens"]),
+}
+
+
+def pooled(results: Iterable[Result], name: str) -> Estimate:
+    """Return the mean over all problems of all seeds."""
+    return estimate(np.concatenate([result.scores(name) for result in results]))
+
+
+def gain(results: Iterable[Result], starts: Iterable[Result], name: str) -> Estimate:
+    """Return the gain over the start on the same problems, all seeds together."""
+    by_seed = {start.head["seed"]: start.scores(name) for start in starts}
+    pairs = [
+        (result.scores(name), by_seed[result.head["seed"]]) for result in results if result.head["seed"] in by_seed
+    ]
+    return paired_difference(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
+
+
+def curve(results: list[Result], start: float, decoding: str, cost: str) -> tuple[Array, Array]:
+    """Return costs and test scores at the start and at each snapshot, means over the seeds."""
+    count = min(len(result.points) for result in results)
+    costs = [[COSTS[cost](point) for point in result.points[:count]] for result in results]
+    scores = [[point["test"][decoding]["mean"] for point in result.points[:count]] for result in results]
+    return np.array([0.0, *np.mean(costs, axis=0)]), np.array([start, *np.mean(scores, axis=0)])
+
+
+def cost_to_reach(costs: Array, scores: Array, wanted: float) -> float | None:
+    """Return where a curve first reaches a score, linear between snapshots; None if it never does."""
+    above = np.flatnonzero(scores >= wanted)
+    if not len(above):
+        return None
+    at = int(above[0])
+    if at == 0:
+        return 0.0
+    share = (wanted - scores[at - 1]) / (scores[at] - scores[at - 1])
+    return float(costs[at - 1] + share * (costs[at] - costs[at - 1]))

@@ -1,0 +1,103 @@
+"""Markdown tables of the results."""
+
+from pathlib import Path
+
+import numpy as np
+from results import COSTS, SHARES, Result, cost_to_reach, curve, forward_flops, gain, pooled, read_results
+from rows import ROWS
+
+from esalign.statistics import Estimate
+
+
+def print_tables(folder: Path) -> None:
+    """Print everything that is in a folder of results."""
+    results = read_results(folder)
+    starts = results["start"]
+    rows = {label: found for label, found in results.items() if label in ROWS}
+    print_rows(rows, starts)
+    for decoding in ("greedy", "sampled"):
+        print_times(rows, starts, decoding)
+    print_variants({label: found for label, found in results.items() if label not in ROWS}, results)
+
+
+def print_rows(rows: dict[str, list[Result]], starts: list[Result]) -> None:
+    """Print accuracy, cost and forgetting of each row's chosen snapshots."""
+    print("\n| row | seeds | greedy | gain | sampled | gain | off task, gain | KL | steps | MiB |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for label, found in rows.items():
+        cells = [ROWS[label].title, str(len(found))]
+        for name in ("greedy", "sampled"):
+            cells += [f"{pooled(found, name).mean:.3f}", "" if label == "start" else signed(gain(found, starts, name))]
+        if label != "start":
+            memory = np.mean([result.head["peak_rss_mib"] for result in found])
+            loaded = np.mean([result.head["loaded_mib"] for result in found])
+            cells += [
+                signed(gain(found, starts, "probe")),
+                f"{np.mean([result.best['kl'] for result in found]):.3f}",
+                f"{np.mean([result.head['steps'] for result in found]):.0f}",
+                f"{memory:.0f} ({memory - loaded:+.0f})",
+            ]
+        print("| " + " | ".join(cells + [""] * (10 - len(cells))) + " |")
+
+
+def print_times(rows: dict[str, list[Result]], starts: list[Result], decoding: str) -> None:
+    """Print what it cost to get half, three quarters and nine tenths of the best gain of all rows."""
+    start = pooled(starts, decoding).mean
+    trained = {label: found for label, found in rows.items() if label != "start"}
+    best = max(curve(found, start, decoding, "processor seconds")[1].max() for found in trained.values())
+    shares = ", ".join(f"{share:.0%} at {start + share * (best - start):.3f}" for share in SHARES)
+    print(f"\n{decoding}: start {start:.3f}, best of all curves {best:.3f}; {shares}\n")
+    print("| row | " + " | ".join(f"{cost} to {share:.0%}" for cost in COSTS for share in SHARES) + " |")
+    print("|---" * (1 + len(COSTS) * len(SHARES)) + "|")
+    for label, found in trained.items():
+        cells = []
+        for cost in COSTS:
+            costs, scores = curve(found, start, decoding, cost)
+            for share in SHARES:
+                spent = cost_to_reach(costs, scores, start + share * (best - start))
+                cells.append("-" if spent is None else shortened(spent))
+        print(f"| {ROWS[label].title} | " + " | ".join(cells) + " |")
+
+
+def print_variants(variants: dict[str, list[Result]], results: dict[str, list[Result]]) -> None:
+    """Print rows with other settings, beside the row itself with the same seeds."""
+    for name in ROWS:
+        mine = {label: found for label, found in variants.items() if label.partition("+")[0] == name}
+        if not mine:
+            continue
+        print(f"\n{ROWS[name].title}, {' '.join(ROWS[name].options or ROWS[name].overrides)}\n")
+        print("| variant | seed | budget | validation greedy | sampled | test greedy | sampled | steps | FLOPs |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        for label, found in {name: results.get(name, []), **mine}.items():
+            for result in found:
+                print(variant_line(label, result))
+
+
+def variant_line(label: str, result: Result) -> str:
+    """Return the line of one variant with one seed."""
+    validation = result.best["validation"]
+    cells = [
+        label.partition("+")[2].replace("+", " ") or "as in the table",
+        str(result.head["seed"]),
+        f"{result.head['budget']:.0f} s",
+        f"{validation['greedy']:.3f}",
+        f"{validation['sampled']:.3f}",
+        f"{result.best['greedy']['mean']:.3f}",
+        f"{result.best['sampled']['mean']:.3f}",
+        str(result.head["steps"]),
+        shortened(forward_flops(result.points[-1]["tokens"])),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def signed(value: Estimate) -> str:
+    """Return a gain with its interval."""
+    return f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
+
+
+def shortened(value: float) -> str:
+    """Return a number in three digits, with k, M, G or T behind it."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"

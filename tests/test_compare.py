@@ -1,0 +1,133 @@
+"""The baselines of the comparison do what their names say: a wrong baseline would flatter ESSA."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from esalign.assemble import asset
+from esalign.space import SvdLora
+
+FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks" / "compare"
+
+
+@pytest.fixture(autouse=True)
+def _examples_on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield
+    for name in ("meter", "rows", "problems", "searching", "grpo", "judging", "results", "tables", "plots"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def space():
+    return SvdLora.from_pretrained(asset("embedded/adapter"))
+
+
+@pytest.fixture
+def written(space):
+    from searching import WrittenBackend
+
+    from esalign.config import RunConfig, load_config
+
+    config = load_config([asset("quickstart.yaml")], ["backend.device=cpu"], schema=RunConfig)
+    return WrittenBackend(config, space.adapter)
+
+
+def test_every_row_is_a_valid_configuration():
+    from rows import ROWS, SAME
+
+    from esalign.config import RunConfig, load_config
+
+    for row in ROWS.values():
+        load_config([asset("quickstart.yaml")], [*SAME, *row.overrides], schema=RunConfig)
+
+
+def test_grpo_on_singular_values_moves_nothing_else_and_in_the_units_of_the_space(space):
+    pytest.importorskip("trl")
+    import torch
+    from grpo import restrict
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(asset("embedded/model"))
+    model = PeftModel.from_pretrained(base, str(asset("embedded/adapter")), is_trainable=True)
+    offsets = restrict(model, space)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == space.dim
+    vector = np.random.default_rng(0).normal(size=space.dim)
+    with torch.no_grad():
+        for part in offsets:
+            part.x.copy_(torch.from_numpy(vector[part.start : part.start + len(part.x)]))
+    for module in space.fold(vector).modules:
+        layer = model.get_submodule(f"base_model.model.{module.name}")
+        np.testing.assert_allclose(layer.lora_A["default"].weight.detach().numpy(), module.A, atol=1e-5)
+        np.testing.assert_allclose(layer.lora_B["default"].weight.detach().numpy(), module.B, atol=1e-5)
+
+
+def test_raw_factors_at_zero_are_the_start_and_move_in_their_own_units(space):
+    from searching import RawLora
+
+    raw = RawLora(space.adapter)
+    unmoved, moved = raw.adapt(np.zeros(raw.dim)), raw.adapt(np.ones(raw.dim))
+    for start, zero, one in zip(space.adapter.modules, unmoved.modules, moved.modules, strict=True):
+        np.testing.assert_array_equal(zero.A, start.A)
+        np.testing.assert_allclose(one.B - start.B, np.sqrt(np.mean(start.B**2)), rtol=1e-4)
+
+
+def test_written_weights_answer_as_the_adapter_does(space, written):
+    from esalign import Sampling, load_backend
+    from esalign.data import load_examples
+
+    vector = np.random.default_rng(0).normal(scale=0.3, size=space.dim)
+    prompts = [example.prompt for example in load_examples("reasoning-gym:countdown", size=8)]
+    engine = load_backend("torch", model=str(asset("embedded/model")), space=space, dtype="float32", device="cpu")
+    wanted = engine.generate(vector[None], prompts, Sampling(max_tokens=16))
+    written.write = lambda candidate: written.write_adapter(space.fold(candidate))
+    found = written.generate(vector[None], prompts, Sampling(max_tokens=16))
+    assert [answer.text for answer in found[0]] == [answer.text for answer in wanted[0]]
+
+
+def test_full_parameter_evolution_goes_uphill_and_leaves_no_noise_behind(written):
+    from searching import SeededEs
+
+    weights = [parameter.data for parameter in written.model.parameters()]
+    start = [weight.clone() for weight in weights]
+    search = SeededEs(weights, sigma=1e-3, step=1e-3, members=64, seed=0)
+    candidates = search.ask()
+    search.write(candidates[0])
+    assert not all((weight == before).all() for weight, before in zip(weights, start, strict=True))
+    search.restore()
+    assert all((weight == before).all() for weight, before in zip(weights, start, strict=True))
+    fitness = []
+    for candidate in candidates:
+        search.write(candidate)
+        fitness.append(float(weights[0].sum()))
+    search.tell(candidates, np.array(fitness))
+    search.restore()
+    assert float(weights[0].sum()) > float(start[0].sum())
+
+
+def test_cost_to_reach_lies_between_snapshots():
+    from results import cost_to_reach
+
+    costs, scores = np.array([0.0, 10.0, 20.0]), np.array([0.5, 0.6, 0.8])
+    assert cost_to_reach(costs, scores, 0.7) == pytest.approx(15.0)
+    assert cost_to_reach(costs, scores, 0.9) is None
+
+
+def test_meter_counts_training_and_not_the_saving(tmp_path):
+    from meter import Meter, processor_seconds
+
+    def busy(seconds):
+        end = processor_seconds() + seconds
+        while processor_seconds() < end:
+            pass
+
+    meter = Meter(0.2, tmp_path)
+    meter.begin()
+    while not meter.over:
+        busy(0.05)
+        meter.step(lambda folder: busy(0.3), generated=7)
+    assert 0.2 <= meter.seconds < 0.4
+    assert meter.tokens["generated"] == 7 * meter.steps
