@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from esalign.errors import ConfigError, EsalignError
+from esalign.errors import ConfigError, EsalignError, EsalignWarning
 
 USER_ERROR, INTERRUPTED = 2, 130
 ANY = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -257,15 +257,22 @@ def _console() -> Any:
 
 
 def _be_quiet() -> None:
-    """Keep the libraries' progress bars, advice and warnings off the user's terminal."""
+    """Keep the libraries' progress bars, advice and warnings off the user's terminal; our own are shown in one line."""
     for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(variable, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for name in ("torchao", "torch.utils._pytree"):  # at import: kernels for other machines, deprecations of its own
         logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+        warnings.simplefilter("always", EsalignWarning)
+        warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, *_where: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
 
 
 def _fail(message: str) -> None:

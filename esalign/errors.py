@@ -20,6 +20,13 @@ class EsalignError(Exception):
     """Base of all errors that esalign raises on purpose."""
 
 
+class EsalignWarning(UserWarning):
+    """What a user should know of, though the work goes on: an engine that falls back to a slower way, and the like.
+
+    The command line shows these in one line each, and hides the warnings of all libraries.
+    """
+
+
 class ConfigError(EsalignError, ValueError):
     """The configuration is wrong."""
 

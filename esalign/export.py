@@ -70,8 +70,9 @@ def verify_adapter(
         dtype: float32, bfloat16 or float16; auto for the model's own.
         exact: whether the engine computes in float32 with unquantised weights, so that tokens must be equal.
     """
-    if model.endswith(".gguf"):
-        return Verification(True, None, 0, "not compared: transformers does not load the GGUF base model")
+    obstacle = obstacle_for_peft(model)
+    if obstacle:
+        return Verification(True, None, 0, f"not compared: {obstacle}")
     answers = generate_with_peft(model, adapter, prompts, max_tokens=sampling.max_tokens, dtype=dtype)
     if sampling.stop:  # transformers goes on behind stop strings
         answers = [answer[: len(c.token_ids)] for answer, c in zip(answers, completions, strict=True)]
@@ -83,6 +84,21 @@ def verify_adapter(
     if not exact:
         note += " (the engine's precision differs, so not all can be)"
     return Verification(True, agreement, len(equal), note)
+
+
+def obstacle_for_peft(model: str) -> str | None:
+    """Say why transformers and peft cannot stand in for an engine with a base model; None if they can."""
+    from transformers import AutoConfig
+
+    if model.endswith(".gguf"):
+        return "transformers does not load the GGUF base model"
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        return f"transformers cannot read the base model ({str(error).strip().splitlines()[0]})"
+    if getattr(config, "quantization_config", None):
+        return "the base model is quantised, which transformers and peft compute in another way, or not at all"
+    return None
 
 
 def generate_with_peft(
@@ -134,10 +150,16 @@ def merge_adapter(model: str, adapter: Path, out: Path, *, dtype: str = "auto") 
 
     Returns:
         The largest difference of logits between the merged model, read back, and base + adapter, on a fixed prompt.
+
+    Raises:
+        AdapterError: the base model is quantised, or none of transformers'.
     """
     import torch
     from transformers import AutoTokenizer
 
+    obstacle = obstacle_for_peft(model)
+    if obstacle:
+        raise AdapterError(f"cannot merge into '{model}': {obstacle}; export the adapter by itself")
     with_adapter = load_with_peft(model, adapter, dtype=dtype)
     vocabulary = with_adapter.get_input_embeddings().num_embeddings
     ids = torch.arange(32, device=with_adapter.device).remainder(vocabulary)[None]

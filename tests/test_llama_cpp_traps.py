@@ -298,7 +298,7 @@ def test_an_unknown_memory_layout_falls_back_to_public_functions_with_a_warning(
 ):
     expected = ids(make().generate(candidates, PROMPTS, GREEDY))
     break_it(monkeypatch)
-    with pytest.warns(RuntimeWarning, match="cannot be rewritten in place"):
+    with pytest.warns(UserWarning, match="cannot be rewritten in place"):
         backend = make()
     assert ids(backend.generate(candidates, PROMPTS, GREEDY)) == expected
     with pytest.raises(BackendError, match="use method 'files'"):

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
-from esalign.errors import BackendError
+from esalign.errors import BackendError, EsalignWarning
 from esalign.space import SvdLora
 from esalign.types import Array
 from esalign_llama_cpp.context import Context
@@ -198,7 +198,7 @@ def make_switch(space: SvdLora | None, model: GgufModel, method: Method) -> Swit
         warnings.warn(
             f"llama.cpp: adapters cannot be rewritten in place ({error}), so each candidate's is loaded from memory, "
             f"which is slower; llama-cpp-python {TESTED[1]} is the tested version",
-            RuntimeWarning,
+            EsalignWarning,
             stacklevel=2,
         )
         return FileSwitch(model, sides)

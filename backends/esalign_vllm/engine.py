@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakSet
 
-from esalign.errors import BackendError
+from esalign.errors import BackendError, EsalignWarning
 from esalign.space import SvdLora
 from esalign.types import Array
 from esalign_vllm.basis import BARE, FILES, MODES, SHARED_BASIS, SLOTS, Tabulator, write_basis
@@ -137,7 +137,8 @@ def start_engine(
         except ModeError as error:
             if number == len(wanted) - 1:
                 raise
-            warnings.warn(f"{error}; falling back to mode {wanted[number + 1]!r}, which is slower", stacklevel=3)
+            text = f"{error}; falling back to mode {wanted[number + 1]!r}, which is slower"
+            warnings.warn(text, EsalignWarning, stacklevel=3)
     raise AssertionError(mode)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esalign.errors import BackendError
+from esalign_vllm.environment import quietly
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,11 +70,14 @@ def _find_linear_layers(source: Path) -> tuple[list[str], dict[str, Any]]:
     file = source / "config.json"
     if not file.is_file():
         raise BackendError(f"'{source}' has no config.json: expected the folder of a Hugging Face model")
+    config = json.loads(file.read_text())
+    if "quantization_config" in config:
+        raise BackendError(f"'{source}' is quantised already: give the model in full precision")
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
     head = skeleton.get_output_embeddings()
     names = [n for n, m in skeleton.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
-    return names, json.loads(file.read_text())
+    return names, config
 
 
 def _read_weights(source: Path) -> dict[str, "Tensor"]:
@@ -193,7 +197,11 @@ def main() -> None:
     parser.add_argument("--scheme", choices=sorted(SCHEMES), default="w8a8")
     parser.add_argument("--group-size", type=int, default=32)
     options = parser.parse_args()
-    quantize_model(options.source, options.target, scheme=options.scheme, group_size=options.group_size)
+    try:
+        with quietly():
+            quantize_model(options.source, options.target, scheme=options.scheme, group_size=options.group_size)
+    except BackendError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

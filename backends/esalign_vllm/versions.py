@@ -4,7 +4,7 @@ import importlib.metadata
 import re
 import warnings
 
-from esalign.errors import BackendError, MissingPackageError
+from esalign.errors import BackendError, EsalignWarning, MissingPackageError
 
 TESTED = ">=0.32,<0.33"
 """The tested range, both bounds as ``major.minor``."""
@@ -46,6 +46,7 @@ def check_version(version: str) -> None:
         warnings.warn(
             f"vLLM {version} is outside the tested range {TESTED}: its parts are checked at start, but results were "
             f'not compared with other engines; for the tested range, pip install "vllm{TESTED}"',
+            EsalignWarning,
             stacklevel=2,
         )
 
