@@ -1,8 +1,11 @@
 """The examples run, and their configurations are valid."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from esalign.adapter_io import read_adapter
@@ -36,3 +39,17 @@ def test_the_quickstart_is_valid_and_small_enough_to_ship():
     load_config([asset("quickstart.yaml")], schema=RunConfig)
     size = sum(file.stat().st_size for file in asset("embedded").rglob("*") if file.is_file())
     assert size < 8_000_000
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_all_engines_answer_and_score_alike_on_the_embedded_model():
+    """The script of the documented figures, with fewer prompts: it fails below 99.5 %, or beyond 1e-3 nats."""
+    for package in ("vllm", "llama_cpp"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+    script = EXAMPLES / "benchmarks" / "agreement.py"
+    command = [sys.executable, str(script), "--candidates", "16", "--prompts", "16"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" of 256 ") == 3

@@ -1,11 +1,11 @@
 """How fast vLLM evaluates a population, and what a switch of candidates costs, on a model of random weights.
 
-    python examples/benchmarks/vllm_engine.py [--candidates 32] [--prompts 8] [--rounds 5] [--switches 2000]
+    python examples/benchmarks/vllm_engine.py [--candidates 32] [--prompts 8] [--rounds 5]
 
 The same sequences are generated without LoRA, in shared-basis mode, and by vLLM as it comes, with adapters that are
 loaded already: in one multi-LoRA call, and candidate by candidate. "Slots" is the backend's fallback, which spares
 vLLM's kernels the layers without an adapter. Rounds are interleaved, and ratios taken within a round, so that a busy
-machine disturbs them less; their medians are printed, as Markdown. The last part counts memory over many switches.
+machine disturbs them less; their medians are printed, as Markdown.
 """
 
 import os
@@ -203,28 +203,11 @@ def compare_switches(model: Path, space: SvdLora, options: argparse.Namespace) -
     print(f"\nfiles / shared basis: {costs['files'] / costs['shared-basis']:.0f} (wanted: at least 100)")
 
 
-def count_memory(model: Path, space: SvdLora, options: argparse.Namespace) -> None:
-    """Print resident memory over many switches, each with a short answer."""
-    import psutil
-
-    backend = VllmBackend(model, space, slots=options.candidates)
-    generator = np.random.default_rng(3)
-    process, sampling = psutil.Process(), Sampling(max_tokens=2)
-    print("\n| switches | resident memory (MB) |\n|---|---|")
-    for number in range(options.switches + 1):
-        vectors = generator.standard_normal((options.candidates, space.dim)) * 0.3
-        backend.generate(vectors, [[1, 2, 3, number % VOCAB]], sampling)
-        if number % max(1, options.switches // 8) == 0:
-            print(f"| {number} | {process.memory_info().rss / 1e6:.1f} |", flush=True)
-    backend.close()
-
-
 def main() -> None:
     """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("candidates", 32), ("prompts", 8), ("tokens", 32), ("rank", 8), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--switches", type=int, default=200)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -238,7 +221,7 @@ def main() -> None:
             sys.stdout.flush()
 
 
-PARTS = {"throughput": compare_throughput, "switches": compare_switches, "memory": count_memory}
+PARTS = {"throughput": compare_throughput, "switches": compare_switches}
 
 if __name__ == "__main__":
     main()
