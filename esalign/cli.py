@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -268,7 +268,7 @@ def _be_quiet() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", EsalignWarning)
-        warnings.showwarning = _show_warning
+        warnings.showwarning = cast("Any", _show_warning)
 
 
 def _show_warning(message: Warning | str, *_where: Any) -> None:
