@@ -7,13 +7,14 @@ answers alone.
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esalign.errors import AdapterError, DataError, MissingPackageError
+from esalign.demonstrations import Demonstration, read_demonstrations, tokenize
+from esalign.errors import AdapterError, MissingPackageError
 from esalign.types import Example
 
 if TYPE_CHECKING:
@@ -127,54 +128,25 @@ def train_sft(
         AdapterError: the model has none of the target modules.
     """
     options = options or SftOptions()
-    records = demonstrations(examples, completion_column)
+    shown = read_demonstrations(examples, completion_column)
     _require_trl()
     start = time.perf_counter()
     with _quiet(), tempfile.TemporaryDirectory() as scratch:
         losses: list[float] = []
-        trainer = _build_trainer(str(model), records, options, Path(scratch), _recorder(losses, on_step))
+        trainer = _build_trainer(str(model), shown, options, Path(scratch), _recorder(losses, on_step))
         result = trainer.train()
         adapted: Any = trainer.model
         adapted.save_pretrained(str(out))
         tokens = int(trainer.state.num_input_tokens_seen)
     return SftSummary(
         adapter=Path(out),
-        examples=len(records),
+        examples=len(shown),
         steps=int(result.global_step),
         loss=float(result.training_loss),
         final_loss=losses[-1],
         tokens=tokens,
         seconds=time.perf_counter() - start,
     )
-
-
-def demonstrations(examples: Iterable[Example], completion_column: str) -> list[dict[str, Any]]:
-    """Return the examples as TRL wants them: ``prompt`` and ``completion``, both text or both chat messages.
-
-    Raises:
-        DataError: no example, or one without an answer or with a prompt that cannot be trained on.
-    """
-    records = [_demonstration(i, example, completion_column) for i, example in enumerate(examples)]
-    if not records:
-        raise DataError("no demonstrations to train on, expected at least one example")
-    if len({isinstance(record["prompt"], str) for record in records}) > 1:
-        raise DataError("some prompts are text and some are chat messages, expected all of one kind")
-    return records
-
-
-def _demonstration(index: int, example: Example, column: str) -> dict[str, Any]:
-    answer = example.columns.get(column)
-    if not isinstance(answer, str) or not answer:
-        known = ", ".join(sorted(example.columns)) or "none"
-        raise DataError(
-            f"example {index} has {answer!r} in column {column!r}, expected the answer's text; its columns: {known}"
-        )
-    if isinstance(example.prompt, str):
-        return {"prompt": example.prompt, "completion": answer}
-    messages = list(example.prompt)
-    if not messages or not all(isinstance(message, Mapping) for message in messages):
-        raise DataError(f"the prompt of example {index} is token ids or empty, expected text or chat messages")
-    return {"prompt": messages, "completion": [{"role": "assistant", "content": answer}]}
 
 
 def _require_trl() -> None:
@@ -218,7 +190,7 @@ def _recorder(losses: list[float], on_step: OnStep | None) -> "TrainerCallback":
 
 
 def _build_trainer(
-    model: str, records: list[dict[str, Any]], options: SftOptions, scratch: Path, recorder: "TrainerCallback"
+    model: str, shown: Sequence[Demonstration], options: SftOptions, scratch: Path, recorder: "TrainerCallback"
 ) -> "SFTTrainer":
     import datasets
     import torch
@@ -229,8 +201,9 @@ def _build_trainer(
     set_seed(options.seed)  # the adapter's random start is drawn from the global generators
     base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, options.dtype))
     tokenizer = AutoTokenizer.from_pretrained(model)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    records = tokenize(shown, tokenizer, max_length=options.max_length)
+    if tokenizer.pad_token is None:  # any token will do: it is neither attended to nor learnt
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     lora = LoraConfig(
         r=options.rank,
         lora_alpha=2 * options.rank if options.alpha is None else options.alpha,
@@ -264,8 +237,7 @@ def _trainer_options(options: SftOptions, scratch: Path, num_records: int) -> "S
     steps = options.max_steps or math.ceil(options.epochs * math.ceil(num_records / options.batch_size))
     return SFTConfig(
         output_dir=str(scratch),
-        max_length=options.max_length,
-        completion_only_loss=True,
+        max_length=None,  # they are cut already
         per_device_train_batch_size=options.batch_size // options.gradient_accumulation,
         gradient_accumulation_steps=options.gradient_accumulation,
         max_steps=steps,

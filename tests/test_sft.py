@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from esalign_torch import TorchBackend
 from models import make_tiny
 from safetensors.numpy import load_file
+from transformers import AutoTokenizer
 
+from esalign.demonstrations import NOT_LEARNT, Demonstration, read_demonstrations, tokenize
 from esalign.errors import AdapterError, DataError, MissingPackageError
-from esalign.sft import SftOptions, SftSummary, demonstrations, train_sft
-from esalign.types import Example
+from esalign.sft import SftOptions, SftSummary, train_sft
+from esalign.space import SvdLora
+from esalign.types import Example, Sampling
 
 pytest.importorskip("trl")
 
@@ -61,12 +65,49 @@ def test_training_is_silent(model: Path, tmp_path: Path, capfd: pytest.CaptureFi
 
 
 def test_only_the_answer_is_learnt(model: Path, tmp_path: Path) -> None:
-    """Equal answers are soon expected; random numbers cost at least 1.5 nats a token, whatever is learnt."""
+    """Equal answers are soon expected (0.68), random numbers never: learnt too, the loss ends at 3.3 nats a token."""
     rng = np.random.default_rng(0)
     examples = [Example(" ".join(map(str, rng.integers(0, 99, 6))) + " =", {"answer": " 7"}) for _ in range(16)]
     options = SftOptions(learning_rate=2e-2, max_steps=40, batch_size=8, device="cpu")
     summary = train_sft(model, examples, completion_column="answer", out=tmp_path / "a", options=options)
     assert summary.final_loss < 1.0
+
+
+def test_the_answer_is_learnt_behind_the_very_tokens_that_an_engine_reads(model: Path, tmp_path: Path) -> None:
+    """The tokenizer joins "4" and "2" to one token, which an engine that reads "= 4" can never be asked for."""
+    prompt, answer = "6 * 7 = 4", "2"
+    engine = TorchBackend(model, device="cpu")
+    joined, apart = engine.encode(prompt + answer), engine.encode(prompt)
+    assert joined[: len(apart)] != apart
+    options = SftOptions(learning_rate=3e-2, max_steps=30, batch_size=4, device="cpu")
+    train_sft(
+        model, [Example(prompt, {"answer": answer})] * 4, completion_column="answer", out=tmp_path, options=options
+    )
+    trained = TorchBackend(model, SvdLora.from_pretrained(tmp_path), device="cpu")
+    [[completion]] = trained.generate(np.zeros((1, trained.space.dim)), [prompt], Sampling(max_tokens=4))
+    assert (completion.text, completion.finish_reason) == (answer, "stop")
+
+
+def test_only_answers_and_their_ends_are_labelled(model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    engine = TorchBackend(model, device="cpu")
+    chat = [{"role": "user", "content": "2 + 2 ="}]
+    shown = [Demonstration("2 + 2 =", " 4"), Demonstration(chat, "4")]
+    for demonstration, row in zip(shown, tokenize(shown, tokenizer, max_length=64), strict=True):
+        length = len(engine.encode(demonstration.prompt))
+        assert tuple(row["input_ids"][:length]) == engine.encode(demonstration.prompt)
+        assert row["labels"][:length] == [NOT_LEARNT] * length
+        assert row["labels"][length:] == row["input_ids"][length:]
+        assert row["labels"][-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(row["labels"][length:], skip_special_tokens=True).strip() == "4"
+
+
+def test_prompts_that_leave_no_room_for_answers_are_refused(model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    shown = [Demonstration("1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 =", "8"), Demonstration("1 =", "1")]
+    assert len(tokenize(shown, tokenizer, max_length=8)) == 1
+    with pytest.raises(DataError, match="raise max_length"):
+        tokenize(shown[:1], tokenizer, max_length=8)
 
 
 def test_chat_messages_are_trained_on_by_the_chat_template(model: Path, tmp_path: Path) -> None:
@@ -90,12 +131,11 @@ def test_chat_messages_are_trained_on_by_the_chat_template(model: Path, tmp_path
         ([Example("2 + 2 =", {"question": "?"})], "column 'answer'.*its columns: question"),
         ([Example("2 + 2 =", {"answer": ""})], "expected the answer's text"),
         ([Example([1, 2, 3], {"answer": "4"})], "token ids"),
-        ([Example("a", {"answer": "b"}), Example([{"role": "user", "content": "a"}], {"answer": "b"})], "one kind"),
     ],
 )
 def test_unusable_demonstrations_are_refused(examples: list[Example], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        demonstrations(examples, "answer")
+        read_demonstrations(examples, "answer")
 
 
 def test_modules_that_the_model_lacks_are_named(model: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [  # a module may import from its own layer and the ones before it
     {"types", "errors", "protocols", "statistics", "wording"},
     {"plugins", "adapter_io", "checkpoint", "space", "text"},
-    {"data", "rewards", "metrics"},
+    {"data", "rewards", "metrics", "demonstrations"},
     {"optimizers", "fitness", "evaluate", "surrogate"},
     {"loop", "registry", "config", "sft_config"},
     {"run"},
