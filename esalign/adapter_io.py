@@ -1,6 +1,7 @@
 """Read and write PEFT LoRA adapter folders, with numpy alone."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -212,17 +213,23 @@ def _make_module(name: str, factors: Mapping[str, Array], config: Mapping[str, A
     if not (np.isfinite(A).all() and np.isfinite(B).all()):
         raise AdapterError(f"adapter '{path}' holds numbers that are not finite in {name!r}: train it again")
     rank = len(A)
-    configured = _from_pattern(config.get("rank_pattern"), name, config.get("r"))
+    configured = _from_pattern(config.get("rank_pattern"), name, config.get("r"), path)
     if configured != rank:
         raise AdapterError(f"adapter '{path}' says rank {configured} for {name!r}, but its factors have rank {rank}")
-    alpha = float(_from_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8)))
+    alpha = _from_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8), path)
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise AdapterError(f"adapter '{path}' has lora_alpha {alpha!r} for {name!r}, expected a number")
     return LoraModule(name, A, B, alpha / (rank**0.5 if config.get("use_rslora") else rank))
 
 
-def _from_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+def _from_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any, path: Path) -> Any:
     """Return the value for a module as PEFT does: the first key that matches the end of its name, as an expression."""
     for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", name):
+        try:
+            found = re.match(rf"(.*\.)?({key})$", name)
+        except re.error as error:
+            raise AdapterError(f"adapter '{path}' has a pattern {key!r} that cannot be read: {error}") from None
+        if found:
             return value
     return default
 

@@ -45,6 +45,8 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder without permission
         where = f" '{error.filename}'" if error.filename else ""
         _fail(f"{error.strerror or error}{where}; what was written before is whole, so a run can go on with --resume")
+    except MemoryError as error:
+        _fail(f"out of memory ({error or 'no details'}): use a smaller population, fewer problems or a smaller model")
     except KeyboardInterrupt:
         print("stopped; a run goes on with --resume", file=sys.stderr)  # noqa: T201
         sys.exit(INTERRUPTED)

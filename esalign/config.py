@@ -1,9 +1,10 @@
 """The schema of a run, strict at every level, and its reading from YAML files and ``a.b=value`` overrides."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -85,7 +86,7 @@ class SamplingSection(Section):
     temperature: float = Field(0.0, ge=0, description="0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus to draw from.")
     top_k: int = Field(0, ge=0, description="Number of tokens to draw from; 0 is all.")
-    stop: tuple[str, ...] = Field((), description="Strings that end an answer.")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="Strings that end an answer.")
 
     def make(self, *, seed: int) -> Sampling:
         """Return the engine's sampling with a seed."""
@@ -107,8 +108,10 @@ class OptimizerSection(Section):
     """The evolution strategy."""
 
     name: str = Field("cma-es", description="cma-es, openai-es, random-search, nevergrad:<Name>, or a plug-in's name.")
-    population: int = Field(24, ge=2, description="Candidates per generation.")
-    sigma: float = Field(0.3, gt=0, description="First step size, in units of each factor's RMS singular value.")
+    population: int = Field(24, ge=2, le=100_000, description="Candidates per generation.")
+    sigma: float = Field(
+        0.3, gt=0, le=1000, description="First step size, in units of each factor's RMS singular value."
+    )
     options: dict[str, Any] = Field({}, description="Options of the optimiser.")
 
 
@@ -228,7 +231,7 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        content = _load_yaml(Path(file).read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"no configuration file '{file}': write one with `esalign init`") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -244,6 +247,28 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     return content
 
 
+def _load_yaml(text: str) -> Any:
+    """Read YAML; a key that is given twice, of which YAML readers silently keep the last, is refused."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[Any] = set()
+            for key, _ in node.value:
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is given twice", key.start_mark
+                    )
+                if isinstance(key.value, str):
+                    seen.add(key.value)
+            return super().construct_mapping(node, deep=deep)
+
+    # YAML 1.1 takes 1e-3, without a point, for text.
+    number = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return yaml.load(text, Loader)  # noqa: S506  (a safe loader)
+
+
 def parse_override(text: str) -> dict[str, Any]:
     """Read ``a.b=value``, the value as YAML, into nested dictionaries."""
     import yaml
@@ -253,7 +278,7 @@ def parse_override(text: str) -> dict[str, Any]:
     if not sign or not all(parts):
         raise ConfigError(f"cannot read the override {text!r}, expected section.key=value")
     try:
-        nested: Any = yaml.safe_load(value)
+        nested: Any = _load_yaml(value)
     except yaml.YAMLError:
         raise ConfigError(f"the value of the override {text!r} is not valid YAML") from None
     for part in reversed(parts):

@@ -8,6 +8,7 @@ A distribution offers a plug-in in its ``pyproject.toml``:
 
 import difflib
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -98,7 +99,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def check_options(user: str, factory: Callable[..., Any], options: Mapping[str, Any], reserved: Iterable[str]) -> None:
-    """Refuse options that a factory does not take.
+    """Refuse options that a factory does not take, and values of another type than it wants.
 
     Args:
         user: what the options are for, e.g. ``"optimizer 'cma-es'"``.
@@ -107,7 +108,7 @@ def check_options(user: str, factory: Callable[..., Any], options: Mapping[str, 
         reserved: parameters that are no options, as the caller fills them in.
 
     Raises:
-        ConfigError: an unknown option.
+        ConfigError: an unknown option, or a value of the wrong type.
     """
     parameters = inspect.signature(factory).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -119,6 +120,26 @@ def check_options(user: str, factory: Callable[..., Any], options: Mapping[str, 
             raise ConfigError(
                 f"{user} has no option {name!r}{did_you_mean(name, known)}; options: {', '.join(known) or 'none'}"
             )
+    _check_types(user, factory, options)
+
+
+def _check_types(user: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Compare options, as a file gives them, with the factory's annotations, as far as these can be understood."""
+    from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+
+    try:
+        parameters = inspect.signature(factory, eval_str=True).parameters
+    except NameError:  # annotations that only a type checker resolves
+        return
+    for name, value in options.items():
+        wanted = parameters[name].annotation
+        try:
+            TypeAdapter(wanted).validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise ConfigError(f"{user}: option {name!r} is {value!r}, {message[0].lower()}{message[1:]}") from None
+        except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
+            continue  # an annotation without a schema, or an object that only code can give
 
 
 def merge(user: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

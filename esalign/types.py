@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from esalign.errors import OptimizerError
+
 Array: TypeAlias = NDArray[Any]
 
 State: TypeAlias = dict[str, Any]
@@ -130,11 +132,11 @@ def as_candidates(candidates: Any, dim: int) -> Array:
     """Return candidates as a float64 array (population, dim), or say clearly what is wrong with them.
 
     Raises:
-        ValueError: another shape, no candidate, or a number that is not finite.
+        OptimizerError: another shape, no candidate, or a number that is not finite.
     """
     array = np.asarray(candidates, dtype=np.float64)
     if array.ndim != 2 or array.shape[1] != dim or not len(array):
-        raise ValueError(f"candidates have shape {array.shape}, expected (population, {dim})")
+        raise OptimizerError(f"candidates have shape {array.shape}, expected (population, {dim})")
     if not np.isfinite(array).all():
-        raise ValueError("candidates hold numbers that are not finite")
+        raise OptimizerError("candidates hold numbers that are not finite: is a step size far too large?")
     return array

@@ -1,9 +1,11 @@
 """Mistakes of the user end in one clear line and exit code 2; a run's mishaps are counted and shown."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+
 from runs import esalign, reproducible, write_run
 
 
@@ -24,6 +26,12 @@ def folder(tmp_path_factory):
     broken.mkdir()
     for file in (folder / "adapter").iterdir():
         (broken / file.name).write_bytes(file.read_bytes()[: 500 if file.suffix == ".safetensors" else None])
+    (folder / "twice.yaml").write_text("run: {generations: 3, generations: 4}\n")
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    for name, changes in (("odd_alpha", {"lora_alpha": "two"}), ("odd_pattern", {"rank_pattern": {"(": 2}})):
+        shutil.copytree(folder / "adapter", folder / name)
+        config = json.loads((folder / name / "adapter_config.json").read_text())
+        (folder / name / "adapter_config.json").write_text(json.dumps({**config, **changes}))
     return folder
 
 
@@ -62,6 +70,18 @@ MISTAKES = [
     (["fitness.name=surogate"], "expected one of"),
     (["fitness.name=surrogate"], "at least 2"),
     (["run.tracker=wandb"], "pip install"),
+    (["run.name=.."], "match pattern"),
+    (["{folder}/twice.yaml"], "'generations' is given twice"),
+    (["optimizer.sigma=.inf"], "finite"),
+    (["optimizer.sigma=1e308"], "less than"),
+    (["optimizer.population=1000000000000"], "less than"),
+    (["optimizer.name=openai-es", "optimizer.options={learning_rate: fast}"], "valid number"),
+    (["backend.options={threads: two}"], "valid integer"),
+    (["backend.options={max_rows: 2.5}"], "valid integer"),
+    (["sampling.stop=['']"], "at least 1 character"),
+    (["model.path={folder}/model.gguf"], "llama-cpp"),
+    (["model.adapter={folder}/odd_alpha"], "lora_alpha 'two'"),
+    (["model.adapter={folder}/odd_pattern"], "cannot be read"),
     (["--resume", "run.name=never"], "no run"),
     (["--reusme"], "no option"),
 ]

@@ -72,6 +72,8 @@ class TorchBackend:
         if threads is not None:
             torch.set_num_threads(threads)
         self.label = str(model)
+        if self.label.endswith(".gguf"):
+            raise BackendError(f"'{model}' is a GGUF model, which backend 'torch' does not read: use 'llama-cpp'")
         self.space = space
         target = _find_device(device)
         loaded, tokenizer = load_model(

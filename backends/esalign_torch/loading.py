@@ -106,8 +106,8 @@ def _one_line_errors(label: str) -> Iterator[None]:
             raise BackendError(
                 f"model '{label}' does not fit the device's memory: use a smaller one or int8"
             ) from error
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise BackendError(f"model '{label}' cannot be loaded: {first}") from error
+        detail = " ".join(str(error).split())[:300]
+        raise BackendError(f"model '{label}' cannot be loaded: {type(error).__name__}: {detail}") from error
 
 
 @contextlib.contextmanager
