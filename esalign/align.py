@@ -1,7 +1,7 @@
 """What `esalign run` and `esalign eval` do, as functions: from a configuration to a result in a folder."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +23,15 @@ from esalign.errors import ConfigError
 from esalign.evaluate import HeldOutResult, evaluate
 from esalign.export import Verification, save_adapter, verify_adapter, write_model_card
 from esalign.report import write_report
+from esalign.rewards import doubts
 from esalign.run import Parts, Reporter, Result, Run
 from esalign.run_folder import ADAPTER, Outcome, choose_folder, prepare_folder, write_result
 from esalign.sft import SftOptions, SftSummary, train_sft
 from esalign.sft_config import SftConfig
 from esalign.types import Completion, Sample, Sampling
+from esalign.wording import concerns
+
+TRIED_ANSWERS = 16  # right answers that a dry run shows to the rewards
 
 
 def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interrupts: Sequence[int] = ()) -> Outcome:
@@ -104,6 +108,8 @@ class Plan:
         answers: answers to generate in all generations.
         tokens: generated tokens in all, from the mean length of the batch.
         seconds: search time in all, from the batch's speed.
+        columns: role -> the data's column that was taken for it without being told so.
+        concerns: what should worry the user.
         samples: answers of the start with their rewards.
     """
 
@@ -112,6 +118,8 @@ class Plan:
     answers: int
     tokens: int
     seconds: float
+    columns: Mapping[str, str]
+    concerns: tuple[str, ...]
     samples: tuple[Sample, ...]
 
 
@@ -126,12 +134,18 @@ def plan(config: RunConfig) -> Plan:
         evaluation = parts.fitness.evaluate(candidates)
         seconds = time.perf_counter() - began
         generations = config.run.generations
+        row = {**evaluation.metrics, "fitness": {"std": float(np.std(evaluation.fitness))}}
         return Plan(
             dim=parts.space.dim,
             problems=(len(splits.train.examples), len(splits.validation.examples), len(splits.test.examples)),
             answers=generations * len(candidates) * config.fitness.prompts * config.fitness.samples,
             tokens=generations * evaluation.generated_tokens,
             seconds=generations * seconds,
+            columns=splits.train.aliases,
+            concerns=(
+                *doubts(parts.validation.pool, parts.validation.examples[:TRIED_ANSWERS]),
+                *concerns(row, max_tokens=config.sampling.max_tokens).values(),
+            ),
             samples=evaluation.samples,
         )
 

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from runs import esalign, reproducible, write_run
 
 

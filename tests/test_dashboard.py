@@ -326,7 +326,14 @@ def test_long_paths_are_printed_whole():
 def test_a_plan_shows_its_size_and_sample_answers():
     sample = Sample("What is 6 * 7?", "42", 1.0)
     plan = SimpleNamespace(
-        dim=384, problems=(5000, 256, 1000), answers=48000, tokens=1200000, seconds=250.0, samples=(sample,)
+        dim=384,
+        problems=(5000, 256, 1000),
+        answers=48000,
+        tokens=1200000,
+        seconds=250.0,
+        columns={"prompt": "question"},
+        concerns=("reward math abstains",),
+        samples=(sample,),
     )
     console = make_console()
     show_plan(console, make_config(), plan)
@@ -336,6 +343,8 @@ def test_a_plan_shows_its_size_and_sample_answers():
         "5,000 to train on",
         "48,000, about 1.2 M generated tokens",
         "4 min 10 s",
+        "'question' is taken for the prompt",
+        "reward math abstains",
         "What is",
     ):
         assert expected in text

@@ -190,6 +190,18 @@ def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_dry_run_tells_which_columns_were_taken_and_what_is_odd_about_the_reward(tmp_path):
+    rows = [json.dumps({"question": f"{n} + 1 =", "solution": str(n + 1)}) for n in range(60)]
+    (tmp_path / "other.jsonl").write_text("\n".join(rows))
+    (tmp_path / "never.py").write_text("def never(prompts, completions, **columns):\n    return [0.0] * len(prompts)\n")
+    rewards = [{"name": f"{tmp_path / 'never.py'}:never"}]
+    done = esalign("run", write_run(tmp_path, rewards=rewards, data__source=str(tmp_path / "other.jsonl")), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "'question' is taken for the prompt, 'solution' is taken for the answer" in done.stdout
+    assert "reward never gives none of 8 right answers" in done.stdout
+    assert "all candidates have the same fitness" in done.stdout
+
+
 def test_eval_agrees_with_the_run_on_the_same_problems(finished):
     folder = finished[0].parent.parent
     done = esalign("eval", folder / "run.yaml", "--adapter", finished[0] / "adapter")

@@ -62,6 +62,14 @@ class Plan(Protocol):
         """Search time that all generations should take."""
 
     @property
+    def columns(self) -> Mapping[str, str]:
+        """Role -> the data's column that was taken for it without being told so."""
+
+    @property
+    def concerns(self) -> tuple[str, ...]:
+        """What should worry the user."""
+
+    @property
     def samples(self) -> tuple[Sample, ...]:
         """Answers of the start, with their rewards."""
 
@@ -140,9 +148,14 @@ def show_plan(console: "Console", config: "RunConfig", plan: Plan) -> None:
         "answers": f"{count(plan.answers)}, about {compact(plan.tokens)} generated tokens",
         "time": f"about {duration(plan.seconds)} of search, as one generation took; judgements come on top",
     }
+    if plan.columns:
+        taken = ", ".join(f"{name!r} is taken for the {role}" for role, name in plan.columns.items())
+        facts["columns"] = f"{taken}; data.columns says otherwise"
     console.print()
     for label, text in facts.items():
         _fact(console, label, text)
+    for concern in plan.concerns:
+        _fact(console, "warning", one_line(concern, 500), "yellow")
     for sample in plan.samples:
         console.print()
         room = max(console.width - LABEL_WIDTH, 40)
