@@ -126,11 +126,18 @@ def test_shared_basis_is_traced_as_one_graph_for_any_number_of_tokens() -> None:
 # --- tensor parallelism: the slicing is vLLM's own code, run for each of two ranks
 
 
+PARTS = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"], "o_proj": ["o_proj"]}
+
+
 def sharded_layer(kind: str, rank: int, widths: list[int], inputs: int) -> Any:
     """Return vLLM's LoRA layer of one of two tensor-parallel ranks, without its weights."""
-    from vllm.lora.layers import MergedQKVParallelLinearWithLoRA, RowParallelLinearWithLoRA
+    from vllm.lora import layers
 
-    cls = MergedQKVParallelLinearWithLoRA if kind == "qkv" else RowParallelLinearWithLoRA
+    cls = {
+        "qkv_proj": layers.MergedQKVParallelLinearWithLoRA,
+        "gate_up_proj": layers.MergedColumnParallelLinearWithLoRA,
+        "o_proj": layers.RowParallelLinearWithLoRA,
+    }[kind]
     layer = object.__new__(cls)
     torch.nn.Module.__init__(layer)
     layer.tp_size, layer.tp_rank = 2, rank
@@ -149,16 +156,13 @@ def sharded_update(kind: str, factors: list[LayerFactors], widths: list[int], x:
 
     outputs = []
     for rank in (0, 1):
-        own_widths = [w // 2 for w in widths] if kind == "qkv" else widths
-        inputs = x.shape[1] if kind == "qkv" else x.shape[1] // 2
-        module = sharded_layer(kind, rank, own_widths, inputs)
-        leaf, names = ("qkv_proj", ["q", "k", "v"]) if kind == "qkv" else ("o_proj", ["o_proj"])
+        by_rows = kind == "o_proj"
+        own_widths = widths if by_rows else [w // 2 for w in widths]
+        module = sharded_layer(kind, rank, own_widths, x.shape[1] // 2 if by_rows else x.shape[1])
         manager = SimpleNamespace(
-            modules={f"model.{leaf}": module},
-            packed_modules_mapping={leaf: names} if kind == "qkv" else {},
-            model=SimpleNamespace(),
+            modules={f"model.{kind}": module}, packed_modules_mapping=PARTS, model=SimpleNamespace()
         )
-        named = {f"model.{name}": layer for name, layer in zip(names, factors, strict=True)}
+        named = {f"model.{name}": layer for name, layer in zip(PARTS[kind], factors, strict=True)}
         (layer,), adapted = find_layers(manager, named)
         assert adapted == list(named)
         parts = [part for _, part in layer.parts]
@@ -167,17 +171,17 @@ def sharded_update(kind: str, factors: list[LayerFactors], widths: list[int], x:
         wrapper = SimpleNamespace(_token_lora_indices=torch.tensor(slots))
         basis = SharedBasis(wrapper, own, parts, out=sum(own_widths), dtype=torch.float32)
         y = torch.zeros(len(x), sum(own_widths))
-        share = x if kind == "qkv" else np.ascontiguousarray(np.split(x, 2, axis=1)[rank])
+        share = np.ascontiguousarray(np.split(x, 2, axis=1)[rank]) if by_rows else x
         basis.add_lora_linear(y, torch.from_numpy(share), (), (), 1.0, ())
         outputs.append(y.numpy())
-    if kind == "row":
+    if kind == "o_proj":
         return outputs[0] + outputs[1]
     ends = np.cumsum([w // 2 for w in widths])[:-1]
     left, right = (np.split(out, ends, axis=1) for out in outputs)
     return np.concatenate([part for pair in zip(left, right, strict=True) for part in pair], axis=1)
 
 
-@pytest.mark.parametrize(("kind", "widths"), [("qkv", [16, 8, 8]), ("row", [16])])
+@pytest.mark.parametrize(("kind", "widths"), [("qkv_proj", [16, 8, 8]), ("gate_up_proj", [16, 16]), ("o_proj", [16])])
 def test_shared_basis_under_tensor_parallelism_adds_up_to_the_whole(kind: str, widths: list[int]) -> None:
     generator = np.random.default_rng(4)
     ranks = [3, 2, 4][: len(widths)]
@@ -196,7 +200,7 @@ def test_shared_basis_under_tensor_parallelism_adds_up_to_the_whole(kind: str, w
 def test_fully_sharded_loras_are_refused() -> None:
     from esalign_vllm.population import Unsupported, find_layers
 
-    module = sharded_layer("row", 0, [8], 4)
+    module = sharded_layer("o_proj", 0, [8], 4)
     module.lora_config = SimpleNamespace(fully_sharded_loras=True)
     manager = SimpleNamespace(modules={"o_proj": module}, packed_modules_mapping={}, model=SimpleNamespace())
     with pytest.raises(Unsupported, match="fully_sharded_loras"):
@@ -206,7 +210,7 @@ def test_fully_sharded_loras_are_refused() -> None:
 def test_layers_built_in_another_way_are_refused() -> None:
     from esalign_vllm.population import Unsupported, find_layers
 
-    module = sharded_layer("row", 0, [8], 4)
+    module = sharded_layer("o_proj", 0, [8], 4)
     del module.output_slices
     manager = SimpleNamespace(modules={"o_proj": module}, packed_modules_mapping={}, model=SimpleNamespace())
     with pytest.raises(Unsupported, match="another way"):
