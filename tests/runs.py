@@ -13,6 +13,9 @@ from typing import Any
 import yaml
 from models import make_tiny
 
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+"""What the command line sets before it imports anything, and what comes too late in a process that has imported all."""
+
 REWARD = '''"""A graded reward that depends on every token: the share of distinct characters."""
 
 
@@ -86,12 +89,7 @@ def _server() -> subprocess.Popen[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "COLUMNS": "200",
-            "TORCH_CPP_LOG_LEVEL": "ERROR",
-        },  # as the CLI has it
+        env={**os.environ, **QUIET, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
     )
 
 
