@@ -17,6 +17,7 @@ def print_tables(folder: Path) -> None:
     print_rows(rows, starts)
     for decoding in ("greedy", "sampled"):
         print_times(rows, starts, decoding)
+    print_work(rows)
     print_variants({label: found for label, found in results.items() if label not in ROWS}, results)
 
 
@@ -57,6 +58,30 @@ def print_times(rows: dict[str, list[Result]], starts: list[Result], decoding: s
                 spent = cost_to_reach(costs, scores, start + share * (best - start))
                 cells.append("-" if spent is None else shortened(spent))
         print(f"| {ROWS[label].title} | " + " | ".join(cells) + " |")
+
+
+def print_work(rows: dict[str, list[Result]]) -> None:
+    """Print where each row's processor time went, and what its tokens cost."""
+    parts = ("generating", "scoring answers")
+    print(
+        "\n| row | seconds a step | generated tokens a step | ms a generated token | of it generating, scoring, rest |"
+    )
+    print("|---|---|---|---|---|")
+    for label, found in rows.items():
+        if label == "start":
+            continue
+        seconds = np.array([result.points[-1]["processor_seconds"] for result in found])
+        steps = np.array([result.points[-1]["steps"] for result in found])
+        tokens = np.array([result.points[-1]["tokens"]["generated"] for result in found])
+        split = [np.mean([result.head["parts"].get(part, 0.0) for result in found] / seconds) for part in parts]
+        shares = [f"{share:.0%}" for share in (*split, 1 - sum(split))] if any(split) else ["not split"]
+        cells = [
+            f"{np.mean(seconds / steps):.2f}",
+            f"{np.mean(tokens / steps):.0f}",
+            f"{np.mean(1e3 * seconds / tokens):.3f}",
+            ", ".join(shares),
+        ]
+        print(f"| {ROWS[label].title} | {' | '.join(cells)} |")
 
 
 def print_variants(variants: dict[str, list[Result]], results: dict[str, list[Result]]) -> None:
