@@ -34,16 +34,16 @@ class TextCodec:
             BackendError: the prompt is empty or of no known kind, or the tokenizer has no chat template.
         """
         if isinstance(prompt, str):
-            ids: list[int] = self.tokenizer(prompt)["input_ids"]
+            ids: Any = self.tokenizer(prompt)["input_ids"]
         elif not hasattr(prompt, "__len__") or not hasattr(prompt, "__getitem__"):
             raise BackendError(f"{name} is of type {type(prompt).__name__}, expected text, chat messages or token ids")
         elif len(prompt) and isinstance(prompt[0], Mapping):
             ids = self._encode_chat(prompt, name)
         else:
-            ids = self.check_ids(prompt, name)
-        if not ids:
+            ids = prompt
+        if not len(ids):
             raise BackendError(f"{name} is empty: a model needs at least one token to answer")
-        return tuple(ids)
+        return tuple(self.check_ids(ids, name))
 
     def _encode_chat(self, messages: Any, name: str) -> list[int]:
         if not getattr(self.tokenizer, "chat_template", None):

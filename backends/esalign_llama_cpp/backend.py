@@ -9,19 +9,27 @@ import numpy as np
 
 from esalign.errors import BackendError
 from esalign.space import SvdLora
+from esalign.text import TextCodec
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_llama_cpp.consumers import Answers, Scores, group_by_prompt
-from esalign_llama_cpp.context import CACHE_TYPES, MOST_SEQUENCES
+from esalign_llama_cpp.context import CACHE_TYPES
 from esalign_llama_cpp.engine import Engine, SingularValues
 from esalign_llama_cpp.export import export_gguf
 from esalign_llama_cpp.library import load_library
 from esalign_llama_cpp.lora import read_gguf_adapter
 from esalign_llama_cpp.model import GgufModel, Vocabulary
-from esalign_llama_cpp.options import check_choice, check_counts, default_threads, find_device, make_settings
+from esalign_llama_cpp.options import (
+    check_choice,
+    check_count,
+    check_room,
+    default_threads,
+    find_device,
+    make_settings,
+)
 from esalign_llama_cpp.sampling import draw_uniforms
 from esalign_llama_cpp.sources import KIND_OF_DTYPE, QUANTIZATIONS, Source, find_source
 from esalign_llama_cpp.switch import METHODS, Method
-from esalign_llama_cpp.text import GgufTokenizer, HuggingFaceTokenizer, StopStrings, TextCodec
+from esalign_llama_cpp.text import GgufTokenizer, StopStrings, load_tokenizer
 
 
 class LlamaCppBackend:
@@ -88,14 +96,18 @@ class LlamaCppBackend:
         gpu_layers: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_options(
-            dtype=dtype,
-            method=method,
-            quantization=quantization,
-            kv_type=kv_type,
-            kv_memory_gb=kv_memory_gb,
-            counts={"threads": threads, "context": context, "sequences": sequences, "batch": batch},
-        )
+        for name, value, choices in (
+            ("dtype", dtype, ("auto", *KIND_OF_DTYPE)),
+            ("quantization", quantization, (None, *QUANTIZATIONS)),
+            ("method", method, METHODS),
+            ("kv_type", kv_type, (None, *CACHE_TYPES)),
+        ):
+            check_choice(name, value, choices)
+        for name, count in (("threads", threads), ("context", context), ("sequences", sequences)):
+            check_count(name, 1 if count is None else count)
+        check_count("batch", batch)
+        check_count("gpu_layers", 0 if gpu_layers is None else gpu_layers, least=0)
+        check_room(sequences=sequences, batch=batch, kv_memory_gb=kv_memory_gb)
         library = load_library()
         layers, gpu = find_device(device, gpu_layers, gpus=bool(library.api.llama_supports_gpu_offload()))
         threads = threads or default_threads()
@@ -218,39 +230,17 @@ class LlamaCppBackend:
         return wanted.astype(np.int64)
 
 
-def _check_options(
-    *,
-    dtype: str,
-    method: str,
-    quantization: str | None,
-    kv_type: str | None,
-    kv_memory_gb: float,
-    counts: Mapping[str, Any],
-) -> None:
-    check_choice("dtype", dtype, ("auto", *KIND_OF_DTYPE))
-    check_choice("method", method, METHODS)
-    check_choice("quantization", quantization, (None, *QUANTIZATIONS))
-    check_choice("kv_type", kv_type, (None, *CACHE_TYPES))
-    check_counts(**counts)
-    if not kv_memory_gb > 0:
-        raise BackendError(f"kv_memory_gb is {kv_memory_gb!r}, expected a number above 0")
-    most = min(MOST_SEQUENCES, counts["batch"]) - 1  # one more holds what prompts share; llama.cpp aborts beyond
-    if (counts["sequences"] or 1) > most:
-        raise BackendError(
-            f"sequences is {counts['sequences'] or 1}, expected at most {most}: below the option 'batch', which is "
-            f"{counts['batch']}, and llama.cpp's limit of {MOST_SEQUENCES}"
-        )
-
-
 def _make_codec(
     model: GgufModel, source: Source, tokenizer: str | Path | None, chat_template_kwargs: Mapping[str, Any]
 ) -> TextCodec:
     """Return the codec of the tokenizer that was asked for, of the folder's, or of the GGUF file's vocabulary."""
     home = tokenizer or source.folder
-    ends = frozenset(source.ends) or Vocabulary(model).ends
-    if home is None:
-        chosen: GgufTokenizer | HuggingFaceTokenizer = GgufTokenizer(model)
-    else:
-        chosen = HuggingFaceTokenizer(home)
-        ends |= frozenset(end for end in (chosen.end,) if end is not None)
-    return TextCodec(chosen, vocab=model.vocab_size, ends=ends, chat_template_kwargs=chat_template_kwargs)
+    chosen = GgufTokenizer(model) if home is None else load_tokenizer(home)
+    end = None if home is None else chosen.eos_token_id
+    return TextCodec(
+        chosen,
+        vocab=model.vocab_size,
+        ends=(frozenset(source.ends) or Vocabulary(model).ends) | frozenset(() if end is None else (end,)),
+        chat_template_kwargs=chat_template_kwargs,
+        label=str(model.path if home is None else home),
+    )

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from esalign.text import TextCodec
 from esalign.types import Array, Completion, Sampling
 from esalign_llama_cpp.decoder import Group
 from esalign_llama_cpp.sampling import choose, log_probabilities
-from esalign_llama_cpp.text import StopStrings, TextCodec
+from esalign_llama_cpp.text import StopStrings
 
 
 class Answers:

@@ -20,11 +20,22 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
         raise BackendError(f"{name} is {value!r}, expected one of {listed}")
 
 
-def check_counts(**counts: Any) -> None:
-    """Refuse what is no whole number of at least 1; None is left out."""
-    for name, value in counts.items():
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise BackendError(f"{name} is {value!r}, expected a whole number of at least 1")
+def check_count(name: str, value: Any, *, least: int = 1) -> None:
+    """Refuse what is no whole number of at least so much."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise BackendError(f"{name} is {value!r}, expected a whole number of at least {least}")
+
+
+def check_room(*, sequences: int | None, batch: int, kv_memory_gb: float) -> None:
+    """Refuse more sequences than a step has tokens, or no memory for them."""
+    if not kv_memory_gb > 0:
+        raise BackendError(f"kv_memory_gb is {kv_memory_gb!r}, expected a number above 0")
+    most = min(MOST_SEQUENCES, batch) - 1  # one more holds what prompts share; llama.cpp aborts beyond
+    if (sequences or 1) > most:
+        raise BackendError(
+            f"sequences is {sequences or 1}, expected at most {most}: below the option 'batch', which is {batch}, and "
+            f"llama.cpp's limit of {MOST_SEQUENCES}"
+        )
 
 
 def find_device(device: str, gpu_layers: int | None, *, gpus: bool) -> tuple[int, int | None]:
