@@ -22,7 +22,7 @@ from esalign.data import MiniBatches, Source, Splits, load_dataset, make_splits
 from esalign.errors import ConfigError
 from esalign.fitness import RewardFitness
 from esalign.metrics import make_tracker
-from esalign.plugins import check_options, merge
+from esalign.plugins import BACKENDS, check_options, find, merge
 from esalign.protocols import Backend, Fitness
 from esalign.registry import load_backend, make_optimizer
 from esalign.rewards import load_reward
@@ -33,6 +33,7 @@ from esalign.surrogate import SurrogateFitness
 
 FITNESSES: dict[str, Callable[..., Fitness]] = {"reward": RewardFitness, "surrogate": SurrogateFitness}
 DISTILLATION = "distillation"
+GGUF = ".gguf"
 POSITIONAL = ("backend", "batches", "pool", "sampling")
 
 
@@ -52,7 +53,10 @@ def adapter_path(path: str) -> str:
 
 
 def make_space(section: ModelSection) -> SvdLora:
-    """Return the search space."""
+    """Return the search space. A LoRA in a GGUF file is read for the GGUF model that it goes with."""
+    if section.adapter.endswith(GGUF):
+        read = find(BACKENDS, "llama-cpp").read_gguf_adapter
+        return SvdLora(read(section.adapter, section.path), fraction=section.fraction)
     return SvdLora.from_pretrained(adapter_path(section.adapter), fraction=section.fraction)
 
 

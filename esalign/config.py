@@ -27,7 +27,7 @@ class ModelSection(Section):
     """The base model and the adapter whose singular values are searched."""
 
     path: str = Field(description="Base model: a Hugging Face id, a local folder, a GGUF file, or 'embedded'.")
-    adapter: str = Field(description="LoRA adapter to start from: PEFT folder or hub id, or 'embedded'.")
+    adapter: str = Field(description="LoRA adapter to start from: PEFT folder or hub id, GGUF file, or 'embedded'.")
     fraction: float = Field(1.0, gt=0, le=1, description="Share of each factor's singular values that is searched.")
 
 

@@ -122,6 +122,8 @@ def _text(reader: Any, key: str) -> str:
 
 
 def _read_heads(model: str | Path, architecture: str) -> tuple[int, int]:
+    if not Path(model).is_file():
+        raise AdapterError(f"an adapter in a GGUF file goes with a model in a GGUF file, and '{model}' is no file")
     reader = open_gguf(model)
     found = _text(reader, "general.architecture")
     if found != architecture:
