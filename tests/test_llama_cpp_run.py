@@ -1,0 +1,155 @@
+"""A run on llama.cpp, from the command line: it survives a kill, adds no noise, and refuses mistakes in one line."""
+
+import json
+import signal
+import time
+
+import pytest
+
+pytest.importorskip("llama_cpp")
+pytest.importorskip("gguf")
+
+from esalign_llama_cpp import convert_model, lora, quantize_model
+from models import make_tiny
+from runs import esalign, reproducible, start_esalign, write_run
+
+from esalign.adapter_io import read_adapter
+
+LLAMA_CPP = {"name": "llama-cpp", "dtype": "float32", "options": {"threads": 1}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a good configuration for llama.cpp."""
+    folder = tmp_path_factory.mktemp("run")
+    make_tiny(folder, rank=2)
+    write_run(folder, backend=LLAMA_CPP)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    """The model and the adapter of that folder in GGUF, and nothing else."""
+    model = convert_model(folder / "model", folder / "model.gguf")
+    lora.write_gguf_adapter(read_adapter(folder / "adapter"), folder / "adapter.gguf", "llama", (4, 2))
+    return [f"model.path={model}", f"model.adapter={folder / 'adapter.gguf'}"]
+
+
+def count_lines(run):
+    file = run / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one_without_noise(folder):
+    whole = esalign("run", folder / "run.yaml")
+    assert (whole.returncode, whole.stderr) == (0, "")
+    result = json.loads((folder / "runs" / "small" / "result.json").read_text())
+    assert result["verification"]["agreement"] == 1.0
+    for word in ("llama_", "ggml", "gguf", "load_tensors", "n_ctx", "warning"):
+        assert word not in whole.stdout.lower()
+    killed = folder / "runs" / "killed"
+    command = start_esalign("run", folder / "run.yaml", "run.name=killed")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and count_lines(killed) < 3:
+        time.sleep(0.002)
+    command.send(signal.SIGKILL)
+    assert command.wait().returncode == -signal.SIGKILL
+    assert 3 <= count_lines(killed) < 7, "killed too late, so this shows nothing"
+    resumed = esalign("run", folder / "run.yaml", "run.name=killed", "--resume")
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert reproducible(killed) == reproducible(folder / "runs" / "small")
+    weights = "adapter/adapter_model.safetensors"
+    assert (killed / weights).read_bytes() == (folder / "runs" / "small" / weights).read_bytes()
+
+
+def test_a_run_needs_no_hugging_face_model_and_its_result_goes_back_to_gguf(folder, files, tmp_path):
+    done = esalign("run", folder / "run.yaml", *files, "run.name=files", "run.generations=1")
+    assert (done.returncode, done.stderr) == (0, "")
+    run = folder / "runs" / "files"
+    written = esalign("export", run, "--gguf", tmp_path / "best.gguf")
+    assert (written.returncode, written.stderr) == (0, "")
+    assert "the engine's own factors" in written.stdout
+    best = lora.read_gguf_adapter(tmp_path / "best.gguf", folder / "model.gguf")
+    for ours, theirs in zip(best.modules, read_adapter(run / "adapter").modules, strict=True):
+        assert ours.name == theirs.name
+        assert (ours.A == theirs.A).all()
+
+
+def refused(done, *told):
+    """Assert that a command ended with exit code 2 and one line that tells why."""
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for part in told:
+        assert part in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("backend.options={thread: 1}", "no option 'thread', did you mean 'threads'?"),
+        ("backend.options={threads: 0}", "threads is 0, expected a whole number of at least 1"),
+        ("backend.options={threads: two}", "option 'threads' is 'two', input should be a valid integer"),
+        ("backend.options={sequences: 500}", "sequences is 500, expected at most 255"),
+        ("backend.options={kv_memory_gb: much}", "option 'kv_memory_gb' is 'much', input should be a valid number"),
+        ("backend.options={gpu_layers: -2}", "gpu_layers is -2, expected a whole number of at least 0"),
+        ("backend.options={kv_unified: 3}", "option 'kv_unified' is 3, input should be a valid boolean"),
+        ("backend.options={chat_template_kwargs: no}", "option 'chat_template_kwargs' is False, input should be an object"),
+        ("backend.options={quantization: q2_k}", "quantization is 'q2_k', expected one of f32"),
+        ("backend.options={quantization: q4_k_m}", "needs rows that divide by 256"),
+        ("backend.options={context: 12}", "raise the option 'context'"),
+        ("backend.dtype=int8", "dtype is 'int8', expected one of auto, float32"),
+        ("backend.device=cuda", "llama.cpp was built without GPUs"),
+        ("sampling.max_tokens=256", "the context of "),
+        ("model.path=/nowhere.gguf", "'/nowhere.gguf' cannot be read: No such file"),
+        ("model.path=/nowhere", "model '/nowhere' is neither a GGUF file nor a folder"),
+        ("model.adapter=/nowhere.gguf", "'/nowhere.gguf' cannot be read: No such file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(folder, override, told):
+    refused(esalign("run", folder / "run.yaml", "run.name=mistake", override), told)
+    assert not (folder / "runs" / "mistake").exists()
+
+
+DAMAGES = {
+    "cut in half": (lambda raw: raw[: len(raw) // 2], "is the download complete?"),
+    "cut in its header": (lambda raw: raw[:3000], "is the download complete?"),
+    "garbage header": (lambda raw: raw[:4] + b"\xff" * 100 + raw[104:], "is the download complete?"),
+    "garbage": (lambda raw: raw[::-1], "is not a GGUF file"),
+    "empty": (lambda _raw: b"", "is not a GGUF file"),
+    "other architecture": (
+        lambda raw: raw.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0gemma", 1),
+        "expected one of llama, qwen2, qwen3",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_a_broken_model_file_is_one_line(folder, files, tmp_path, damage):
+    break_it, told = DAMAGES[damage]
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(break_it((folder / "model.gguf").read_bytes()))
+    override = f"model.path={broken}"
+    refused(esalign("run", folder / "run.yaml", "run.name=mistake", override), "broken.gguf", told)
+
+
+@pytest.mark.parametrize("damage", ["cut in half", "cut in its header", "garbage header", "garbage", "empty"])
+def test_a_broken_adapter_file_is_one_line(folder, files, tmp_path, damage):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(DAMAGES[damage][0]((folder / "adapter.gguf").read_bytes()))
+    refused(esalign("run", folder / "run.yaml", files[0], "run.name=mistake", f"model.adapter={broken}"), "broken.gguf")
+
+
+def test_files_that_do_not_belong_together_are_one_line(folder, files, tmp_path):
+    def run(*overrides):
+        return esalign("run", folder / "run.yaml", "run.name=mistake", *overrides)
+
+    model, adapter = files
+    refused(run(adapter), "goes with a model in a GGUF file", "/model' is no file")
+    refused(run(model, f"model.adapter={folder / 'model.gguf'}"), "is not a LoRA adapter")
+    qwen = convert_model(make_tiny(tmp_path, "qwen2").model, tmp_path / "qwen.gguf")
+    refused(run(f"model.path={qwen}", adapter), "the adapter is for architecture 'llama'", "is of 'qwen2'")
+    deep = make_tiny(tmp_path / "deep", rank=2, num_hidden_layers=3)
+    refused(run(model, f"model.adapter={deep.adapter}"), "use the model that the adapter was trained on")
+    small = quantize_model(folder / "model.gguf", tmp_path / "q8.gguf", "q8_0")
+    refused(run(f"model.path={small}", adapter, "backend.options={quantization: q4_0}"), "which has its own")
