@@ -6,7 +6,7 @@
    adapter to the disk and loading it, as one does by hand.
 2. CPU time of answering: our batches of 32 sequences, and the high-level API of llama-cpp-python, one prompt after
    another. CPU time, as a busy machine disturbs it less than the clock.
-3. Resident memory over 2,000 switches, each way.
+Memory over many switches is in switch_memory.py.
 """
 
 import argparse
@@ -199,36 +199,15 @@ def answer_high_level(llama: Any, prompt: list[int], tokens: int) -> list[int]:
     return answer
 
 
-def count_memory(model: Path, space: SvdLora, switches: int) -> None:
-    """Print resident memory over many switches, each with a score."""
-    import psutil
-
-    process = psutil.Process()
-    generator = np.random.default_rng(3)
-    print("\n| switches | in place, resident MB | files, resident MB |\n|---|---|---|")
-    columns = []
-    for method in ("in-place", "files"):
-        backend = start(model, space, method=method)
-        column = []
-        for number in range(switches + 1):
-            backend.score(generator.standard_normal((1, space.dim)) * 0.3, [((1, 2, 3), (4, 5))])
-            if number % max(1, switches // 8) == 0:
-                column.append(process.memory_info().rss / 1e6)
-        columns.append(column)
-        backend.close()
-    for step, pair in enumerate(zip(*columns, strict=True)):
-        print(f"| {step * max(1, switches // 8)} | {pair[0]:.1f} | {pair[1]:.1f} |")
-
-
 def main() -> None:
     """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("prompts", 64), ("tokens", 24), ("rank", 16), ("rounds", 5), ("switches", 2000)):
+    for name, default in (("prompts", 64), ("tokens", 24), ("rank", 16), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--quick", action="store_true", help="few repetitions: figures are rough")
     options = parser.parse_args()
     if options.quick:
-        options.prompts, options.rounds, options.switches = 32, 1, 80
+        options.prompts, options.rounds = 32, 1
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)
         source, parameters = make_model(folder / "model")
@@ -245,7 +224,6 @@ def main() -> None:
         for kind in ("f16", "q8_0", "q4_0"):
             compare_decoding(model, space, folder, kind, options)
         print("(wanted at q8_0: at least 1.8)")
-        count_memory(model, space, options.switches)
 
 
 if __name__ == "__main__":
