@@ -155,7 +155,11 @@ class FileSwitch:
         self._model = model
         self._sides = sides
         self._file = AdapterFile(sides, model.architecture)
-        self._adapter: Any = load_adapter(model, self._file.path)  # now rather than later, to see whether it fits
+        try:
+            self._adapter: Any = load_adapter(model, self._file.path)  # now rather than later, to see whether it fits
+        except BackendError:
+            self._file.close()
+            raise
 
     def select(self, values: list[tuple[Array, Array]], context: Context) -> None:
         """Load the candidate's adapter, and free the last one, which no context has by then."""

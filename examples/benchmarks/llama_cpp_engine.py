@@ -1,6 +1,6 @@
 """What a switch of candidates costs in llama.cpp, and how fast a population is answered, on a model of random weights.
 
-    python examples/benchmarks/llama_cpp_engine.py [--quick]
+    python examples/benchmarks/llama_cpp_engine.py [--kinds f16 q8_0 q4_0] [--quick]
 
 1. One candidate's switch: rewriting the adapter in place, patching a file in memory and loading it, and writing a GGUF
    adapter to the disk and loading it, as one does by hand.
@@ -204,6 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("prompts", 64), ("tokens", 24), ("rank", 16), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--kinds", nargs="+", default=["f16", "q8_0", "q4_0"], help="weights to answer with")
     parser.add_argument("--quick", action="store_true", help="few repetitions: figures are rough")
     options = parser.parse_args()
     if options.quick:
@@ -221,7 +222,7 @@ def main() -> None:
             f"\n{options.prompts} prompts of 12 to 27 tokens, {options.tokens} new ones each, 32 sequences, CPU time\n"
         )
         print("| weights | ours, ms/token | high-level API, ms/token | ratio | equal answers |\n|---|---|---|---|---|")
-        for kind in ("f16", "q8_0", "q4_0"):
+        for kind in options.kinds:
             compare_decoding(model, space, folder, kind, options)
         print("(wanted at q8_0: at least 1.8)")
 
