@@ -235,12 +235,16 @@ def _make_codec(
 ) -> TextCodec:
     """Return the codec of the tokenizer that was asked for, of the folder's, or of the GGUF file's vocabulary."""
     home = tokenizer or source.folder
-    chosen = GgufTokenizer(model) if home is None else load_tokenizer(home)
-    end = None if home is None else chosen.eos_token_id
+    ends = frozenset(source.ends) or Vocabulary(model).ends
+    if home is None:
+        chosen: Any = GgufTokenizer(model)
+    else:
+        chosen = load_tokenizer(home)
+        ends |= {chosen.eos_token_id} - {None}
     return TextCodec(
         chosen,
         vocab=model.vocab_size,
-        ends=(frozenset(source.ends) or Vocabulary(model).ends) | frozenset(() if end is None else (end,)),
+        ends=ends,
         chat_template_kwargs=chat_template_kwargs,
         label=str(model.path if home is None else home),
     )

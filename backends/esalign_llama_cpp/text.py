@@ -1,6 +1,6 @@
 """Between prompts, tokens and answers: the GGUF file's own vocabulary or a Hugging Face tokenizer, and stop strings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,14 @@ class GgufTokenizer:
         """Return the ids of a text, with the special tokens that the file asks for."""
         return {"input_ids": self._vocabulary.tokenize(text, special=add_special_tokens)}
 
-    def apply_chat_template(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tokenize: bool,  # noqa: ARG002  (the caller wants text)
-        **variables: Any,
-    ) -> str:
-        """Return a chat as text, by the file's template."""
-        from transformers.utils.chat_template_utils import render_jinja_template
+    def apply_chat_template(self, messages: list[Any], *, tokenize: bool, **variables: Any) -> str:  # noqa: ARG002
+        """Return a chat as text, by the file's template; whoever calls this wants text."""
+        from transformers.utils import chat_template_utils
 
+        render: Any = chat_template_utils.render_jinja_template  # its annotation is wrong
         bos, eos = self._vocabulary.name("bos"), self._vocabulary.name("eos")
-        (text,), _ = render_jinja_template(
-            [list(messages)], chat_template=self.chat_template, bos_token=bos, eos_token=eos, **variables
-        )
-        return text
+        texts, _ = render([messages], chat_template=self.chat_template, bos_token=bos, eos_token=eos, **variables)
+        return str(texts[0])
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:  # noqa: ARG002  (they have no text here)
         """Return the text of an answer, without control tokens."""
