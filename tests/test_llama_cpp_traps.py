@@ -341,6 +341,49 @@ def test_shape_and_presence_of_tensors_are_checked(model, space):
         loaded_tensors(model, sides, expected | {"blk.9.attn_q.weight.lora_a": expected[name]})
 
 
+@pytest.mark.parametrize(
+    ("field", "change", "told"),
+    [
+        ("type", lambda _: 1, "type"),
+        ("ne", lambda ne: ne[::-1], "shape"),
+        ("nb", lambda nb: [*nb[:1], 8, 8, 8], "strides"),
+    ],
+)
+def test_every_field_of_a_tensor_is_checked(model, space, monkeypatch, field, change, told):
+    """The field is changed in a copy of the struct, which ggml's own functions then read as well."""
+    copies = {}
+    watch = tensors._watch
+
+    def show_copies(*arguments):
+        for name, address in watch(*arguments).items():
+            copies[name] = copy = tensors.GgmlTensor.from_buffer_copy(tensors.GgmlTensor.from_address(address))
+            old = getattr(copy, field)
+            setattr(copy, field, change(old) if field == "type" else type(old)(*change(list(old))))
+        return {name: ctypes.addressof(copy) for name, copy in copies.items()}
+
+    monkeypatch.setattr(tensors, "_watch", show_copies)
+    sides = make_sides(space, model)
+    with pytest.raises(LayoutError, match=f"the {told} of"):
+        loaded_tensors(model, sides, {side.tensor: side.basis for side in sides})
+
+
+@pytest.mark.parametrize(
+    ("function", "told"), [("name", "address of the name"), ("data", "address of the data"), ("nbytes", "size")]
+)
+def test_what_is_read_is_compared_with_each_of_ggmls_functions(model, space, monkeypatch, function, told):
+    original = tensors.Ggml.__init__
+
+    def shift(self, library):
+        original(self, library)
+        right = getattr(self, function)
+        setattr(self, function, lambda address: right(address) + 8)
+
+    monkeypatch.setattr(tensors.Ggml, "__init__", shift)
+    sides = make_sides(space, model)
+    with pytest.raises(LayoutError, match=f"the {told} of"):
+        loaded_tensors(model, sides, {side.tensor: side.basis for side in sides})
+
+
 def test_tensors_outside_of_main_memory_are_written_through_ggml(make, candidates, monkeypatch):
     """As on a GPU: the values are computed beside, and handed over."""
     expected = make().score(candidates, [((5, 6, 7), (8, 9, 10))])
