@@ -285,7 +285,7 @@ def test_the_files_own_vocabulary_encodes_as_the_tokenizer_does(tiny, gguf):
     for prompt in ("Find a sum: 3 + 4 = 7", "Ein Größenvergleich: naïve café 🙂", "a<|end|>b", "  two\n\nlines ", CHAT):
         assert ours.encode(prompt) == theirs.encode(prompt)
     ids = ours.encode("The answer is 42. <|end|> 東京")
-    assert ours._codec.tokenizer.decode(ids) == theirs._codec.tokenizer.decode(ids) == "The answer is 42.  東京"
+    assert ours._codec.decode(ids) == theirs._codec.decode(ids) == "The answer is 42.  東京"
     for backend in (ours, theirs):
         backend.close()
 
