@@ -180,6 +180,8 @@ def test_quantisation_of_rows_that_do_not_divide_is_refused(tiny, gguf, tmp_path
     refused(lambda: start(odd, quantization="q8_0"), "divide by 32", "intermediate_size is 90", "use f16")
     refused(lambda: start(gguf, quantization="q8_0"), "is a GGUF file, which has its own")
     refused(lambda: quantize_model(gguf, tmp_path / "out.gguf", "q3"), "quantization is 'q3'")
+    refused(lambda: quantize_model(gguf, tmp_path / "out.gguf", "q4_k_m"), "ncols 64 not divisible by 256")
+    assert not (tmp_path / "out.gguf").exists()
     refused(lambda: quantize_model(tmp_path / "none.gguf", tmp_path / "out.gguf", "q8_0"), "cannot quantise")
 
 

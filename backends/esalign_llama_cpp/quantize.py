@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 BLOCKS = {"q8_0": 32, "q4_0": 32, "q4_k_m": 256}
 """Kinds, and the number of weights that share a scale: the rows of all matrices must divide by it."""
 
+INDIVISIBLE = "not divisible by"
+
 FILE_TYPES = {
     "q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0",
     "q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0",
@@ -52,7 +54,7 @@ def quantize_model(source: str | Path, out: str | Path, kind: str, *, threads: i
         threads: CPU threads.
 
     Raises:
-        BackendError: the kind is unknown, or llama.cpp failed.
+        BackendError: the kind is unknown or does not fit the rows of a matrix, or llama.cpp failed.
     """
     if kind not in BLOCKS:
         raise BackendError(f"quantization is {kind!r}, expected one of {', '.join(BLOCKS)}")
@@ -63,6 +65,8 @@ def quantize_model(source: str | Path, out: str | Path, kind: str, *, threads: i
     parameters.nthread = threads
     library.log.clear()
     failure = api.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(parameters))
-    if failure:
-        raise BackendError(f"llama.cpp cannot quantise '{source}' to {kind}: {library.log.reason}")
-    return Path(out)
+    reason, target = library.log.reason, Path(out)
+    if failure or INDIVISIBLE in reason:  # there llama.cpp takes another kind, and says so in its log alone
+        target.unlink(missing_ok=True)
+        raise BackendError(f"llama.cpp cannot quantise '{source}' to {kind}: {reason.split('; ')[0]}")
+    return target
