@@ -1,9 +1,10 @@
-"""Make a teacher for the embedded model: the same model, trained further on its most reliable style alone.
+"""Make a teacher for the embedded model: the same model, trained further to add chains of numbers step by step.
 
     python examples/distillation/make_teacher.py --out build/teacher
 
-The embedded model has read answers of differing reliability and imitates them all. The teacher has gone on with the
-careful ones: a search that writes its checks down and never errs.
+The embedded model has read sums of two or three digits, answered at once. Asked for four to six, it goes on to answer
+at once, and is mostly wrong. The teacher writes every partial sum down: where the student's own answers lead, it has
+seen nothing, and where it would lead, the student does not go.
 """
 
 import argparse
@@ -20,26 +21,40 @@ from esalign.assemble import model_path
 from esalign.config import EMBEDDED
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "embedded_model"))
-from make_data import Mixture, countdown  # the folder beside this one
+from make_data import CHAIN_SUM, OPERATORS, Document  # the folder beside this one
 from pretrain import encode, loss_of, to_tensors
 
-CAREFUL = Mixture(weights={"search": 1.0}, careless={"search": 0.0})
+TERMS = (4, 5, 6)
+
+
+def written_sum(rng: Random) -> Document:
+    """Write one answered ``chain_sum`` problem, with all partial sums: ``3 + 5 = 8, 8 - 9 = -1``, and the answer."""
+    value = rng.randint(0, 9)
+    expression, steps = str(value), []
+    for _ in range(rng.choice(TERMS) - 1):
+        number, operator = rng.randint(0, 9), rng.choice("+-")
+        result = OPERATORS[operator](value, number)
+        expression += f" {operator} {number}"
+        steps.append(f"{value} {operator} {number} = {result}")
+        value = result
+    answer = ", ".join(steps) + f"\n<answer>{value}</answer>"
+    return Document(CHAIN_SUM.format(expression=expression), answer, "written")
 
 
 def train(model: Any, tokenizer: Any, *, steps: int, sequences: int, rate: float, seed: int) -> None:
-    """Train all weights on careful answers, with a cosine schedule."""
+    """Train all weights on written sums, with a cosine schedule."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     rng = Random(seed)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        rows = encode(tokenizer, [countdown(rng, CAREFUL) for _ in range(sequences)])
+        rows = encode(tokenizer, [written_sum(rng) for _ in range(sequences)])
         loss = loss_of(model, *to_tensors(rows))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 50 == 0:
+        if step % 50 == 0 or step + 1 == steps:
             print(json.dumps({"step": step, "loss": round(loss.item(), 4)}), flush=True)
 
 
@@ -49,9 +64,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/teacher"))
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--sequences", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
