@@ -24,7 +24,7 @@ from esalign.distill.run import run_distill
 CONFIG = Path(__file__).parents[1] / "distillation" / "embedded.yaml"
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by seeds
 SWEEP_SEED = 100
-LENGTH = ["run.max_rollout_tokens=36000", "run.generations=100000"]  # about 40 updates
+LENGTH = ["run.max_rollout_tokens=24000", "run.generations=100000", "run.evaluate_every=6"]  # about 28 updates
 BASELINE = "plain OPD"
 
 
@@ -35,22 +35,21 @@ def warm_up(name: str, steps: int | None, **settings: float) -> list[str]:
 
 
 TRIES: dict[str, dict[str, list[str]]] = {
-    "TRB": {
-        f"eps {eps:g}, K {steps}": warm_up("trust-region", steps, budget=eps)
-        for eps, steps in ((0.02, 10), (0.02, 20), (0.1, 20))
-    },
+    "TRB": {f"eps {eps:g}, K 12": warm_up("trust-region", 12, budget=eps) for eps in (0.02, 0.1)},
     "plain OPD": {"": warm_up("student", None)},
-    "fixed budget": {f"eps {eps:g}": warm_up("trust-region", None, budget=eps) for eps in (0.005, 0.02, 0.1)},
-    "SKD": {
-        f"top {top}, K {steps}": warm_up("speculative", steps, top=top) for top, steps in ((2, 10), (2, 20), (5, 20))
-    },
-    "temperature": {
-        f"T {start:g}, K {steps}": warm_up("temperature", steps, temperature=start)
-        for start, steps in ((0.8, 10), (0.8, 20), (0.9, 20))
-    },
-    "SFT warm-up": {f"K {steps}": warm_up("sft", steps) for steps in (5, 10, 20)},
+    "fixed budget": {f"eps {eps:g}": warm_up("trust-region", None, budget=eps) for eps in (0.02, 0.1)},
+    "SKD": {f"top {top}, K 12": warm_up("speculative", 12, top=top) for top in (2, 5)},
+    "temperature": {f"T {start:g}, K 12": warm_up("temperature", 12, temperature=start) for start in (0.8, 0.9)},
+    "SFT warm-up": {f"K {steps}": warm_up("sft", steps) for steps in (4, 12)},
 }
-CHOSEN = dict.fromkeys(TRIES, "")
+CHOSEN = {  # beforehand, the same warm-up for all; eps and the first temperature are middle values of the papers'
+    "TRB": "eps 0.02, K 12",
+    "plain OPD": "",
+    "fixed budget": "eps 0.02",
+    "SKD": "top 5, K 12",
+    "temperature": "T 0.9, K 12",
+    "SFT warm-up": "K 12",
+}
 
 
 class Quiet:
@@ -199,7 +198,9 @@ def main() -> None:
             run(folder_of(options.out, method, label, seed), [*TRIES[method][label], *less], seed=seed)
     print_sweep(options.out)
     folders = {m: [folder_of(options.out, m, CHOSEN[m], seed) for seed in options.seeds] for m in TRIES}
-    if all((folder / "result.json").exists() for group in folders.values() for folder in group):
+    if len(options.seeds) > 1 and all(
+        (folder / "result.json").exists() for group in folders.values() for folder in group
+    ):
         print_comparison(folders)
         print_costs(folders)
         draw(folders, options.out / "curves.svg")
