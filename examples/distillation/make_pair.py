@@ -4,8 +4,8 @@
 
 The embedded model has read sums of two or three digits, answered at once. The teacher is the same model, all of whose
 weights went on to read sums with every partial sum written down, ``3 + 5 = 8, 8 - 9 = -1, ...``. The student has read
-fewer of them: it writes them down too, and soon goes astray, to where the teacher has never been. The adapter, for
-students that learn by one, has read a few more.
+fewer of them: it writes them down too, and soon goes astray, to where the teacher has never been. The adapter makes
+another student of the embedded model, a still weaker one, for learning without gradients.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def make_adapter(model: Any, tokenizer: Any, folder: Path, *, steps: int, seed: 
 
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = get_peft_model(model, config)
-    train(adapted, adapted.get_base_model(), tokenizer, steps=steps, rate=2e-3, seed=seed)
+    train(adapted, adapted.get_base_model(), tokenizer, steps=steps, rate=1e-2, seed=seed)
     adapted.save_pretrained(folder)
     print(f"adapter: {folder}")
 
@@ -96,16 +96,17 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["student", "adapter", "teacher"])
     out, parts = vars(parser.parse_args()).values()
     torch.set_num_threads(1)
-    plan = {  # part: how, from which model, for how many steps, with which seed
-        "student": (make_model, model_path(EMBEDDED), 250, 1),
-        "adapter": (make_adapter, out / "student", 20, 2),
-        "teacher": (make_model, model_path(EMBEDDED), 600, 0),
+    plan = {  # part: how, for how many steps, with which seed
+        "student": (make_model, 250, 1),
+        "adapter": (make_adapter, 120, 1),
+        "teacher": (make_model, 600, 0),
     }
     for part in parts:
-        make, start, steps, seed = plan[part]
-        torch.manual_seed(seed)
-        tokenizer = AutoTokenizer.from_pretrained(start)
-        make(AutoModelForCausalLM.from_pretrained(start), tokenizer, out / part, steps=steps, seed=seed)
+        make, steps, seed = plan[part]
+        torch.manual_seed(0)
+        tokenizer = AutoTokenizer.from_pretrained(model_path(EMBEDDED))
+        model = AutoModelForCausalLM.from_pretrained(model_path(EMBEDDED))
+        make(model, tokenizer, out / part, steps=steps, seed=seed)
 
 
 if __name__ == "__main__":
