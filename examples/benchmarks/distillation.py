@@ -105,31 +105,33 @@ def print_sweep(out: Path) -> None:
 def over_seeds(values: np.ndarray) -> str:
     """Return the mean of one number per seed with its 95 % interval (Student's t)."""
     half = T95[len(values)] * values.std(ddof=1) / len(values) ** 0.5
-    return f"{values.mean():.3f} ± {half:.3f}"
+    return f"{values.mean():+.3f} ± {half:.3f}"
+
+
+def over_problems(gains: list[dict[str, float]]) -> str:
+    """Return the mean of paired gains, one per seed, with the 95 % interval over all their problems."""
+    half = np.sqrt(sum((gain["high"] - gain["low"]) ** 2 for gain in gains)) / 2 / len(gains)
+    return f"{np.mean([gain['mean'] for gain in gains]):+.3f} ± {half:.3f}"
 
 
 def print_comparison(folders: dict[str, list[Path]]) -> None:
-    """Print accuracy and reverse KL on test problems, and their differences from the start and from plain OPD."""
+    """Print accuracy and reverse KL on test problems, gains over the start, and differences from plain OPD."""
     results = {
         method: [json.loads((folder / "result.json").read_text())["comparisons"] for folder in group]
         for method, group in folders.items()
     }
 
-    def column(method: str, key: str, side: str = "result") -> np.ndarray:
+    def column(method: str, key: str, side: str) -> np.ndarray:
         return np.array([result[f"test/{key}"][side]["mean"] for result in results[method]])
 
-    keys = ("sampled", "greedy", "minus reverse KL")
-    start = [over_seeds(abs(column(BASELINE, key, "start"))) for key in keys]
-    print("\n| method | accuracy, sampled | over plain OPD | accuracy, greedy | over plain OPD | reverse KL ", end="")
-    print("| over plain OPD | gain over the start, sampled |\n" + "|---" * 8 + "|")
-    print("| start | " + " | | ".join(start) + " | | |")
-    for method in results:
-        cells = []
-        for key in keys:
-            values, others = (abs(column(name, key)) for name in (method, BASELINE))
-            cells += [over_seeds(values), "" if method == BASELINE else over_seeds(values - others)]
-        gain = over_seeds(column(method, "sampled") - column(method, "sampled", "start"))
-        print(f"| {method} | " + " | ".join([*cells, gain]) + " |")
+    for key in ("sampled", "greedy", "minus reverse KL"):
+        print(f"\n| method | test, {key} | gain over the start | over plain OPD |\n|---|---|---|---|")
+        print(f"| start | {column(BASELINE, key, 'start').mean():.3f} | | |")
+        for method, group in results.items():
+            values, others = (column(name, key, "result") for name in (method, BASELINE))
+            gain = over_problems([result[f"test/{key}"]["gain"] for result in group])
+            against = "" if method == BASELINE else over_seeds(values - others)
+            print(f"| {method} | {values.mean():.3f} | {gain} | {against} |")
 
 
 def print_costs(folders: dict[str, list[Path]]) -> None:
@@ -148,7 +150,7 @@ def print_costs(folders: dict[str, list[Path]]) -> None:
 
 
 def draw(folders: dict[str, list[Path]], file: Path) -> None:
-    """Draw validation accuracy and reverse KL against rollout tokens: mean over seeds, and its 95 % interval."""
+    """Draw validation accuracy and reverse KL against rollout tokens: every seed thinly, and their mean."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -157,17 +159,14 @@ def draw(folders: dict[str, list[Path]], file: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
     labels = {"validation": "validation accuracy, sampled", "validation/reverse_kl": "reverse KL, nats per token"}
     for panel, (key, label) in zip(axes, labels.items(), strict=True):
-        for method, group in folders.items():
+        for i, (method, group) in enumerate(folders.items()):
             curves = [validations(folder, key) for folder in group]
             grid = np.linspace(0, min(curve[-1, 0] for curve in curves), 40)
-            values = np.array([np.interp(grid, curve[:, 0], curve[:, 1]) for curve in curves])
-            half = T95[len(values)] * values.std(axis=0, ddof=1) / len(values) ** 0.5
-            mean = values.mean(axis=0)
-            panel.plot(grid, mean, label=method, linewidth=2.2 if method == "TRB" else 1.2)
-            panel.fill_between(grid, mean - half, mean + half, alpha=0.12, linewidth=0)
+            values = [np.interp(grid, curve[:, 0], curve[:, 1]) for curve in curves]
+            panel.plot(grid, np.transpose(values), color=f"C{i}", linewidth=0.6, alpha=0.4)
+            panel.plot(grid, np.mean(values, axis=0), color=f"C{i}", label=method, linewidth=2.0)
         panel.set(xlabel="rollout tokens", ylabel=label)
         panel.spines[["top", "right"]].set_visible(False)
-    axes[1].set_yscale("log")
     axes[0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(file)
