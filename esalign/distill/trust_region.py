@@ -269,8 +269,8 @@ def _check_numbers(student: Tensor, teacher: Tensor, *, first_row: int) -> None:
         if not isfinite(logprobs.amax().item()):  # NaN wins
             row = int((~logprobs.amax(dim=-1).isfinite()).nonzero()[0]) + first_row
             raise DistillationError(
-                f"row {row} of the {name}'s log-probabilities holds NaN, +inf or nothing but -inf: its weights are broken, "
-                "its numbers overflow (compute in float32), or the learning rate is too high"
+                f"row {row} of the {name}'s log-probabilities holds NaN, +inf or nothing but -inf: its weights are "
+                "broken, its numbers overflow (compute in float32), or the learning rate is too high"
             )
 
 
