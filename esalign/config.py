@@ -14,6 +14,9 @@ from esalign.types import Sampling
 EMBEDDED = "embedded"
 """As a model's or adapter's path: the one that is shipped with esalign."""
 
+SURROGATE_DEFAULTS = {"prompts": 48, "samples": 4}
+"""What differs from the defaults of `FitnessSection` for the surrogate, which generates with the mean alone."""
+
 C = TypeVar("C", bound="Section")
 
 
@@ -99,9 +102,22 @@ class FitnessSection(Section):
     name: str = Field(
         "reward", description="reward: mean reward of what each candidate generates; surrogate: see docs/surrogate.md."
     )
-    prompts: int = Field(100, ge=1, description="Problems per generation, the same for all its candidates.")
-    samples: int = Field(1, ge=1, description="Answers per problem and candidate; above 1 needs temperature > 0.")
+    prompts: int = Field(
+        100, ge=1, description="Problems per generation, the same for all its candidates; surrogate: 48 per refresh."
+    )
+    samples: int = Field(
+        1,
+        ge=1,
+        description="Answers per problem and candidate; above 1 needs temperature > 0. surrogate: 4 by the mean.",
+    )
     options: dict[str, Any] = Field({}, description="Options of the fitness.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_surrogate(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("name") == "surrogate":
+            return {**SURROGATE_DEFAULTS, **values}
+        return values
 
 
 class OptimizerSection(Section):
@@ -191,8 +207,9 @@ class RunConfig(Section):
     def describe(self) -> str:
         """Return '24 candidates x 100 problems each, cma-es on torch'."""
         samples = f" x {self.fitness.samples} answers" if self.fitness.samples > 1 else ""
+        who = "of the mean" if self.fitness.name == "surrogate" else "each"
         return (
-            f"{self.optimizer.population} candidates x {self.fitness.prompts} problems{samples} each, "
+            f"{self.optimizer.population} candidates x {self.fitness.prompts} problems{samples} {who}, "
             f"{self.optimizer.name} on {self.backend.name}"
         )
 

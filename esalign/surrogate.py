@@ -1,10 +1,13 @@
 """Surrogate ESSA (ours): candidates are judged by how they would have weighted answers that the mean gave.
 
 Plain ESSA generates answers with every candidate and takes one number from each. Here the mean alone answers, sampled
-several times per problem; rewards become advantages within each problem, as in GRPO (Shao et al. 2024,
-arXiv 2402.03300); and every candidate scores the *same* answers teacher-forced. Its fitness is the clipped,
-importance-weighted objective of PPO (Schulman et al. 2017, arXiv 1707.06347, eq. 7), less a penalty on its divergence
-from the mean that answered. It takes forward passes alone, and one set of answers serves several generations.
+several times per problem. Where rewards differ, the best and the worst answer are kept (down-sampling to the largest
+variance, Xu et al. 2025, arXiv 2504.13818), and every candidate scores these *same* answers teacher-forced. Its fitness
+is the clipped, importance-weighted objective of PPO (Schulman et al. 2017, arXiv 1707.06347, eq. 7), with advantage 1
+for the best and -1 for the worst. It takes forward passes alone, and one set of answers serves several generations.
+
+That objective is flat beyond its clip, where it lets the step size run away. So candidates whose divergence from the
+mean that answered is above a bound rank behind all others, the farther the lower.
 """
 
 from dataclasses import replace
@@ -29,13 +32,14 @@ class SurrogateFitness:
         backend: the engine.
         batches: where the problems come from.
         pool: the rewards.
-        sampling: how to decode; temperature 0 is raised to 1, as equal samples have no advantages.
+        sampling: how to decode; at temperature 0 all answers to a problem would be equal, so `temperature` stands in.
         prompts: problems per set of answers.
         samples: answers per problem, at least 2.
         seed: what the decoding seeds derive from.
         refresh: generations that one set of answers serves.
+        temperature: of the answers when the run's own is 0. Low, as it is the greedy answer that shall get better.
         clip: the ratio's distance from 1 at which a token's objective is flat.
-        kl_weight: weight of the divergence from the mean that answered (k3 estimator, nats per token).
+        kl_limit: bound on the divergence from the mean that answered, nats per token.
     """
 
     def __init__(
@@ -45,22 +49,25 @@ class SurrogateFitness:
         pool: RewardPool,
         sampling: Sampling,
         *,
-        prompts: int,
-        samples: int = 8,
+        prompts: int = 48,
+        samples: int = 4,
         seed: int = 0,
         refresh: int = 4,
+        temperature: float = 0.3,
         clip: float = 0.2,
-        kl_weight: float = 0.0,
+        kl_limit: float = 0.05,
     ) -> None:
         if samples < 2:
-            raise ConfigError(f"fitness.samples is {samples}, expected at least 2 for fitness 'surrogate', say 8")
-        for name, value, least in (("refresh", refresh, 1), ("clip", clip, 1e-9), ("kl_weight", kl_weight, 0)):
-            if not value >= least:
-                raise ConfigError(f"fitness.options.{name} is {value!r}, expected at least {least}")
+            raise ConfigError(f"fitness.samples is {samples}, expected at least 2 for fitness 'surrogate', say 4")
+        if not refresh >= 1:
+            raise ConfigError(f"fitness.options.refresh is {refresh!r}, expected at least 1")
+        for name, value in (("temperature", temperature), ("clip", clip), ("kl_limit", kl_limit)):
+            if not value > 0:
+                raise ConfigError(f"fitness.options.{name} is {value!r}, expected a number above 0")
         self._backend, self._batches, self._pool = backend, batches, pool
-        self._sampling = replace(sampling, temperature=sampling.temperature or 1.0)
+        self._sampling = replace(sampling, temperature=sampling.temperature or temperature)
         self._prompts, self._samples, self._seed = prompts, samples, seed
-        self._refresh, self._clip, self._kl_weight = refresh, clip, kl_weight
+        self._refresh, self._clip, self._kl_limit = refresh, clip, kl_limit
         self._age = refresh
         self._sequences: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         self._advantages = np.zeros(0)
@@ -87,18 +94,19 @@ class SurrogateFitness:
         )
 
     def _roll_out(self, mean: Array, generation: int) -> None:
-        """Sample answers, turn rewards into advantages, and note the mean's own log-probabilities."""
+        """Sample answers, keep the best and the worst of each problem, and note the mean's own log-probabilities."""
         chosen = self._batches.next(self._prompts)
         examples = [example for example in chosen for _ in range(self._samples)]
         round_seed = derive_seed(self._seed, generation, self._fresh["generated_tokens"])
         answers = answer(self._backend, self._pool, mean[None], examples, replace(self._sampling, seed=round_seed))
-        rewards = answers.rewards[0].reshape(self._prompts, self._samples)
-        advantages = group_advantages(rewards).reshape(-1)
-        kept = [j for j in np.flatnonzero(advantages) if answers.rows[0][j].token_ids]
+        rewards = answers.rewards[0].copy()
+        rewards[[not completion.token_ids for completion in answers.rows[0]]] = np.nan  # nothing to score
+        best, worst = extremes(rewards.reshape(self._prompts, self._samples))
         prompts = [self._backend.encode(example.prompt) for example in chosen]
+        kept = np.concatenate([best, worst])
         self._sequences = [(prompts[j // self._samples], answers.rows[0][j].token_ids) for j in kept]
-        self._advantages = advantages[kept]
-        self._reward = float(np.nanmean(rewards))
+        self._advantages = np.repeat([1.0, -1.0], len(best))
+        self._reward = float(np.nanmean(answers.rewards))
         self._shown = make_samples(examples, answers)
         self._fresh["generated_tokens"] += answers.generated_tokens
         self._fresh["prompt_tokens"] += self._samples * sum(len(prompt) for prompt in prompts)
@@ -108,18 +116,16 @@ class SurrogateFitness:
 
     def evaluate(self, candidates: Array) -> Evaluation:
         """Score the kept answers with every candidate."""
-        new = self._log_probabilities(candidates)
-        log_ratio = np.clip(new - self._old, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+        log_ratio = np.clip(self._log_probabilities(candidates) - self._old, -MAX_LOG_RATIO, MAX_LOG_RATIO)
         advantages = np.repeat(self._advantages, [len(answer_ids) for _, answer_ids in self._sequences])
-        ratio = np.exp(log_ratio)
-        objective = np.minimum(ratio * advantages, np.clip(ratio, 1 - self._clip, 1 + self._clip) * advantages)
-        kl = (np.expm1(-log_ratio) + log_ratio).mean(axis=1)
+        kl = divergence(log_ratio)
         return Evaluation(
-            fitness=objective.mean(axis=1) - self._kl_weight * kl,
+            fitness=bounded(clipped_objective(log_ratio, advantages, self._clip), kl, self._kl_limit),
             metrics={
                 "reward": self._reward,
                 "kl_to_rollouts": float(kl.mean()),
-                "clipped": float((np.abs(ratio - 1) > self._clip).mean()),
+                "beyond_kl_limit": float((kl > self._kl_limit).mean()),
+                "clipped": float((np.abs(np.expm1(log_ratio)) > self._clip).mean()),
                 "rollouts": float(len(self._sequences)),
             },
             generated_tokens=self._fresh["generated_tokens"],
@@ -157,17 +163,53 @@ class SurrogateFitness:
         self._advantages, self._old, self._reward = state["advantages"], state["old"], state["reward"]
 
 
-def group_advantages(rewards: Array) -> Array:
-    """Return rewards of shape (prompts, samples), each row less its mean and over its deviation.
+def extremes(rewards: Array) -> tuple[Array, Array]:
+    """Return the places of the best and of the worst answer to each problem whose rewards differ, the first of equals.
 
-    Rows of equal rewards, from which nothing can be learned, and answers without a reward (NaN) become 0.
+    Args:
+        rewards: shape (prompts, samples), NaN where there is none.
 
-    >>> group_advantages(np.array([[1.0, 0.0], [1.0, 1.0]]))
-    array([[ 1., -1.],
-           [ 0.,  0.]])
+    >>> extremes(np.array([[0.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.5, np.nan, 0.2]]))
+    (array([1, 6]), array([0, 8]))
     """
-    counts = (~np.isnan(rewards)).sum(axis=1, keepdims=True)
-    centred = np.nan_to_num(rewards - np.nansum(rewards, axis=1, keepdims=True) / np.maximum(counts, 1))
-    deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / np.maximum(counts, 1))
-    advantages: Array = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 1e-6)
-    return advantages
+    known = ~np.isnan(rewards)
+    best = np.where(known, rewards, -np.inf).argmax(axis=1)
+    worst = np.where(known, rewards, np.inf).argmin(axis=1)
+    rows = np.arange(len(rewards))
+    differs = rewards[rows, best] > rewards[rows, worst]  # false where all are NaN
+    first = rows * rewards.shape[1]
+    return (first + best)[differs], (first + worst)[differs]
+
+
+def clipped_objective(log_ratio: Array, advantages: Array, clip: float) -> Array:
+    """Return PPO's objective, ``mean(min(r A, clip(r, 1 - clip, 1 + clip) A))``, shape (population,).
+
+    Args:
+        log_ratio: log of r, candidate over mean, shape (population, tokens).
+        advantages: A, shape (tokens,).
+        clip: epsilon of the paper.
+    """
+    ratio = np.exp(log_ratio)
+    objective: Array = np.minimum(ratio * advantages, np.clip(ratio, 1 - clip, 1 + clip) * advantages).mean(axis=1)
+    return objective
+
+
+def divergence(log_ratio: Array) -> Array:
+    """Estimate KL(mean || candidate), nats per token, shape (population,), from log ratios (population, tokens).
+
+    The k3 estimator (see `esalign.evaluate.kl_to_start`): ``r - 1 - log r``, never negative.
+    """
+    estimate: Array = (np.expm1(log_ratio) - log_ratio).mean(axis=1)
+    return estimate
+
+
+def bounded(objective: Array, kl: Array, limit: float) -> Array:
+    """Return the objective, candidates above the limit behind all others, the larger their divergence the lower.
+
+    >>> bounded(np.array([0.3, 0.1, 0.5]), np.array([0.0, 0.0, 0.2]), 0.05)
+    array([ 0.3 ,  0.1 , -0.05])
+    """
+    inside = kl <= limit
+    floor = objective[inside].min() if inside.any() else 0.0
+    fitness: Array = np.where(inside, objective, floor - (kl - limit))
+    return fitness

@@ -39,8 +39,6 @@ def optimizer(name: str, *more: str) -> tuple[str, ...]:
 USER_DEFAULTS = ("fitness=", "optimizer=")
 """Sections of quickstart.yaml that the defaults' row leaves out; a section without a value means its defaults."""
 
-SURROGATE = ("fitness.name=surrogate", "fitness.prompts=48", "fitness.samples=8")
-
 ROWS = {
     row.name: row
     for row in (
@@ -61,7 +59,7 @@ ROWS = {
             "surrogate",
             "search",
             "surrogate ESSA",
-            ("fitness.name=surrogate", "fitness.prompts=48", "fitness.samples=8"),
+            ("fitness.name=surrogate", "fitness.prompts=48", "fitness.samples=4"),
         ),
         Row("raw-lora", "raw-lora", "ES on raw LoRA factors", optimizer("openai-es", "optimizer.sigma=0.05")),
         Row("full-es", "full-es", "full-parameter ES", options=("sigma=1e-3", "step=5e-4", "members=24")),
