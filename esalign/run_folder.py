@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from esalign.adapter_io import write_atomically
-from esalign.config import Experiment, RunConfig, Section, load_config
+from esalign.config import Experiment, Section, load_config, read_yaml
 from esalign.errors import CheckpointError
 from esalign.export import Verification
 from esalign.run import Result
@@ -19,6 +19,7 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 RESULT = "result.json"
 ADAPTER = "adapter"
+MODEL = "model"
 PACKAGES = ("esalign", "numpy", "torch", "transformers", "peft", "cma", "nevergrad", "vllm", "llama-cpp-python", "ray")
 MAY_CHANGE = (
     "generations",
@@ -76,15 +77,19 @@ def prepare_folder(folder: Path, config: Section, *, resume: bool) -> None:
     write_json(folder / ENVIRONMENT, environment())
 
 
-def read_config(folder: Path) -> RunConfig:
-    """Read the configuration of a run.
+def read_base(folder: Path) -> str:
+    """Return the base model of a run's adapter: ``model.path`` of its configuration, or ``student.path``.
 
     Raises:
         CheckpointError: the folder holds no run.
     """
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"'{folder}' is not a run: it holds no {CONFIG}")
-    return load_config([folder / CONFIG], schema=RunConfig)
+    content = read_yaml(folder / CONFIG)
+    try:
+        return str((content.get("model") or content["student"])["path"])
+    except (KeyError, TypeError):
+        raise CheckpointError(f"'{folder / CONFIG}' is not a run's: it names no model.path or student.path") from None
 
 
 def write_result(folder: Path, result: Result, verification: Verification) -> None:

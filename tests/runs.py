@@ -2,9 +2,12 @@
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -110,6 +113,25 @@ def start_esalign(*arguments: object, room: int | None = None) -> Command:
 def esalign(*arguments: object, room: int | None = None) -> Command:
     """Run the command line as a user does, to its end."""
     return start_esalign(*arguments, room=room).wait()
+
+
+def kill_at_random_moments(command: str, file: Path, folder: Path, *, kills: int) -> None:
+    """Start a run again and again, each time killing it (SIGKILL) a moment after it got further; then let it finish."""
+    chance, progress = random.Random(0), folder / "metrics.jsonl"
+    for _ in range(kills):
+        resume = ["--resume"] if folder.exists() else []
+        size = progress.stat().st_size if progress.exists() else 0
+        started = start_esalign(command, file, *resume)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (progress.exists() and progress.stat().st_size > size):
+            time.sleep(0.005)
+        time.sleep(chance.random() * 0.15)
+        started.send(signal.SIGKILL)
+        started.wait()
+        if (folder / "result.json").exists():
+            break
+    done = esalign(command, file, "--resume")
+    assert done.returncode == 0, done.stderr
 
 
 def reproducible(folder: Path) -> list[dict[str, Any]]:

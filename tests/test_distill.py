@@ -8,7 +8,7 @@ import torch
 import yaml
 from distill_models import load, make_pair_folders
 from models import make_model
-from runs import REWARD, esalign, reproducible
+from runs import REWARD, esalign, kill_at_random_moments, reproducible
 
 from esalign.adapter_io import read_adapter
 from esalign.checkpoint import Checkpoints
@@ -223,6 +223,15 @@ def assert_same(mine, theirs):
     assert (mine / weights).read_bytes() == (theirs / weights).read_bytes()
 
 
+def test_a_distillation_killed_at_random_moments_and_resumed_equals_an_uninterrupted_one(models, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        write_config(folder, models)
+    assert esalign("distill", whole / "distill.yaml").returncode == 0
+    kill_at_random_moments("distill", killed / "distill.yaml", killed / "runs" / "small", kills=6)
+    assert_same(killed / "runs" / "small", whole / "runs" / "small")
+
+
 def test_a_distillation_resumes_from_sparse_checkpoints(finished, models, tmp_path, monkeypatch):
     config = write_config(tmp_path, models, run__checkpoint_every=2)
     with monkeypatch.context() as patch:
@@ -329,13 +338,58 @@ def test_a_distillation_stops_when_its_rollout_tokens_are_used_up(models, tmp_pa
     assert rows[-2]["tokens"]["generated"] < 60 <= rows[-1]["tokens"]["generated"]
 
 
-def test_the_command_line_distils_and_says_what_is_wrong(models, tmp_path):
+def test_the_command_line_distils_and_its_result_is_exported(models, tmp_path):
     write_config(tmp_path, models, run__generations=2, behaviour__steps=2)
     done = esalign("distill", tmp_path / "distill.yaml")
     assert done.returncode == 0, done.stderr
     assert "minus reverse KL" in done.stdout
-    assert (tmp_path / "runs" / "small" / "report.html").exists()
-    wrong = esalign("distill", tmp_path / "distill.yaml", "behaviour.budget=-1")
-    assert wrong.returncode == 2
-    assert wrong.stderr.count("\n") == 1
-    assert "behaviour.budget" in wrong.stderr
+    folder = tmp_path / "runs" / "small"
+    assert (folder / "report.html").exists()
+    exported = esalign("export", folder, "--merged", tmp_path / "merged", "--adapter", tmp_path / "adapter")
+    assert exported.returncode == 0, exported.stderr
+    assert float(exported.stdout.split("at most ")[1].split(")")[0]) < 1e-3
+    assert read_adapter(tmp_path / "adapter").config["r"] == 4
+    (folder / "model").mkdir()
+    refused = esalign("export", folder, "--merged", tmp_path / "again")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "is the whole model already" in refused.stderr
+
+
+def nan_teacher(models, folder):
+    model, tokenizer = load(models[1])
+    with torch.no_grad():
+        model.lm_head.weight[7] = float("nan")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def other_tokenizer(models, folder):
+    make_model(folder, tokenizer={"vocab_size": 290})
+
+
+def small_vocabulary(models, folder):
+    make_model(folder, vocab_size=200, tokenizer={"vocab_size": 320}, eos=(1,))
+
+
+MISTAKES = {
+    "different tokenizers": (other_tokenizer, "the tokenizers differ, first at"),
+    "teacher with a smaller vocabulary": (small_vocabulary, "has 200 output rows for"),
+    "NaN logits": (nan_teacher, "of the teacher's log-probabilities holds NaN"),
+    "negative budget": ("behaviour.budget=-0.1", "'behaviour.budget' is -0.1"),
+    "K longer than the run": ("behaviour.steps=9", "behaviour.steps is 9, but the run has only 4 updates"),
+    "infinite budget": ("behaviour.budget=.inf", "'behaviour.budget' is inf"),
+    "a teacher that is not there": ("teacher.path=/nowhere", "teacher '/nowhere' cannot be loaded"),
+    "a behaviour of another name": ("behaviour.name=trust", "'behaviour.name' is 'trust'"),
+    "a step too far": ("training.learning_rate=1e30", "the learning rate is too high"),
+}
+
+
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_costs_one_line_on_the_command_line(mistake, message, models, tmp_path):
+    write_config(tmp_path, models)
+    if callable(mistake):
+        mistake(models, tmp_path / "teacher")
+        mistake = f"teacher.path={tmp_path / 'teacher'}"
+    done = esalign("distill", tmp_path / "distill.yaml", mistake)
+    assert message in done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

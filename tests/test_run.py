@@ -1,13 +1,13 @@
 """A run, from the command line to the adapter: what it writes, that it resumes, and what it says."""
 
 import json
-import random
 import signal
 import time
 
 import numpy as np
 import pytest
-from runs import esalign, reproducible, start_esalign, write_run
+from models import make_model
+from runs import esalign, kill_at_random_moments, reproducible, start_esalign, write_run
 
 from esalign.adapter_io import read_adapter
 from esalign.checkpoint import Checkpoints
@@ -104,33 +104,18 @@ def test_equal_seeds_give_equal_runs(finished, tmp_path):
     assert_same_run(tmp_path / "runs" / "small", finished[0])
 
 
-@pytest.mark.parametrize("fitness", ["reward", "surrogate"])
+@pytest.mark.parametrize("fitness", ["reward", "surrogate", "distillation"])
 def test_a_run_killed_at_random_moments_and_resumed_equals_an_uninterrupted_one(fitness, tmp_path):
     options = {"name": fitness, "prompts": 6, "samples": 4 if fitness == "surrogate" else 1}
+    if fitness == "distillation":
+        teacher = make_model(tmp_path / "teacher", seed=2, initializer_range=0.1)
+        options["options"] = {"teacher": str(teacher), "steps": 4, "refresh": 2, "dtype": "float32", "device": "cpu"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
         write_run(folder, fitness=options, optimizer={"name": "openai-es", "population": 6, "sigma": 0.5})
     assert esalign("run", whole / "run.yaml").returncode == 0
-    chance, kills, resume = random.Random(0), 0, []
-    while kills < 10:
-        command = start_esalign("run", killed / "run.yaml", *resume)
-        progress = killed / "runs" / "small" / "metrics.jsonl"
-        size = progress.stat().st_size if progress.exists() else 0
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            if progress.exists() and progress.stat().st_size > size:  # it got further, so a kill now interrupts work
-                break
-            time.sleep(0.005)
-        time.sleep(chance.random() * 0.15)
-        command.send(signal.SIGKILL)
-        command.wait()
-        kills += 1
-        resume = ["--resume"] if (killed / "runs" / "small").exists() else []
-        if (killed / "runs" / "small" / "result.json").exists():
-            break
-    done = esalign("run", killed / "run.yaml", "--resume")
-    assert done.returncode == 0, done.stderr
+    kill_at_random_moments("run", killed / "run.yaml", killed / "runs" / "small", kills=10)
     assert_same_run(killed / "runs" / "small", whole / "runs" / "small")
 
 

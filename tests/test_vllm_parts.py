@@ -256,6 +256,22 @@ def test_adapter_of_a_wider_model_is_refused(tiny: Any, tmp_path: Path) -> None:
         check_fit(space, load_config(str(tiny.model), trust_remote_code=False), "m")
 
 
+@pytest.mark.parametrize("scheme", ["w4a16", "gptq"])
+def test_4_bit_weights_are_refused_where_the_cpu_has_no_kernel(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """Else it would fail with the first answer, for want of an attribute."""
+    from esalign_vllm.fit import check_kernels
+    from esalign_vllm.quantize import quantize_model
+
+    config = load_config(str(quantize_model(tiny.model, tmp_path, scheme=scheme)), trust_remote_code=False)
+    monkeypatch.setattr(torch.ops, "_C", SimpleNamespace())
+    with pytest.raises(BackendError, match=r"4-bit weights, for which vLLM has no kernel on this CPU .*w8a8"):
+        check_kernels(config, "m", on_cpu=True)
+    check_kernels(config, "m", on_cpu=False)
+    check_kernels(load_config(str(tiny.model), trust_remote_code=False), "m", on_cpu=True)
+
+
 def test_adapter_that_fits_is_accepted(tiny: Any) -> None:
     check_fit(SvdLora.from_pretrained(tiny.adapter), load_config(str(tiny.model), trust_remote_code=False), "m")
 

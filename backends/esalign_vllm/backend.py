@@ -13,7 +13,7 @@ from esalign_vllm.basis import MODES
 from esalign_vllm.decoding import generation_parameters
 from esalign_vllm.engine import Engine, start_engine
 from esalign_vllm.environment import import_vllm
-from esalign_vllm.fit import check_fit, find_ends, load_config
+from esalign_vllm.fit import check_fit, check_kernels, find_ends, load_config
 from esalign_vllm.options import check_device, check_options, choose_dtype, default_arguments
 from esalign_vllm.requests import Request
 from esalign_vllm.scoring import Scorer
@@ -69,6 +69,7 @@ class VllmBackend:
         self.label = str(model)
         self.space = space
         config = load_config(self.label, trust_remote_code=bool(options.get("trust_remote_code")))
+        check_kernels(config, self.label, on_cpu=on_cpu)
         if space is not None:
             check_fit(space, config, self.label)
         arguments = default_arguments(config, choose_dtype(dtype, config), options, on_cpu=on_cpu)

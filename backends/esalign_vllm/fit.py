@@ -1,5 +1,6 @@
 """Does the adapter fit the model? Found out from the model's configuration, before an engine is started."""
 
+from importlib import import_module
 from typing import Any
 
 from esalign.errors import BackendError
@@ -19,6 +20,38 @@ def load_config(model: str, *, trust_remote_code: bool) -> Any:
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().split("\n")[0]
         raise BackendError(f"model '{model}' cannot be read: {first}") from error
+
+
+def check_kernels(config: Any, label: str, *, on_cpu: bool) -> None:
+    """Refuse 4-bit weights on CPUs for which vLLM has no such kernel: its build for AVX2 lacks it, and says so late.
+
+    Raises:
+        BackendError: such a model and CPU.
+    """
+    if not on_cpu or 4 not in weight_bits(getattr(config, "quantization_config", None)):
+        return
+    import torch
+
+    import_module("vllm._custom_ops")  # loads the kernels of this CPU
+    if not hasattr(torch.ops._C, "cpu_gemm_wna16"):  # noqa: SLF001  (the name of vLLM's library)
+        raise BackendError(
+            f"model '{label}' has 4-bit weights, for which vLLM has no kernel on this CPU (it takes AVX-512): use one "
+            "with INT8 weights (scheme w8a8), or backend 'llama-cpp'"
+        )
+
+
+def weight_bits(settings: Any) -> set[int]:
+    """Return the widths of a model's quantised weights, from its ``quantization_config`` (GPTQ, AWQ, ...).
+
+    >>> weight_bits({"quant_method": "gptq", "bits": 4}), weight_bits(None)
+    ({4}, set())
+    """
+    if settings is None:
+        return set()
+    content = settings if isinstance(settings, dict) else settings.to_dict()
+    groups = (content.get("config_groups") or {}).values()
+    widths = [content.get("bits"), *((group.get("weights") or {}).get("num_bits") for group in groups)]
+    return {width for width in widths if width is not None}
 
 
 def find_ends(model: str, config: Any, tokenizer: Any) -> frozenset[int]:

@@ -14,9 +14,7 @@ from esalign.distill.parts import Parts
 from esalign.export import REQUIRED_AGREEMENT, Verification, comparison_table
 from esalign.report import write_report
 from esalign.run import Reporter, Result
-from esalign.run_folder import ADAPTER, Outcome, write_result
-
-MODEL = "model"
+from esalign.run_folder import ADAPTER, MODEL, Outcome, write_result
 
 
 def write_outcome(config: DistillConfig, folder: Path, parts: Parts, result: Result, reporter: Reporter) -> Outcome:

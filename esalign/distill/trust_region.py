@@ -148,7 +148,7 @@ def _moments(base: Tensor, ratio: Tensor, beta: Tensor, work: Tensor) -> tuple[T
         log_shift = weights.amax(dim=-1).clamp_min(-1e300)
         total = weights.sub_(log_shift[:, None]).exp_().sum(dim=-1)
     mean = weights.mul_(ratio).sum(dim=-1) / total
-    square = torch.bmm(weights[:, None, :], ratio[:, :, None])[:, 0, 0] / total
+    square = weights.mul_(ratio).sum(dim=-1) / total  # two passes: a batched product takes three times as long
     return total.log() + log_shift, mean, square
 
 
@@ -268,7 +268,10 @@ def _check_numbers(student: Tensor, teacher: Tensor, *, first_row: int) -> None:
     for name, logprobs in (("student", student), ("teacher", teacher)):
         if not isfinite(logprobs.amax().item()):  # NaN wins
             row = int((~logprobs.amax(dim=-1).isfinite()).nonzero()[0]) + first_row
-            raise DistillationError(f"row {row} of the {name}'s log-probabilities holds NaN, +inf or nothing but -inf")
+            raise DistillationError(
+                f"row {row} of the {name}'s log-probabilities holds NaN, +inf or nothing but -inf: its weights are "
+                "broken, its numbers overflow (compute in float32), or the learning rate is too high"
+            )
 
 
 def _check_sum(name: str, log_sum: Tensor, first_row: int) -> None:

@@ -1,14 +1,16 @@
-"""Compare behaviours of on-policy distillation on the embedded pair.
+"""Compare behaviours of on-policy distillation on the embedded pair, at equal rollout tokens.
 
-    python examples/distillation/make_teacher.py --out build/teacher
-    python examples/benchmarks/distillation.py [--seeds 5] [--tokens 150000] [--out build/distillation]
+    python examples/distillation/make_pair.py
+    python examples/benchmarks/distillation.py sweep      # every method's settings, on validation problems of one seed
+    python examples/benchmarks/distillation.py compare    # the chosen settings, five other seeds, test problems
+    python examples/benchmarks/distillation.py report     # the tables again, and build/distillation/curves.svg
 
-All behaviours get the same number of rollout tokens, problems and held-out problems. Finished runs are kept, so that
-the comparison can be continued. Prints a Markdown table and draws ``curves.svg``.
+Finished runs are kept and interrupted ones go on, so that either can be continued.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,35 @@ from esalign.config import load_config
 from esalign.distill.config import DistillConfig
 from esalign.distill.run import run_distill
 
-HERE = Path(__file__).parents[1] / "distillation"
+CONFIG = Path(__file__).parents[1] / "distillation" / "embedded.yaml"
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by seeds
-METHODS = {
-    "TRB": ["behaviour.name=trust-region", "behaviour.budget=0.02", "behaviour.steps=25"],
-    "plain OPD": ["behaviour.name=student"],
-    "fixed budget": ["behaviour.name=trust-region", "behaviour.budget=0.02", "behaviour.steps=null"],
-    "SKD": ["behaviour.name=speculative", "behaviour.top=5", "behaviour.steps=25"],
-    "temperature": ["behaviour.name=temperature", "behaviour.temperature=0.9", "behaviour.steps=25"],
-    "SFT warm-up": ["behaviour.name=sft", "behaviour.steps=25"],
-}
+SWEEP_SEED = 100
+LENGTH = ["run.max_rollout_tokens=18000", "run.generations=100000", "run.evaluate_every=7"]  # about 21 updates
 BASELINE = "plain OPD"
+
+
+def warm_up(name: str, steps: int | None, **settings: float) -> list[str]:
+    """Return the overrides of a behaviour."""
+    chosen = {"name": name, "steps": "null" if steps is None else steps, **settings}
+    return [f"behaviour.{key}={value}" for key, value in chosen.items()]
+
+
+TRIES: dict[str, dict[str, list[str]]] = {
+    "TRB": {f"eps {eps:g}, K 10": warm_up("trust-region", 10, budget=eps) for eps in (0.02, 0.1)},
+    "plain OPD": {"": warm_up("student", None)},
+    "fixed budget": {f"eps {eps:g}": warm_up("trust-region", None, budget=eps) for eps in (0.02, 0.1)},
+    "SKD": {f"top {top}, K 10": warm_up("speculative", 10, top=top) for top in (2, 5)},
+    "temperature": {f"T {start:g}, K 10": warm_up("temperature", 10, temperature=start) for start in (0.8, 0.9)},
+    "SFT warm-up": {f"K {steps}": warm_up("sft", steps) for steps in (4, 10)},
+}
+CHOSEN = {  # beforehand, the same warm-up for all; eps and the first temperature are middle values of the papers'
+    "TRB": "eps 0.02, K 10",
+    "plain OPD": "",
+    "fixed budget": "eps 0.02",
+    "SKD": "top 5, K 10",
+    "temperature": "T 0.9, K 10",
+    "SFT warm-up": "K 10",
+}
 
 
 class Quiet:
@@ -49,93 +69,140 @@ class Quiet:
         print(f"warning: {text}", flush=True)
 
 
-def run_all(out: Path, *, seeds: int, tokens: int, overrides: list[str]) -> dict[str, list[Path]]:
-    """Run every method with every seed that has not been run yet. Returns the folders."""
-    folders: dict[str, list[Path]] = {name: [] for name in METHODS}
-    for seed in range(seeds):  # seed by seed, so that a stopped comparison is a fair one of fewer seeds
-        for name, settings in METHODS.items():
-            run = name.lower().replace(" ", "-") + f"-{seed}"
-            folder = out / run
-            if not (folder / "result.json").exists():
-                own = [f"run.name={run}", f"run.dir={out}", f"run.seed={seed}", "run.generations=100000"]
-                limits = [f"run.max_rollout_tokens={tokens}", "data.test_size=1000"]
-                config = load_config(
-                    [HERE / "embedded.yaml"], [*settings, *own, *limits, *overrides], schema=DistillConfig
+def run(folder: Path, settings: list[str], *, seed: int) -> None:
+    """Make one run, unless it is finished."""
+    if not (folder / "result.json").exists():
+        own = [f"run.name={folder.name}", f"run.dir={folder.parent}", f"run.seed={seed}", *LENGTH]
+        config = load_config([CONFIG], [*own, *settings], schema=DistillConfig)
+        run_distill(config, reporter=Quiet(), resume=folder.exists())
+
+
+def folder_of(out: Path, method: str, label: str, seed: int) -> Path:
+    """Return the folder of a run, ``trb_eps-0.02-k-15_seed-0``."""
+    words = "_".join(part for part in (method, label, f"seed {seed}") if part)
+    return out / words.lower().replace(", ", "-").replace(" ", "-").replace(".", "p")
+
+
+def validations(folder: Path, key: str = "validation") -> np.ndarray:
+    """Return a run's validations, shape (validations, 2): rollout tokens, mean."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return np.array([(row["tokens"]["generated"], row[key]["mean"]) for row in rows if key in row])
+
+
+def print_sweep(out: Path) -> None:
+    """Print what the methods' settings were chosen by: mean accuracy of the last three validations."""
+    print("\n| method | settings | validation accuracy, last three | reverse KL, last three |\n|---|---|---|---|")
+    for method, tries in TRIES.items():
+        for label in tries:
+            folder = folder_of(out, method, label, SWEEP_SEED)
+            if (folder / "result.json").exists():
+                accuracy, nats = (
+                    validations(folder, key)[-3:, 1].mean() for key in ("validation", "validation/reverse_kl")
                 )
-                run_distill(config, reporter=Quiet(), resume=folder.exists())
-            folders[name].append(folder)
-            print(f"{run}: {read(folder)['comparisons']['test/sampled']['result']['mean']:.3f}", flush=True)
-    return folders
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """Return how a run ended."""
-    content: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return content
+                print(f"| {method} | {label} | {accuracy:.3f} | {nats:.3f} |")
 
 
 def over_seeds(values: np.ndarray) -> str:
     """Return the mean of one number per seed with its 95 % interval (Student's t)."""
     half = T95[len(values)] * values.std(ddof=1) / len(values) ** 0.5
-    return f"{values.mean():.3f} ± {half:.3f}"
+    return f"{values.mean():+.3f} ± {half:.3f}"
 
 
-def print_table(folders: dict[str, list[Path]]) -> None:
-    """Print accuracy, its gain over the start and over plain OPD, and the reverse KL."""
-    results = {name: [read(folder) for folder in group] for name, group in folders.items()}
+def over_problems(gains: list[dict[str, float]]) -> str:
+    """Return the mean of paired gains, one per seed, with the 95 % interval over all their problems."""
+    half = np.sqrt(sum((gain["high"] - gain["low"]) ** 2 for gain in gains)) / 2 / len(gains)
+    return f"{np.mean([gain['mean'] for gain in gains]):+.3f} ± {half:.3f}"
 
-    def column(name: str, key: str, side: str) -> np.ndarray:
-        return np.array([result["comparisons"][key][side]["mean"] for result in results[name]])
 
-    print("\n| method | accuracy, sampled | gain over the start | over plain OPD | accuracy, greedy | reverse KL |")
-    print("|---|---|---|---|---|---|")
-    for name in results:
-        sampled, start = (column(name, "test/sampled", side) for side in ("result", "start"))
-        against = "" if name == BASELINE else over_seeds(sampled - column(BASELINE, "test/sampled", "result"))
-        greedy, closeness = (column(name, key, "result") for key in ("test/greedy", "test/minus reverse KL"))
-        cells = [over_seeds(sampled), over_seeds(sampled - start), against, over_seeds(greedy), over_seeds(-closeness)]
-        print(f"| {name} | " + " | ".join(cells) + " |")
+def print_comparison(folders: dict[str, list[Path]]) -> None:
+    """Print accuracy and reverse KL on test problems, gains over the start, and differences from plain OPD."""
+    results = {
+        method: [json.loads((folder / "result.json").read_text())["comparisons"] for folder in group]
+        for method, group in folders.items()
+    }
+
+    def column(method: str, key: str, side: str) -> np.ndarray:
+        return np.array([result[f"test/{key}"][side]["mean"] for result in results[method]])
+
+    for key in ("sampled", "greedy", "minus reverse KL"):
+        print(f"\n| method | test, {key} | gain over the start | over plain OPD |\n|---|---|---|---|")
+        print(f"| start | {column(BASELINE, key, 'start').mean():.3f} | | |")
+        for method, group in results.items():
+            values, others = (column(name, key, "result") for name in (method, BASELINE))
+            gain = over_problems([result[f"test/{key}"]["gain"] for result in group])
+            against = "" if method == BASELINE else over_seeds(values - others)
+            print(f"| {method} | {values.mean():.3f} | {gain} | {against} |")
+
+
+def print_costs(folders: dict[str, list[Path]]) -> None:
+    """Print tokens, updates and seconds, means over seeds."""
+    print("\n| method | rollout tokens | updates | tokens per rollout, first three updates | seconds of search |")
+    print("|---|---|---|---|---|")
+    for method, group in folders.items():
+        cells = []
+        for folder in group:
+            rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            length = np.mean([row["mean_tokens"] for row in rows[1:4]])
+            last = rows[-1]
+            cells.append((last["tokens"]["generated"], last["generation"], length, last["machine"]["search_seconds"]))
+        tokens, updates, length, seconds = np.mean(cells, axis=0)
+        print(f"| {method} | {tokens:.0f} | {updates:.1f} | {length:.1f} | {seconds:.0f} |")
 
 
 def draw(folders: dict[str, list[Path]], file: Path) -> None:
-    """Draw validation accuracy against rollout tokens, mean over seeds."""
+    """Draw validation accuracy and reverse KL against rollout tokens: every seed thinly, and their mean."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for name, group in folders.items():
-        curves = []
-        for folder in group:
-            rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-            curves.append(
-                [(row["tokens"]["generated"], row["validation"]["mean"]) for row in rows if "validation" in row]
-            )
-        length = min(map(len, curves))
-        mean = np.array([curve[:length] for curve in curves]).mean(axis=0)
-        axes.plot(mean[:, 0], mean[:, 1], label=name, marker="o", markersize=3)
-    axes.set(xlabel="rollout tokens", ylabel="validation accuracy, sampled")
-    axes.legend(frameon=False)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    labels = {"validation": "validation accuracy, sampled", "validation/reverse_kl": "reverse KL, nats per token"}
+    for panel, (key, label) in zip(axes, labels.items(), strict=True):
+        for i, (method, group) in enumerate(folders.items()):
+            curves = [validations(folder, key) for folder in group]
+            grid = np.linspace(0, min(curve[-1, 0] for curve in curves), 40)
+            values = [np.interp(grid, curve[:, 0], curve[:, 1]) for curve in curves]
+            panel.plot(grid, np.transpose(values), color=f"C{i}", linewidth=0.6, alpha=0.4)
+            panel.plot(grid, np.mean(values, axis=0), color=f"C{i}", label=method, linewidth=2.0)
+        panel.set(xlabel="rollout tokens", ylabel=label)
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(file)
 
 
 def main() -> None:
-    """Run the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5, choices=T95)
-    parser.add_argument("--tokens", type=int, default=150_000)
+    """Sweep, compare or report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("sweep", "compare", "report"))
+    parser.add_argument("--methods", nargs="*", default=list(TRIES), choices=TRIES)
+    parser.add_argument("--seeds", nargs="*", type=int, default=list(range(5)))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after these")
     parser.add_argument("--out", type=Path, default=Path("build/distillation"))
-    parser.add_argument("overrides", nargs="*", help="section.key=value, for all runs")
     options = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    folders = run_all(options.out, seeds=options.seeds, tokens=options.tokens, overrides=options.overrides)
-    print_table(folders)
-    draw(folders, options.out / "curves.svg")
+    plan = {
+        "sweep": [(m, label, SWEEP_SEED) for m in options.methods for label in TRIES[m]],
+        "compare": [(m, CHOSEN[m], seed) for seed in options.seeds for m in options.methods],
+        "report": [],
+    }[options.what]
+    began = time.monotonic()
+    for method, label, seed in plan:
+        if time.monotonic() - began < 60 * options.minutes:
+            less = ["data.test_size=8"] if options.what == "sweep" else []
+            run(folder_of(options.out, method, label, seed), [*TRIES[method][label], *less], seed=seed)
+    print_sweep(options.out)
+    folders = {m: [folder_of(options.out, m, CHOSEN[m], seed) for seed in options.seeds] for m in TRIES}
+    if len(options.seeds) > 1 and all(
+        (folder / "result.json").exists() for group in folders.values() for folder in group
+    ):
+        print_comparison(folders)
+        print_costs(folders)
+        draw(folders, options.out / "curves.svg")
 
 
 if __name__ == "__main__":

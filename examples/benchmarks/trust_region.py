@@ -2,7 +2,8 @@
 
     python examples/benchmarks/trust_region.py [--rows 64] [--vocab 151936] [--rollout-vocab 32768] [--threads 1]
 
-Prints a Markdown table. The inputs look like a language model's: a few likely tokens and a long tail.
+Prints Markdown tables, with the median and the least of a fixed number of repeats.
+The inputs look like a language model's: a few likely tokens and a long tail.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from esalign.distill import trust_region_blend
@@ -18,16 +20,24 @@ from esalign.distill.decoder import Decoder
 from esalign.distill.rollout import Pair, RolloutOptions, draw, draw_uniforms, roll_out
 from esalign.distill.vocabulary import SharedVocabulary
 
+BUDGETS = (1e-6, 0.001, 0.005, 0.02, 0.05, 0.5)
 
-def seconds(work: Callable[[], object], *, repeats: int = 5) -> float:
-    """Return the least time of some work, which other processes disturb least, after one run to warm up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+
+def seconds(*works: Callable[[], object], repeats: int) -> np.ndarray:
+    """Return the times of some works, shape (works, repeats), taken in turns after one run of each to warm up."""
+    times = np.zeros((len(works), repeats))
+    for repeat in range(-1, repeats):
+        for i, work in enumerate(works):
+            start = time.perf_counter()
+            work()
+            if repeat >= 0:
+                times[i, repeat] = time.perf_counter() - start
+    return times
+
+
+def both(times: np.ndarray) -> tuple[float, float]:
+    """Return the median and the least of some times."""
+    return float(np.median(times)), float(times.min())
 
 
 def language_model_like(rows: int, vocab: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,17 +48,20 @@ def language_model_like(rows: int, vocab: int, *, seed: int) -> tuple[torch.Tens
     return student, student + torch.randn(rows, vocab, generator=generator)
 
 
-def solver_table(rows: int, vocab: int) -> None:
+def solver_table(rows: int, vocab: int, *, repeats: int) -> None:
     """Print the cost of the solver for budgets of the paper and around them."""
     student, teacher = language_model_like(rows, vocab, seed=0)
-    unit = seconds(lambda: student.log_softmax(-1))
     inputs = student.log_softmax(-1), teacher.log_softmax(-1)
-    print(f"\n{rows} rows x {vocab} tokens; one log-softmax: {1e3 * unit:.1f} ms\n")
-    print("| budget (nats) | time (ms) | in log-softmaxes | mean beta |\n|---|---|---|---|")
-    for budget in (1e-6, 0.001, 0.005, 0.02, 0.05, 0.5):
-        spent = seconds(lambda budget=budget: trust_region_blend(*inputs, budget))
-        beta = trust_region_blend(*inputs, budget).beta.mean().item()
-        print(f"| {budget:g} | {1e3 * spent:.0f} | {spent / unit:.1f} | {beta:.3f} |")
+    works = [lambda budget=budget: trust_region_blend(*inputs, budget) for budget in BUDGETS]
+    unit, *solves = seconds(lambda: student.log_softmax(-1), *works, repeats=repeats)
+    print(f"\n{rows} rows x {vocab} tokens, {repeats} repeats; one log-softmax: ", end="")
+    print("{:.1f} ms median, {:.1f} least\n".format(*(1e3 * t for t in both(unit))))
+    print("| budget (nats) | ms, median | ms, least | in log-softmaxes, median | least | mean beta |")
+    print("|---|---|---|---|---|---|")
+    for budget, solve, work in zip(BUDGETS, solves, works, strict=True):
+        (median, least), (unit_median, unit_least) = both(solve), both(unit)
+        cells = f"{1e3 * median:.0f} | {1e3 * least:.0f} | {median / unit_median:.1f} | {least / unit_least:.1f}"
+        print(f"| {budget:g} | {cells} | {work().beta.mean().item():.3f} |")
 
 
 def random_model(*, layers: int, width: int, vocab: int, seed: int) -> Any:
@@ -81,7 +94,7 @@ def decode_alone(model: Any, vocabulary: SharedVocabulary, prompts: list[list[in
             logits = decoder.feed(drawn)
 
 
-def rollout_table(vocab: int, *, sequences: int, tokens: int) -> None:
+def rollout_table(vocab: int, *, sequences: int, tokens: int, repeats: int) -> None:
     """Print the throughput of rollouts by two models against each decoding alone, one after the other."""
     models = (
         random_model(layers=6, width=384, vocab=vocab, seed=0),
@@ -89,19 +102,26 @@ def rollout_table(vocab: int, *, sequences: int, tokens: int) -> None:
     )
     pair = Pair(*models, SharedVocabulary.of_one(vocab, []))
     prompts = [[1 + i, 2, 3, 4, 5, 6, 7, 8] for i in range(sequences)]
-    alone = [seconds(lambda m=m: decode_alone(m, pair.vocabulary, prompts, tokens), repeats=3) for m in models]
-    separate = sequences * tokens / sum(alone)
-    sizes = [sum(p.numel() for p in model.parameters()) / 1e6 for model in models]
-    print(f"\nrollouts of {sequences} sequences x {tokens} tokens, vocabulary {vocab}, ", end="")
-    print(f"student {sizes[0]:.0f} M, teacher {sizes[1]:.0f} M parameters\n")
-    print("| | tokens/s | of separate decoding | of the student alone |\n|---|---|---|---|")
-    student = sequences * tokens / alone[0]
-    print(f"| student alone | {student:.0f} | | 1.00 |")
-    print(f"| student, then teacher, separately | {separate:.0f} | 1.00 | {separate / student:.2f} |")
     options = RolloutOptions(max_tokens=tokens)
-    for name, behaviour in (("trust region, budget 0.02", TrustRegion(Schedule(0.02))), ("plain OPD", student_alone())):
-        speed = sequences * tokens / seconds(lambda b=behaviour: roll_out(pair, prompts, b, options), repeats=3)
-        print(f"| {name} | {speed:.0f} | {speed / separate:.2f} | {speed / student:.2f} |")
+    behaviours = {"trust region, budget 0.02": TrustRegion(Schedule(0.02)), "plain OPD": student_alone()}
+    student, teacher, *rollouts = seconds(
+        *(lambda model=model: decode_alone(model, pair.vocabulary, prompts, tokens) for model in models),
+        *(lambda behaviour=behaviour: roll_out(pair, prompts, behaviour, options) for behaviour in behaviours.values()),
+        repeats=repeats,
+    )
+    rows = {"student alone": student, "student, then teacher, separately": student + teacher}
+    rows |= dict(zip(behaviours, rollouts, strict=True))
+    sizes = [sum(p.numel() for p in model.parameters()) / 1e6 for model in models]
+    print(f"\nrollouts of {sequences} sequences x {tokens} tokens, vocabulary {vocab}, {repeats} repeats, ", end="")
+    print(f"student {sizes[0]:.0f} M, teacher {sizes[1]:.0f} M parameters; speeds at the median, the least time\n")
+    print("| | tokens/s | of separate decoding | of the student alone |\n|---|---|---|---|")
+    for name, times in rows.items():
+        cells = [", ".join(f"{sequences * tokens / t:.0f}" for t in both(times))]
+        cells += [
+            ", ".join(f"{base / t:.2f}" for base, t in zip(both(unit), both(times), strict=True))
+            for unit in (student + teacher, student)
+        ]
+        print(f"| {name} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
@@ -111,10 +131,11 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=151_936)
     parser.add_argument("--rollout-vocab", type=int, default=32_768)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    solver_table(options.rows, options.vocab)
-    rollout_table(options.rollout_vocab, sequences=32, tokens=32)
+    solver_table(options.rows, options.vocab, repeats=options.repeats)
+    rollout_table(options.rollout_vocab, sequences=32, tokens=32, repeats=options.repeats)
 
 
 if __name__ == "__main__":
