@@ -25,7 +25,7 @@ from esalign.export import Verification, save_adapter, verify_adapter, write_mod
 from esalign.report import write_report
 from esalign.rewards import doubts
 from esalign.run import Parts, Reporter, Result, Run
-from esalign.run_folder import ADAPTER, Outcome, choose_folder, prepare_folder, write_result
+from esalign.run_folder import ADAPTER, Outcome, alone_in, choose_folder, prepare_folder, write_result
 from esalign.sft import SftOptions, SftSummary, train_sft
 from esalign.sft_config import SftConfig
 from esalign.types import Completion, Sample, Sampling
@@ -47,6 +47,7 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
     reporter.stage("loading data, rewards and engine")
     with ExitStack() as closing:
         parts = make_parts(config, folder, closing)
+        closing.enter_context(alone_in(folder))
         prepare_folder(folder, config, resume=resume)
         result = Run(config, folder, parts, reporter, interrupts).execute()
         if result is None:

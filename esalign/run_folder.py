@@ -1,10 +1,12 @@
 """The folder of a run: where it is, and the files that say what was run, on what, and how it ended."""
 
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,26 @@ def choose_folder(config: Experiment, *, resume: bool) -> Path:
     return last
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from running in a folder, which is made if need be. A kill ends the claim.
+
+    Raises:
+        CheckpointError: another process runs in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise CheckpointError(
+            f"another process is running in '{folder}': wait for its end, or name this run otherwise with run.name=..."
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
 def prepare_folder(folder: Path, config: Section, *, resume: bool) -> None:
     """Write the resolved configuration and the environment; when resuming, refuse another configuration.
 
@@ -71,7 +93,6 @@ def prepare_folder(folder: Path, config: Section, *, resume: bool) -> None:
 
     if resume and (folder / CONFIG).exists():
         _refuse_changes(load_config([folder / CONFIG], schema=type(config)), config)
-    folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_atomically(folder / CONFIG, text.encode())
     write_json(folder / ENVIRONMENT, environment())

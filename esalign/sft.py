@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esalign.demonstrations import Demonstration, read_demonstrations, tokenize
-from esalign.errors import AdapterError, MissingPackageError
+from esalign.errors import AdapterError, ConfigError, MissingPackageError
 from esalign.types import Example
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def train_sft(
     Raises:
         MissingPackageError: TRL is not installed.
         DataError: no example, or one without an answer or with a prompt that cannot be trained on.
+        ConfigError: the model cannot be loaded.
         AdapterError: the model has none of the target modules.
     """
     options = options or SftOptions()
@@ -199,8 +200,11 @@ def _build_trainer(
     from trl.trainer.sft_trainer import SFTTrainer
 
     set_seed(options.seed)  # the adapter's random start is drawn from the global generators
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, options.dtype))
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    try:
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, options.dtype))
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:  # as transformers says that there is no such model
+        raise ConfigError(f"model '{model}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     records = tokenize(shown, tokenizer, max_length=options.max_length)
     if tokenizer.pad_token is None:  # any token will do: it is neither attended to nor learnt
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)

@@ -1,5 +1,7 @@
 """The schema of a warm start: everything that `esalign sft` needs to know."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from esalign.config import Section, SourceSection
@@ -21,7 +23,9 @@ class SftConfig(Section):
     rank: int = Field(8, ge=1, description="Rank of the adapter.")
     alpha: int | None = Field(None, ge=1, description="The update is scaled by alpha / rank; none: twice the rank.")
     target_modules: tuple[str, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj"), description="Linear layers to adapt, by the ends of their names."
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+        min_length=1,
+        description="Linear layers to adapt (ends of names).",
     )
     learning_rate: float = Field(2e-4, gt=0, description="Peak of a cosine schedule with a short warm-up.")
     epochs: float = Field(3.0, gt=0, description="Passes over the demonstrations.")
@@ -29,5 +33,5 @@ class SftConfig(Section):
     batch_size: int = Field(16, ge=1, description="Demonstrations per step.")
     max_length: int = Field(1024, ge=8, description="Longest prompt plus answer, in tokens.")
     seed: int = Field(0, ge=0, description="Seed of the adapter's start and of the order.")
-    dtype: str = Field("float32", description="Type of the base model: float32, bfloat16 or float16.")
-    device: str | None = Field(None, description="cpu or cuda; none chooses.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type of the base model.")
+    device: Literal["cpu", "cuda"] | None = Field(None, description="cpu or cuda; none chooses.")

@@ -6,13 +6,17 @@ import time
 
 import numpy as np
 import pytest
+from esalign_torch import TorchBackend
 from models import make_model
 from runs import esalign, kill_at_random_moments, reproducible, start_esalign, write_run
 
 from esalign.adapter_io import read_adapter
 from esalign.checkpoint import Checkpoints
 from esalign.config import RunConfig, load_config
-from esalign.run_folder import choose_folder
+from esalign.export import verify_adapter
+from esalign.run_folder import alone_in, choose_folder
+from esalign.space import SvdLora
+from esalign.types import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,19 @@ def test_the_adapter_is_plain_peft_with_a_model_card_and_was_compared(finished):
     assert verification["agreement"] == 1.0
 
 
+def test_another_adapter_than_the_one_that_answered_is_not_called_good(finished):
+    folder, home = finished[0], finished[0].parent.parent
+    backend = TorchBackend(home / "model", SvdLora.from_pretrained(folder / "adapter"), device="cpu")
+    prompts = [backend.encode(f"{a} + 3 =") for a in range(20)]
+    sampling = Sampling(max_tokens=8)
+    [answers] = backend.generate(np.zeros((1, backend.space.dim)), prompts, sampling)
+    for adapter, good in ((folder / "adapter", True), (home / "adapter", False)):
+        found = verify_adapter(
+            str(home / "model"), adapter, prompts, answers, sampling=sampling, dtype="float32", exact=True
+        )
+        assert (found.good, found.count) == (good, 20)
+
+
 def test_the_result_is_judged_against_the_start_on_the_same_problems(finished):
     folder, _ = finished
     comparisons = json.loads((folder / "result.json").read_text())["comparisons"]
@@ -113,7 +130,8 @@ def test_a_run_killed_at_random_moments_and_resumed_equals_an_uninterrupted_one(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
-        write_run(folder, fitness=options, optimizer={"name": "openai-es", "population": 6, "sigma": 0.5})
+        optimizer = {"name": "openai-es", "population": 6, "sigma": 0.5}
+        write_run(folder, fitness=options, optimizer=optimizer, run__generations=60, run__evaluate_every=20)
     assert esalign("run", whole / "run.yaml").returncode == 0
     kill_at_random_moments("run", killed / "run.yaml", killed / "runs" / "small", kills=10)
     assert_same_run(killed / "runs" / "small", whole / "runs" / "small")
@@ -132,6 +150,38 @@ def test_first_interrupt_finishes_the_generation_and_saves(tmp_path):
     assert "Traceback" not in command.stderr
     state = Checkpoints(tmp_path / "runs" / "small" / "checkpoints").load_last()
     assert state["progress"]["done"] == reproducible(metrics.parent)[-1]["generation"]
+
+
+def test_second_interrupt_stops_at_once_and_loses_no_finished_generation(tmp_path):
+    slow = tmp_path / "slow"
+    (tmp_path / "waits.py").write_text(
+        "import pathlib, time\n\n"
+        "def waits(prompts, completions, **columns):\n"
+        f"    time.sleep(60 if pathlib.Path({str(slow)!r}).exists() else 0)\n"
+        "    return [len(set(text)) / 40 for text in completions]\n"
+    )
+    file = write_run(tmp_path, rewards=[{"name": f"{tmp_path / 'waits.py'}:waits"}], run__generations=10_000)
+    command = start_esalign("run", file)
+    metrics = tmp_path / "runs" / "small" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    slow.touch()
+    time.sleep(0.5)
+    command.send(signal.SIGINT)
+    time.sleep(0.5)
+    assert "finishing what is under way" in command.stdout
+    began = time.monotonic()
+    command.send(signal.SIGINT)
+    assert command.wait().returncode == 130
+    assert time.monotonic() - began < 30
+    assert "stopped" in command.stderr
+    assert "Traceback" not in command.stderr
+    slow.unlink()
+    done = reproducible(metrics.parent)[-1]["generation"]
+    resumed = esalign("run", file, "--resume", f"run.generations={done + 1}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [row["generation"] for row in reproducible(metrics.parent)] == list(range(done + 2))
 
 
 def test_resuming_with_another_configuration_is_refused_by_key(finished, tmp_path):
@@ -157,6 +207,15 @@ def test_a_taken_name_gets_a_number_and_resume_takes_the_newest(tmp_path):
     (tmp_path / "runs" / "small-2").mkdir()
     assert choose_folder(config, resume=False).name == "small-3"
     assert choose_folder(config, resume=True).name == "small-2"
+
+
+def test_two_runs_never_share_a_folder(finished):
+    folder = finished[0].parent.parent
+    with alone_in(finished[0]):
+        done = esalign("run", folder / "run.yaml", "--resume", "run.generations=7")
+    assert done.returncode == 2
+    assert "another process is running in" in done.stderr
+    assert [row["generation"] for row in reproducible(finished[0])] == list(range(7))
 
 
 def test_equal_fitness_is_warned_of_and_stops_the_run(tmp_path):

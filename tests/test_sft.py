@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
 from esalign.demonstrations import NOT_LEARNT, Demonstration, read_demonstrations, tokenize
-from esalign.errors import AdapterError, DataError, MissingPackageError
+from esalign.errors import AdapterError, ConfigError, DataError, MissingPackageError
 from esalign.sft import SftOptions, SftSummary, train_sft
 from esalign.space import SvdLora
 from esalign.types import Example, Sampling
@@ -141,6 +141,11 @@ def test_unusable_demonstrations_are_refused(examples: list[Example], message: s
 def test_modules_that_the_model_lacks_are_named(model: Path, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="target modules c_attn"):
         train(model, tmp_path / "a", SftOptions(target_modules=("c_attn",), max_steps=1, device="cpu"))
+
+
+def test_a_model_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere' cannot be loaded"):
+        train(tmp_path / "nowhere", tmp_path / "a")
 
 
 def test_a_missing_trl_is_named_with_the_command_that_installs_it(

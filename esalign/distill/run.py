@@ -20,7 +20,7 @@ from esalign.evaluate import HeldOutResult, evaluate
 from esalign.fitness import SHOWN_SAMPLES, derive_seed
 from esalign.metrics import JsonLines
 from esalign.run import PROBE, TEST, VALIDATION, Comparison, HeldOut, Reporter, Result, flatten, interval, totals
-from esalign.run_folder import Outcome, choose_folder, prepare_folder
+from esalign.run_folder import Outcome, alone_in, choose_folder, prepare_folder
 from esalign.statistics import estimate, paired_difference
 from esalign.types import Array, Sample, Sampling, State
 
@@ -48,6 +48,7 @@ def run_distill(
     with ExitStack() as closing:
         parts = make_parts(config, folder, closing)
         warn_of_templates(parts, reporter)
+        closing.enter_context(alone_in(folder))
         prepare_folder(folder, config, resume=resume)
         run = Distillation(config, folder, parts, reporter, interrupts)
         result = run.execute()
