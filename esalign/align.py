@@ -28,7 +28,7 @@ from esalign.run import Parts, Reporter, Result, Run
 from esalign.run_folder import ADAPTER, Outcome, alone_in, choose_folder, prepare_folder, write_result
 from esalign.sft import SftOptions, SftSummary, train_sft
 from esalign.sft_config import SftConfig
-from esalign.types import Completion, Sample, Sampling
+from esalign.types import Completion, Sample
 from esalign.wording import concerns
 
 TRIED_ANSWERS = 16  # right answers that a dry run shows to the rewards
@@ -53,10 +53,9 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
         if result is None:
             return Outcome(folder)
         adapter = save_adapter(parts.space, result.vector, folder / ADAPTER)
-        sampling = replace(config.sampling.make(seed=0), temperature=0.0)
-        prompts, completions = _answers_to_verify(config, parts, result, sampling)
+        prompts, completions = _answers_to_verify(config, parts, result)
     reporter.stage("loading the saved adapter with transformers and peft, and comparing its answers")
-    verification = _verify(config, adapter, prompts, completions, sampling)
+    verification = _verify(config, adapter, prompts, completions)
     if not verification.good:
         reporter.warn(verification.note)
     write_model_card(adapter, config, result, verification)
@@ -152,20 +151,17 @@ def plan(config: RunConfig) -> Plan:
 
 
 def _answers_to_verify(
-    config: RunConfig, parts: Parts, result: Result, sampling: Sampling
+    config: RunConfig, parts: Parts, result: Result
 ) -> tuple[list[tuple[int, ...]], Sequence[Completion]]:
     """Return prompts as token ids, and the engine's greedy answers to them with the result."""
     examples = parts.validation.examples[: config.run.verify_prompts]
+    sampling = replace(config.sampling.make(seed=0), temperature=0.0)
     rows = parts.backend.generate(result.vector[None], [example.prompt for example in examples], sampling)
     return [parts.backend.encode(example.prompt) for example in examples], rows[0]
 
 
 def _verify(
-    config: RunConfig,
-    adapter: Path,
-    prompts: list[tuple[int, ...]],
-    completions: Sequence[Completion],
-    sampling: Sampling,
+    config: RunConfig, adapter: Path, prompts: list[tuple[int, ...]], completions: Sequence[Completion]
 ) -> Verification:
     exact = config.backend.dtype == "float32" and not config.backend.options.get("quantization")
     return verify_adapter(
@@ -173,7 +169,7 @@ def _verify(
         adapter,
         prompts,
         completions,
-        sampling=sampling,
+        max_tokens=config.sampling.max_tokens,
         dtype=config.backend.dtype,
         exact=exact,
     )

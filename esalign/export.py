@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from esalign.adapter_io import read_adapter, write_atomically
 from esalign.errors import AdapterError
 from esalign.space import SvdLora
-from esalign.types import Array, Completion, Sampling
+from esalign.types import Array, Completion
 
 if TYPE_CHECKING:
     from esalign.config import RunConfig
@@ -55,7 +55,7 @@ def verify_adapter(
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Completion],
     *,
-    sampling: Sampling,
+    max_tokens: int,
     dtype: str,
     exact: bool,
 ) -> Verification:
@@ -66,17 +66,15 @@ def verify_adapter(
         adapter: the saved adapter.
         prompts: token ids.
         completions: the engine's greedy answers to them.
-        sampling: how the engine answered.
+        max_tokens: limit of the engine's answers.
         dtype: float32, bfloat16 or float16; auto for the model's own.
         exact: whether the engine computes in float32 with unquantised weights, so that tokens must be equal.
     """
     obstacle = obstacle_for_peft(model)
     if obstacle:
         return Verification(True, None, 0, f"not compared: {obstacle}")
-    answers = generate_with_peft(model, adapter, prompts, max_tokens=sampling.max_tokens, dtype=dtype)
-    if sampling.stop:  # transformers goes on behind stop strings
-        answers = [answer[: len(c.token_ids)] for answer, c in zip(answers, completions, strict=True)]
-    equal = [answer == list(c.token_ids) for answer, c in zip(answers, completions, strict=True)]
+    answers = generate_with_peft(model, adapter, prompts, max_tokens=max_tokens, dtype=dtype)
+    equal = [_is_same(answer, completion) for answer, completion in zip(answers, completions, strict=True)]
     agreement = sum(equal) / len(equal)
     note = f"{sum(equal)} of {len(equal)} greedy answers equal those of transformers + peft"
     if exact and agreement < REQUIRED_AGREEMENT:
@@ -99,6 +97,12 @@ def obstacle_for_peft(model: str) -> str | None:
     if getattr(config, "quantization_config", None):
         return "the base model is quantised, which transformers and peft compute in another way, or not at all"
     return None
+
+
+def _is_same(answer: Sequence[int], completion: Completion) -> bool:
+    """Compare with an answer of transformers, which may go on where the engine stopped: behind a stop string."""
+    ended = len(completion.token_ids) if completion.finish_reason == "stop" else len(answer)
+    return list(answer[:ended]) == list(completion.token_ids)
 
 
 def generate_with_peft(
