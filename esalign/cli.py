@@ -47,9 +47,6 @@ def main() -> None:
         _fail(f"{error.strerror or error}{where}; what was written before is whole, so a run can go on with --resume")
     except MemoryError as error:
         _fail(f"out of memory ({error or 'no details'}): use a smaller population, fewer problems or a smaller model")
-    except KeyboardInterrupt:
-        print("stopped; a run goes on with --resume", file=sys.stderr)  # noqa: T201
-        sys.exit(INTERRUPTED)
 
 
 @app.command(context_settings=ANY)
@@ -175,6 +172,8 @@ def init(
     from esalign.adapter_io import write_atomically
     from esalign.config_reference import commented_config
 
+    if not file.parent.is_dir():
+        raise ConfigError(f"there is no folder '{file.parent}' to write '{file.name}' to")
     if file.exists() and not force:
         raise ConfigError(f"'{file}' exists: name another file, or use --force")
     write_atomically(file, commented_config().encode())
@@ -248,6 +247,9 @@ def _first_interrupt(reporter: Any) -> Iterator[list[int]]:
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield seen
+    except KeyboardInterrupt:  # typer would exit without a word
+        print("stopped; the run goes on with --resume", file=sys.stderr)  # noqa: T201
+        raise typer.Exit(INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGINT, before)
 
