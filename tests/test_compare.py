@@ -1,5 +1,6 @@
 """The baselines of the comparison do what their names say: a wrong baseline would flatter ESSA."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -131,3 +132,37 @@ def test_meter_counts_training_and_not_the_saving(tmp_path):
         meter.step(lambda folder: busy(0.3), generated=7)
     assert 0.2 <= meter.seconds < 0.4
     assert meter.tokens["generated"] == 7 * meter.steps
+
+
+def write_result(folder, label, seed, scores, points):
+    head = {"row": label, "label": label, "seed": seed, "extra": [], "budget": 1.0, "steps": 2, "parts": {}}
+    head |= {"loaded_mib": 1.0, "peak_rss_mib": 2.0}
+    best = {"validation": {"greedy": 0.5, "sampled": 0.5}, "kl": 0.0, "probe_scores": scores}
+    best |= {"scores": {"greedy": scores, "sampled": scores}, "greedy": {"mean": 0.5}, "sampled": {"mean": 0.5}}
+    lines = "".join(json.dumps(line) + "\n" for line in (head, *points, best))
+    (folder / f"{label}.seed{seed}.jsonl").write_text(lines)
+
+
+def test_tables_pair_problems_within_a_seed_and_plots_are_drawn(tmp_path, capsys):
+    from plots import draw
+    from tables import print_tables
+
+    tokens = {"prompt": 0, "generated": 100, "scored": 0, "trained": 0}
+    test = {name: {"mean": 0.75} for name in ("greedy", "sampled")}
+    point = {"steps": 2, "processor_seconds": 8.0, "tokens": tokens, "test": test}
+    for seed in (0, 1):
+        write_result(tmp_path, "start", seed, "0011" * 25, [])
+        write_result(tmp_path, "cma-es", seed, "0111" * 25, [point])
+    print_tables(tmp_path)
+    printed = capsys.readouterr().out
+    assert "| ESSA, CMA-ES (diagonal) | 2 | 0.750 | +0.250 [" in printed
+    assert "| ESSA, CMA-ES (diagonal) | 4 | 6 | 7.2 |" in printed  # half of the gain is reached half way to 8 seconds
+    draw(tmp_path)
+    assert {file.name for file in tmp_path.glob("*.png")} == {"curves_greedy.png", "curves_sampled.png"}
+
+
+def test_a_folder_without_results_is_named_in_one_line(tmp_path):
+    from tables import print_tables
+
+    with pytest.raises(SystemExit, match="holds no trained row"):
+        print_tables(tmp_path)

@@ -2,6 +2,7 @@
 
     python examples/benchmarks/compare ROW [--seed S] [--budget SECONDS] [--out FOLDER] [key=value ...]
     python examples/benchmarks/compare --all            every row, three seeds
+    python examples/benchmarks/compare sweep            GRPO's learning rates and group sizes, one seed
     python examples/benchmarks/compare table            Markdown of what is in the folder
     python examples/benchmarks/compare plot             figures of it
 
@@ -22,16 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rows import ROWS, Row, label, make_config, make_options
+from rows import GRPO_SWEEP, ROWS, Row, label, make_config, make_options
 
-BUDGET = 60.0
+BUDGET = 100.0
 SEEDS = (0, 1, 2)
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("row", nargs="?", choices=[*ROWS, "table", "plot"])
+    parser.add_argument("row", nargs="?", choices=[*ROWS, "sweep", "table", "plot"])
     parser.add_argument("extra", nargs="*", metavar="key=value")
     parser.add_argument("--all", action="store_true", help="every row, three seeds")
     parser.add_argument("--seed", type=int, default=0)
@@ -46,6 +47,9 @@ def main() -> None:
                 run(row, seed, (), options.budget, options.out)
     elif options.row is None:
         parser.error("name a row, or give --all")
+    elif options.row == "sweep":
+        for variant in GRPO_SWEEP:
+            run(ROWS["grpo"], options.seed, variant, options.budget, options.out)
     elif options.row == "table":
         from tables import print_tables
 

@@ -1,5 +1,6 @@
 """Reading results, and the figures that tables and plots show of them."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ from esalign.statistics import Estimate, estimate, paired_difference
 from esalign.types import Array
 
 PARAMETERS = 0.92e6
-WARM_START = {"processor_seconds": 0.0, "tokens": 0}
 SHARES = (0.5, 0.75, 0.9)
 
 
@@ -37,6 +37,10 @@ def read_results(folder: Path) -> dict[str, list[Result]]:
     for file in sorted(folder.glob("*.seed*.jsonl")):
         head, *points, best = read_json_lines(file)
         found.setdefault(head["label"], []).append(Result(head, points, best))
+    if not found["start"] or all(label == "start" for label, results in found.items() if results):
+        sys.exit(
+            f"'{folder}' holds no trained row beside the row 'start': run one, e.g. `compare start`, then `cma-es`"
+        )
     return {label: results for label, results in found.items() if results}
 
 

@@ -39,6 +39,9 @@ def optimizer(name: str, *more: str) -> tuple[str, ...]:
 USER_DEFAULTS = ("fitness=", "optimizer=")
 """Sections of quickstart.yaml that the defaults' row leaves out; a section without a value means its defaults."""
 
+GRPO_SWEEP = tuple((f"lr={rate}", f"group={size}") for size in (8, 16) for rate in ("1e-3", "3e-3", "1e-2"))
+"""What GRPO is tried with; validation problems choose."""
+
 ROWS = {
     row.name: row
     for row in (
