@@ -152,6 +152,38 @@ def test_first_interrupt_finishes_the_generation_and_saves(tmp_path):
     assert state["progress"]["done"] == reproducible(metrics.parent)[-1]["generation"]
 
 
+def test_second_interrupt_stops_at_once_and_loses_no_finished_generation(tmp_path):
+    slow = tmp_path / "slow"
+    (tmp_path / "waits.py").write_text(
+        "import pathlib, time\n\n"
+        "def waits(prompts, completions, **columns):\n"
+        f"    time.sleep(60 if pathlib.Path({str(slow)!r}).exists() else 0)\n"
+        "    return [len(set(text)) / 40 for text in completions]\n"
+    )
+    file = write_run(tmp_path, rewards=[{"name": f"{tmp_path / 'waits.py'}:waits"}], run__generations=10_000)
+    command = start_esalign("run", file)
+    metrics = tmp_path / "runs" / "small" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    slow.touch()
+    time.sleep(2.0)  # until it hangs
+    command.send(signal.SIGINT)
+    while "finishing what is under way" not in command.stdout and time.monotonic() < deadline:
+        time.sleep(0.05)
+    began = time.monotonic()
+    command.send(signal.SIGINT)
+    assert command.wait().returncode == 130
+    assert time.monotonic() - began < 30
+    assert "stopped" in command.stderr
+    assert "Traceback" not in command.stderr
+    slow.unlink()
+    done = reproducible(metrics.parent)[-1]["generation"]
+    resumed = esalign("run", file, "--resume", f"run.generations={done + 1}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [row["generation"] for row in reproducible(metrics.parent)] == list(range(done + 2))
+
+
 def test_resuming_with_another_configuration_is_refused_by_key(finished, tmp_path):
     folder = finished[0].parent.parent
     done = esalign("run", folder / "run.yaml", "--resume", "optimizer.sigma=0.7")
