@@ -156,6 +156,7 @@ def test_the_fingerprint_sees_every_file(tmp_path):
     [
         ("q8_0", "qwen2", {}),
         ("q4_0", "llama", {}),
+        ("q4_0", "llama", {"tie_word_embeddings": True}),  # the embedding is the output layer
         ("q4_k_m", "llama", {"hidden_size": 256, "intermediate_size": 512}),
     ],
 )

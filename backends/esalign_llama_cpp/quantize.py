@@ -3,10 +3,10 @@
 import ctypes
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from esalign.errors import BackendError
-from esalign_llama_cpp.library import load_library
+from esalign_llama_cpp.library import Library, load_library
 
 if TYPE_CHECKING:
     from esalign_llama_cpp.config import ModelConfig
@@ -50,7 +50,8 @@ def quantize_model(source: str | Path, out: str | Path, kind: str, *, threads: i
     Args:
         source: in f32, f16 or bf16.
         out: the file to write.
-        kind: q8_0, q4_0 or q4_k_m.
+        kind: q8_0, q4_0 or q4_k_m. With q4_0, llama.cpp keeps the output layer in Q6_K; where the rows do not divide by
+            256, it is Q8_0 here.
         threads: CPU threads.
 
     Raises:
@@ -63,10 +64,19 @@ def quantize_model(source: str | Path, out: str | Path, kind: str, *, threads: i
     parameters = api.llama_model_quantize_default_params()
     parameters.ftype = getattr(api, FILE_TYPES[kind])
     parameters.nthread = threads
-    library.log.clear()
-    failure = api.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(parameters))
-    reason, target = library.log.reason, Path(out)
+    target = Path(out)
+    failure, reason = _quantize(library, source, target, parameters)
+    if kind == "q4_0" and INDIVISIBLE in reason:  # it keeps the output layer in Q6_K, whose blocks of 256 do not fit
+        parameters.output_tensor_type = api.GGML_TYPE_Q8_0
+        failure, reason = _quantize(library, source, target, parameters)
     if failure or INDIVISIBLE in reason:  # there llama.cpp takes another kind, and says so in its log alone
         target.unlink(missing_ok=True)
         raise BackendError(f"llama.cpp cannot quantise '{source}' to {kind}: {reason.split('; ')[0]}")
     return target
+
+
+def _quantize(library: Library, source: str | Path, target: Path, parameters: Any) -> tuple[int, str]:
+    """Let llama.cpp write the file. Returns its exit code, and what it complained of."""
+    library.log.clear()
+    code: int = library.api.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters))
+    return code, library.log.reason
