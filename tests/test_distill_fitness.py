@@ -103,7 +103,7 @@ def test_fitness_rises_towards_the_teacher_and_is_zero_there(lab, budget):
     assert values[5] < values[4]
     assert abs(values[4]) < 1e-3
     assert values[0] < -0.01
-    assert (values <= 1e-9).all()
+    assert (values <= 1e-7).all()  # a KL of float32 log-probabilities rounds to either side of zero
 
 
 def test_the_sampled_log_ratio_would_be_inverted_where_the_fitness_is_not(lab):
