@@ -133,6 +133,28 @@ def kill_at_random_moments(command: str, file: Path, folder: Path, *, kills: int
     assert done.returncode == 0, done.stderr
 
 
+def kill_once_and_resume(folder: Path) -> None:
+    """Kill a second run of ``run.yaml`` (SIGKILL) after two generations; resumed, it ends as the first, ``small``."""
+    killed, whole = folder / "runs" / "killed", folder / "runs" / "small"
+    command = start_esalign("run", folder / "run.yaml", "run.name=killed")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and _count_lines(killed) < 3:
+        time.sleep(0.002)
+    command.send(signal.SIGKILL)
+    assert command.wait().returncode == -signal.SIGKILL
+    assert 3 <= _count_lines(killed) < 7, "killed too late, so this shows nothing"
+    resumed = esalign("run", folder / "run.yaml", "run.name=killed", "--resume")
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert reproducible(killed) == reproducible(whole)
+    weights = "adapter/adapter_model.safetensors"
+    assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+def _count_lines(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
 def reproducible(folder: Path) -> list[dict[str, Any]]:
     """Return a run's metrics without what depends on the machine."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()

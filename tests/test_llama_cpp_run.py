@@ -1,8 +1,6 @@
 """A run on llama.cpp, from the command line: it survives a kill, adds no noise, and refuses mistakes in one line."""
 
 import json
-import signal
-import time
 
 import pytest
 
@@ -11,7 +9,7 @@ pytest.importorskip("gguf")
 
 from esalign_llama_cpp import config, convert_model, lora, quantize_model
 from models import make_tiny
-from runs import esalign, reproducible, start_esalign, write_run
+from runs import esalign, kill_once_and_resume, write_run
 
 from esalign.adapter_io import read_adapter
 
@@ -35,11 +33,6 @@ def files(folder):
     return [f"model.path={model}", f"model.adapter={folder / 'adapter.gguf'}"]
 
 
-def count_lines(run):
-    file = run / "metrics.jsonl"
-    return file.read_text().count("\n") if file.exists() else 0
-
-
 def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one_without_noise(folder):
     whole = esalign("run", folder / "run.yaml")
     assert (whole.returncode, whole.stderr) == (0, "")
@@ -47,19 +40,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one_without_nois
     assert result["verification"]["agreement"] == 1.0
     for word in ("llama_", "ggml", "gguf", "load_tensors", "n_ctx"):
         assert word not in whole.stdout.lower()
-    killed = folder / "runs" / "killed"
-    command = start_esalign("run", folder / "run.yaml", "run.name=killed")
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and count_lines(killed) < 3:
-        time.sleep(0.002)
-    command.send(signal.SIGKILL)
-    assert command.wait().returncode == -signal.SIGKILL
-    assert 3 <= count_lines(killed) < 7, "killed too late, so this shows nothing"
-    resumed = esalign("run", folder / "run.yaml", "run.name=killed", "--resume")
-    assert (resumed.returncode, resumed.stderr) == (0, "")
-    assert reproducible(killed) == reproducible(folder / "runs" / "small")
-    weights = "adapter/adapter_model.safetensors"
-    assert (killed / weights).read_bytes() == (folder / "runs" / "small" / weights).read_bytes()
+    kill_once_and_resume(folder)
 
 
 def test_a_run_needs_no_hugging_face_model_and_its_result_goes_back_to_gguf(folder, files, tmp_path):

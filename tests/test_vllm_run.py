@@ -1,15 +1,13 @@
 """A run on vLLM, from the command line: it survives a kill, adds no noise, and refuses mistakes in one line."""
 
-import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from models import TinyModel, make_tiny
-from runs import esalign, reproducible, start_esalign, write_run
+from runs import esalign, kill_once_and_resume, write_run
 
 from esalign.space import SvdLora
 from esalign.testing import Reference
@@ -40,24 +38,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one_without_nois
     whole = esalign("run", folder / "run.yaml")
     assert (whole.returncode, whole.stderr) == (0, "")
     assert "vllm" not in whole.stdout.replace("on vllm", "").lower()
-    command = start_esalign("run", folder / "run.yaml", "run.name=killed")
-    killed = folder / "runs" / "killed"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and count_lines(killed) < 3:
-        time.sleep(0.005)
-    command.send(signal.SIGKILL)
-    assert command.wait().returncode == -signal.SIGKILL
-    assert 3 <= count_lines(killed) < 7, "killed too late, so this shows nothing"
-    resumed = esalign("run", folder / "run.yaml", "run.name=killed", "--resume")
-    assert (resumed.returncode, resumed.stderr) == (0, "")
-    assert reproducible(killed) == reproducible(folder / "runs" / "small")
-    weights = "adapter/adapter_model.safetensors"
-    assert (killed / weights).read_bytes() == (folder / "runs" / "small" / weights).read_bytes()
-
-
-def count_lines(folder: Path) -> int:
-    file = folder / "metrics.jsonl"
-    return file.read_text().count("\n") if file.exists() else 0
+    kill_once_and_resume(folder)
 
 
 # --- the command line in this process, which has imported vLLM already
