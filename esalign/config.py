@@ -270,14 +270,15 @@ def _load_yaml(text: str) -> Any:
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen: set[Any] = set()
+            seen: set[str] = set()
             for key, _ in node.value:
+                if not isinstance(key.value, str):  # a list or mapping as a key, which the reader itself refuses
+                    continue
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
                         None, None, f"the key {key.value!r} is given twice", key.start_mark
                     )
-                if isinstance(key.value, str):
-                    seen.add(key.value)
+                seen.add(key.value)
             return super().construct_mapping(node, deep=deep)
 
     # YAML 1.1 takes 1e-3, without a point, for text.

@@ -26,6 +26,7 @@ def folder(tmp_path_factory):
     for file in (folder / "adapter").iterdir():
         (broken / file.name).write_bytes(file.read_bytes()[: 500 if file.suffix == ".safetensors" else None])
     (folder / "twice.yaml").write_text("run: {generations: 3, generations: 4}\n")
+    (folder / "braces.yaml").write_text("{prompt: 1}: 2\n")
     (folder / "model.gguf").write_bytes(b"GGUF")
     for name, changes in (("odd_alpha", {"lora_alpha": "two"}), ("odd_pattern", {"rank_pattern": {"(": 2}})):
         shutil.copytree(folder / "adapter", folder / name)
@@ -74,6 +75,7 @@ MISTAKES = [
     (["run.tracker=wandb"], "pip install"),
     (["run.name=.."], "match pattern"),
     (["{folder}/twice.yaml"], "'generations' is given twice"),
+    (["{folder}/braces.yaml"], "unhashable key"),
     (["optimizer.sigma=.inf"], "finite"),
     (["optimizer.sigma=1e308"], "less than"),
     (["optimizer.population=1000000000000"], "less than"),
