@@ -2,7 +2,8 @@
 
 Plain ESSA generates answers with every candidate and takes one number from each. Here the mean alone answers, sampled
 several times per problem. Where rewards differ, the best and the worst answer are kept (down-sampling to the largest
-variance, Xu et al. 2025, arXiv 2504.13818), and every candidate scores these *same* answers teacher-forced. Its fitness
+variance, Xu et al. 2025, arXiv 2504.13818), until so many pairs are found (dynamic sampling, Yu et al. 2025, arXiv
+2503.14476), and every candidate scores these *same* answers teacher-forced. Its fitness
 is the clipped, importance-weighted objective of PPO (Schulman et al. 2017, arXiv 1707.06347, eq. 7), with advantage 1
 for the best and -1 for the worst. It takes forward passes alone, and one set of answers serves several generations.
 
@@ -21,7 +22,10 @@ from esalign.protocols import Backend
 from esalign.rewards.pool import RewardPool
 from esalign.types import Array, Evaluation, Sample, Sampling, State
 
-MAX_TRIES = 3
+Sequence = tuple[tuple[int, ...], tuple[int, ...]]
+"""A prompt's and an answer's token ids."""
+
+MAX_TRIES = 8
 MAX_LOG_RATIO = 20.0  # exp of it is finite in float32; clipped objectives are flat long before
 
 
@@ -33,9 +37,10 @@ class SurrogateFitness:
         batches: where the problems come from.
         pool: the rewards.
         sampling: how to decode; at temperature 0 all answers to a problem would be equal, so `temperature` stands in.
-        prompts: problems per set of answers.
+        prompts: problems answered at a time, until enough pairs are found.
         samples: answers per problem, at least 2.
         seed: what the decoding seeds derive from.
+        pairs: problems that make a set; fewer if eight times `prompts` do not hold so many.
         refresh: generations that one set of answers serves.
         temperature: of the answers when the run's own is 0. Low, as it is the greedy answer that shall get better.
         clip: the ratio's distance from 1 at which a token's objective is flat.
@@ -52,6 +57,7 @@ class SurrogateFitness:
         prompts: int = 48,
         samples: int = 4,
         seed: int = 0,
+        pairs: int = 32,
         refresh: int = 4,
         temperature: float = 0.3,
         clip: float = 0.2,
@@ -59,17 +65,18 @@ class SurrogateFitness:
     ) -> None:
         if samples < 2:
             raise ConfigError(f"fitness.samples is {samples}, expected at least 2 for fitness 'surrogate', say 4")
-        if not refresh >= 1:
-            raise ConfigError(f"fitness.options.refresh is {refresh!r}, expected at least 1")
+        for name, count in (("pairs", pairs), ("refresh", refresh)):
+            if not count >= 1:
+                raise ConfigError(f"fitness.options.{name} is {count!r}, expected at least 1")
         for name, value in (("temperature", temperature), ("clip", clip), ("kl_limit", kl_limit)):
             if not value > 0:
                 raise ConfigError(f"fitness.options.{name} is {value!r}, expected a number above 0")
         self._backend, self._batches, self._pool = backend, batches, pool
         self._sampling = replace(sampling, temperature=sampling.temperature or temperature)
         self._prompts, self._samples, self._seed = prompts, samples, seed
-        self._refresh, self._clip, self._kl_limit = refresh, clip, kl_limit
+        self._pairs, self._refresh, self._clip, self._kl_limit = pairs, refresh, clip, kl_limit
         self._age = refresh
-        self._sequences: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        self._sequences: list[Sequence] = []
         self._advantages = np.zeros(0)
         self._old: Array = np.zeros(0)
         self._reward = float("nan")
@@ -77,42 +84,56 @@ class SurrogateFitness:
         self._shown: tuple[Sample, ...] = ()
 
     def prepare(self, mean: Array, generation: int) -> None:
-        """Let the mean answer anew when its last answers have served their generations."""
+        """Let the mean answer anew when its last answers have served their generations.
+
+        Raises:
+            RewardError: rewards differ on no problem.
+        """
         self._fresh = {"generated_tokens": 0, "prompt_tokens": 0, "scored_tokens": 0}
         self._shown = ()
         self._age += 1
         if self._age <= self._refresh:
             return
         self._age = 1
-        for _ in range(MAX_TRIES):
-            self._roll_out(mean, generation)
-            if self._sequences:
-                return
-        raise RewardError(
-            f"{MAX_TRIES} sets of {self._prompts} problems x {self._samples} answers gave no problem on which rewards "
-            "differ, so nothing can be learned: is the task far too easy or too hard, or the reward always the same?"
-        )
+        pairs: list[tuple[Sequence, Sequence]] = []
+        rewards: list[Array] = []
+        while len(pairs) < self._pairs and len(rewards) < MAX_TRIES:
+            pairs += self._roll_out(mean, generation, rewards)
+        if not pairs:
+            raise RewardError(
+                f"{MAX_TRIES} sets of {self._prompts} problems x {self._samples} answers gave no problem on which "
+                "rewards differ, so nothing can be learned: is the task far too easy or too hard, or the reward always "
+                "the same?"
+            )
+        best, worst = zip(*pairs[: self._pairs], strict=True)
+        self._sequences = [*best, *worst]
+        self._advantages = np.repeat([1.0, -1.0], len(best))
+        self._reward = float(np.nanmean(rewards))
+        self._old = self._log_probabilities(mean[None])[0]
+        self._fresh["scored_tokens"] += self._scored(1)
 
-    def _roll_out(self, mean: Array, generation: int) -> None:
-        """Sample answers, keep the best and the worst of each problem, and note the mean's own log-probabilities."""
+    def _roll_out(self, mean: Array, generation: int, rewards: list[Array]) -> list[tuple[Sequence, Sequence]]:
+        """Sample answers, and return the best and the worst of each problem on which their rewards differ.
+
+        Args:
+            mean: who answers, shape (dim,).
+            generation: of the run.
+            rewards: where the answers' rewards are added, of shape (prompts, samples).
+        """
         chosen = self._batches.next(self._prompts)
         examples = [example for example in chosen for _ in range(self._samples)]
         round_seed = derive_seed(self._seed, generation, self._fresh["generated_tokens"])
         answers = answer(self._backend, self._pool, mean[None], examples, replace(self._sampling, seed=round_seed))
-        rewards = answers.rewards[0].copy()
-        rewards[[not completion.token_ids for completion in answers.rows[0]]] = np.nan  # nothing to score
-        best, worst = extremes(rewards.reshape(self._prompts, self._samples))
         prompts = [self._backend.encode(example.prompt) for example in chosen]
-        kept = np.concatenate([best, worst])
-        self._sequences = [(prompts[j // self._samples], answers.rows[0][j].token_ids) for j in kept]
-        self._advantages = np.repeat([1.0, -1.0], len(best))
-        self._reward = float(np.nanmean(answers.rewards))
-        self._shown = make_samples(examples, answers)
         self._fresh["generated_tokens"] += answers.generated_tokens
         self._fresh["prompt_tokens"] += self._samples * sum(len(prompt) for prompt in prompts)
-        if self._sequences:
-            self._old = self._log_probabilities(mean[None])[0]
-            self._fresh["scored_tokens"] += self._scored(1)
+        self._shown = make_samples(examples, answers)
+        table = answers.rewards[0].reshape(self._prompts, self._samples)
+        rewards.append(table)
+        empty = [not completion.token_ids for completion in answers.rows[0]]  # nothing to score
+        best, worst = extremes(np.where(np.reshape(empty, table.shape), np.nan, table))
+        sequences = [(prompts[j // self._samples], c.token_ids) for j, c in enumerate(answers.rows[0])]
+        return [(sequences[i], sequences[j]) for i, j in zip(best, worst, strict=True)]
 
     def evaluate(self, candidates: Array) -> Evaluation:
         """Score the kept answers with every candidate."""

@@ -116,7 +116,10 @@ def esalign(*arguments: object, room: int | None = None) -> Command:
 
 
 def kill_at_random_moments(command: str, file: Path, folder: Path, *, kills: int) -> None:
-    """Start a run so many times, each time killing it (SIGKILL) a moment after it got further; then let it finish."""
+    """Start a run so many times, each time killing it (SIGKILL) a moment after it got further; then let it finish.
+
+    The run must be far longer than its kills, as on a busy machine it goes on until the signal arrives.
+    """
     chance, progress = random.Random(0), folder / "metrics.jsonl"
     for _ in range(kills):
         resume = ["--resume"] if folder.exists() else []
@@ -133,21 +136,28 @@ def kill_at_random_moments(command: str, file: Path, folder: Path, *, kills: int
     assert done.returncode == 0, done.stderr
 
 
-def kill_once_and_resume(folder: Path) -> None:
-    """Kill a second run of ``run.yaml`` (SIGKILL) after two generations; resumed, it ends as the first, ``small``."""
+def kill_once_and_resume(folder: Path) -> Command:
+    """Kill a run of ``run.yaml`` (SIGKILL) after two generations; resumed, it ends as ``small``, which was left alone.
+
+    Returns the command of the latter.
+    """
     killed, whole = folder / "runs" / "killed", folder / "runs" / "small"
-    command = start_esalign("run", folder / "run.yaml", "run.name=killed")
+    long = (folder / "run.yaml", "run.generations=24")  # far more than pass before a signal arrives on a busy machine
+    alone = esalign("run", *long)
+    assert (alone.returncode, alone.stderr) == (0, "")
+    command = start_esalign("run", *long, "run.name=killed")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and _count_lines(killed) < 3:
         time.sleep(0.002)
     command.send(signal.SIGKILL)
     assert command.wait().returncode == -signal.SIGKILL
-    assert 3 <= _count_lines(killed) < 7, "killed too late, so this shows nothing"
-    resumed = esalign("run", folder / "run.yaml", "run.name=killed", "--resume")
+    assert 3 <= _count_lines(killed) < 25, "killed too late, so this shows nothing"
+    resumed = esalign("run", *long, "run.name=killed", "--resume")
     assert (resumed.returncode, resumed.stderr) == (0, "")
     assert reproducible(killed) == reproducible(whole)
     weights = "adapter/adapter_model.safetensors"
     assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
+    return alone
 
 
 def _count_lines(run: Path) -> int:

@@ -226,7 +226,7 @@ def assert_same(mine, theirs):
 def test_a_distillation_killed_at_random_moments_and_resumed_equals_an_uninterrupted_one(models, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
-        write_config(folder, models)
+        write_config(folder, models, run__generations=40)
     assert esalign("distill", whole / "distill.yaml").returncode == 0
     kill_at_random_moments("distill", killed / "distill.yaml", killed / "runs" / "small", kills=6)
     assert_same(killed / "runs" / "small", whole / "runs" / "small")

@@ -34,13 +34,11 @@ def files(folder):
 
 
 def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one_without_noise(folder):
-    whole = esalign("run", folder / "run.yaml")
-    assert (whole.returncode, whole.stderr) == (0, "")
+    whole = kill_once_and_resume(folder)
     result = json.loads((folder / "runs" / "small" / "result.json").read_text())
     assert result["verification"]["agreement"] == 1.0
     for word in ("llama_", "ggml", "gguf", "load_tensors", "n_ctx"):
         assert word not in whole.stdout.lower()
-    kill_once_and_resume(folder)
 
 
 def test_a_run_needs_no_hugging_face_model_and_its_result_goes_back_to_gguf(folder, files, tmp_path):

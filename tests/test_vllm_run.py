@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from models import TinyModel, make_tiny
-from runs import esalign, kill_once_and_resume, write_run
+from runs import kill_once_and_resume, write_run
 
 from esalign.space import SvdLora
 from esalign.testing import Reference
@@ -35,10 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one_without_noise(folder: Path) -> None:
-    whole = esalign("run", folder / "run.yaml")
-    assert (whole.returncode, whole.stderr) == (0, "")
+    whole = kill_once_and_resume(folder)
     assert "vllm" not in whole.stdout.replace("on vllm", "").lower()
-    kill_once_and_resume(folder)
 
 
 # --- the command line in this process, which has imported vLLM already

@@ -24,7 +24,7 @@ from esalign.distill.run import run_distill
 CONFIG = Path(__file__).parents[1] / "distillation" / "embedded.yaml"
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by seeds
 SWEEP_SEED = 100
-LENGTH = ["run.max_rollout_tokens=18000", "run.generations=100000", "run.evaluate_every=7"]  # about 21 updates
+LENGTH = ["run.max_rollout_tokens=60000", "run.generations=100000", "run.evaluate_every=20"]  # about 70 updates
 BASELINE = "plain OPD"
 
 
@@ -35,16 +35,28 @@ def warm_up(name: str, steps: int | None, **settings: float) -> list[str]:
 
 
 TRIES: dict[str, dict[str, list[str]]] = {
-    "TRB": {f"eps {eps:g}, K 10": warm_up("trust-region", 10, budget=eps) for eps in (0.02, 0.1)},
-    "plain OPD": {"": warm_up("student", None)},
-    "fixed budget": {f"eps {eps:g}": warm_up("trust-region", None, budget=eps) for eps in (0.02, 0.1)},
-    "SKD": {f"top {top}, K 10": warm_up("speculative", 10, top=top) for top in (2, 5)},
-    "temperature": {f"T {start:g}, K 10": warm_up("temperature", 10, temperature=start) for start in (0.8, 0.9)},
-    "SFT warm-up": {f"K {steps}": warm_up("sft", steps) for steps in (4, 10)},
+    "TRB": {
+        f"eps {eps:g}, K {steps}": warm_up("trust-region", steps, budget=eps)
+        for eps, steps in ((0.02, 10), (0.1, 10), (0.1, 30))
+    },
+    "plain OPD": {
+        f"rate {rate:g}": [*warm_up("student", None), f"training.learning_rate={rate}"] for rate in (5e-4, 1e-3, 2e-3)
+    },
+    "fixed budget": {f"eps {eps:g}": warm_up("trust-region", None, budget=eps) for eps in (0.005, 0.02, 0.1)},
+    "SKD": {
+        f"top {top}, K {steps}": warm_up("speculative", steps, top=top) for top, steps in ((2, 10), (5, 10), (5, 30))
+    },
+    "temperature": {
+        f"T {start:g}, K {steps}": warm_up("temperature", steps, temperature=start)
+        for start, steps in ((0.8, 10), (0.9, 10), (0.8, 30))
+    },
+    "SFT warm-up": {f"K {steps}": warm_up("sft", steps) for steps in (4, 10, 20)},
 }
+"""Three tries of each method. The rate of plain OPD is that of all others, unless another one turns out better."""
+
 CHOSEN = {  # beforehand, the same warm-up for all; eps and the first temperature are middle values of the papers'
     "TRB": "eps 0.02, K 10",
-    "plain OPD": "",
+    "plain OPD": "rate 0.001",
     "fixed budget": "eps 0.02",
     "SKD": "top 5, K 10",
     "temperature": "T 0.9, K 10",

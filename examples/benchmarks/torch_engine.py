@@ -7,8 +7,9 @@
    give the same tokens.
 2. Answers of one length: the same batch with and without adapters, with the end of sequence taken from the model, so
    that both do the same work.
-3. With a GPU: randomly initialised models in the shapes of Qwen2.5-0.5B and 7B, bfloat16, in tokens per second and in
-   the share of the time that reading the weights and the cache alone would take. (Written without a GPU: untried.)
+3. With a GPU (`--gpu` for this part alone): randomly initialised models in the shapes of Qwen2.5-0.5B and 7B,
+   bfloat16, answers of one length: the engine with and without adapters, PEFT candidate by candidate (two of them
+   stand for all), tokens per second, and the share of the time that reading the weights and the cache would take.
 
 Runs take turns, and the fastest of each counts, so that a busy machine slows both alike. Processor seconds are shown
 beside the seconds of the clock: on a busy machine they are the better measure.
@@ -47,6 +48,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=40, help="tokens of every answer in the second part")
     parser.add_argument("--spread", type=float, default=0.5, help="standard deviation of the candidates")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--gpu", action="store_true", help="the third part alone")
     parser.add_argument("--repeats", type=int, default=3, help="the fastest counts")
     return parser.parse_args()
 
@@ -187,27 +189,79 @@ def without_end(source: Path, target: Path) -> Path:
     return target
 
 
-def measure_gpu(name: str, candidates: int = 32, prompts: int = 32, length: int = 128) -> None:
+def measure_gpu(name: str, *, candidates: int = 32, prompts: int = 32, length: int = 128) -> None:
     """Part 3, for one shape."""
     import torch
     from esalign_torch import TorchBackend
 
-    with tempfile.TemporaryDirectory() as folder:
-        model, space, weights = random_model(Path(folder) / "model", **SHAPES[name])
-        backend = TorchBackend(model, space, dtype="bfloat16", device="cuda")
-    vectors = np.random.default_rng(0).standard_normal((candidates, space.dim)) * 0.1
-    ids = [tuple(np.random.default_rng(j).integers(10, 1000, size=64).tolist()) for j in range(prompts)]
-    sampling = Sampling(max_tokens=length)
-    backend.generate(vectors, ids, Sampling(max_tokens=2))
-    [(timing, rows)] = race(lambda: backend.generate(vectors, ids, sampling), repeats=2)
-    seconds = timing.seconds
+    with tempfile.TemporaryDirectory() as place:
+        folder, space, weights = random_model(Path(place) / "model", **SHAPES[name])
+        adapted = TorchBackend(folder, space, dtype="bfloat16", device="cuda")
+        bare = TorchBackend(folder, None, dtype="bfloat16", device="cuda")
+        vectors = np.random.default_rng(0).standard_normal((candidates, space.dim)) * 0.1
+        ids = [tuple(np.random.default_rng(j).integers(10, 500, size=64).tolist()) for j in range(prompts)]
+        few = Sampling(max_tokens=2)
+        adapted.generate(vectors, ids, few)
+        bare.generate(vectors[:, :0], ids, few)
+        sampling = Sampling(max_tokens=length)
+        (ours, rows), (limit, _) = race(
+            lambda: adapted.generate(vectors, ids, sampling),
+            lambda: bare.generate(vectors[:, :0], ids, sampling),
+            repeats=2,
+        )
+        adapted.close()
+        bare.close()
+        torch.cuda.empty_cache()
+        theirs = candidates / 2 * time_peft(folder, space, vectors[:2], ids, length)
+    tokens, seconds = count_tokens(rows), ours.seconds
     shape = SHAPES[name]
     heads, kv_heads = shape["heads"]
     kv_token = 4 * shape["num_hidden_layers"] * kv_heads * (shape["hidden_size"] // heads)
     cache = candidates * prompts * kv_token * (64 + length / 2)
-    limit = length * (weights + cache) / memory_bandwidth(torch)
-    print(f"{name} shape, {candidates} x {prompts} x {length} tokens: {count_tokens(rows) / seconds:8.0f} tokens/s")
-    print(f"  {limit / seconds:.0%} of the memory-bandwidth limit")
+    least = length * (weights + cache) / memory_bandwidth(torch)
+    print(f"{name} shape, {candidates} x {prompts} x {length} tokens, {torch.cuda.get_device_name()}")
+    print(ours.row("engine", tokens))
+    print(limit.row("without adapters", tokens))
+    print(Timing(theirs, float("nan")).row("PEFT", tokens))
+    print(
+        f"  {theirs / seconds:.1f} times the throughput of PEFT, {limit.seconds / seconds:.2f} of that bare, "
+        f"{least / seconds:.0%} of the memory-bandwidth limit",
+        flush=True,
+    )
+
+
+def time_peft(folder: Path, space: SvdLora, vectors: Array, ids: list[tuple[int, ...]], length: int) -> float:
+    """Return the seconds that PEFT takes for two candidates, one after another, after a first short answer."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    factory: Any = AutoModelForCausalLM
+    model: Any = factory.from_pretrained(folder, dtype=torch.bfloat16).to("cuda")
+    for number, vector in enumerate(vectors):
+        space.save_pretrained(vector, folder / str(number))
+        if number:
+            model.load_adapter(str(folder / str(number)), adapter_name=str(number))
+        else:
+            model = PeftModel.from_pretrained(model, str(folder / "0"), adapter_name="0")
+    model.eval()
+    batch = torch.tensor(ids, device="cuda")
+    began = 0.0
+    for new in (2, length):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for number in range(len(vectors)):
+            model.set_adapter(str(number))
+            model.generate(
+                input_ids=batch,
+                attention_mask=torch.ones_like(batch),
+                max_new_tokens=new,
+                min_new_tokens=new,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def random_model(
@@ -272,15 +326,23 @@ def main() -> None:
     options = read_options()
     if options.threads:
         torch.set_num_threads(options.threads)
+    if not options.gpu:
+        measure_cpu(options)
+    if options.gpu or torch.cuda.is_available():
+        for name in SHAPES:
+            measure_gpu(name)
+
+
+def measure_cpu(options: argparse.Namespace) -> None:
+    """Parts 1 and 2."""
+    import torch
+
     space = SvdLora.from_pretrained(EMBEDDED / "adapter")
     noise = np.random.default_rng(0).standard_normal((options.candidates, space.dim))
     prompts = pose_problems(options.prompts)
     print(f"{options.candidates} candidates x {options.prompts} prompts, {torch.get_num_threads()} threads")
     compare_with_peft(options, space, options.spread * noise, prompts)
     compare_with_bare(options, space, options.spread * noise, prompts)
-    if torch.cuda.is_available():
-        for name in SHAPES:
-            measure_gpu(name)
 
 
 if __name__ == "__main__":

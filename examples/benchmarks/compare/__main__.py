@@ -19,11 +19,14 @@ import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rows import GRPO_SWEEP, ROWS, Row, label, make_config, make_options
+
+from esalign.config import RunConfig
 
 BUDGET = 100.0
 SEEDS = (0, 1, 2)
@@ -38,18 +41,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=BUDGET, help="processor seconds of training")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; raw-lora and full-es know the CPU alone")
     parser.add_argument("--train-only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    extra = tuple(options.extra)
+    same = {"budget": options.budget, "out": options.out, "device": options.device}
     if options.all:
         for seed in SEEDS:
             for row in ROWS.values():
-                run(row, seed, (), options.budget, options.out)
+                run(Job(row, seed, **same))
     elif options.row is None:
         parser.error("name a row, or give --all")
     elif options.row == "sweep":
         for variant in GRPO_SWEEP:
-            run(ROWS["grpo"], options.seed, variant, options.budget, options.out)
+            run(Job(ROWS["grpo"], options.seed, variant, **same))
     elif options.row == "table":
         from tables import print_tables
 
@@ -58,72 +62,103 @@ def main() -> None:
         from plots import draw
 
         draw(options.out)
-    elif options.train_only:
-        train(ROWS[options.row], options.seed, extra, options.budget, options.out)
     else:
-        run(ROWS[options.row], options.seed, extra, options.budget, options.out)
+        job = Job(ROWS[options.row], options.seed, tuple(options.extra), **same)
+        (train if options.train_only else run)(job)
 
 
-def run(row: Row, seed: int, extra: tuple[str, ...], budget: float, out: Path) -> None:
+@dataclass(frozen=True)
+class Job:
+    """One row with one seed.
+
+    Args:
+        row: what is trained.
+        seed: of the problems and of the training.
+        extra: ``key=value`` that make a variant of the row.
+        budget: processor seconds of training.
+        out: folder of the results.
+        device: cpu or cuda.
+    """
+
+    row: Row
+    seed: int
+    extra: tuple[str, ...] = ()
+    budget: float = BUDGET
+    out: Path = Path("runs/compare")
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """Of its result and of its folder."""
+        return f"{label(self.row, self.extra)}.seed{self.seed}"
+
+    @property
+    def work(self) -> Path:
+        """Where the snapshots lie until they are judged."""
+        return self.out / "work" / self.name
+
+    def config(self) -> RunConfig:
+        """Return the configuration."""
+        return make_config(self.row, self.seed, self.extra, self.out, self.device)
+
+    def arguments(self) -> list[str]:
+        """Return the command line that trains it."""
+        options = {"seed": self.seed, "budget": self.budget, "out": self.out, "device": self.device}
+        return [self.row.name, *self.extra, *(f"--{key}={value}" for key, value in options.items()), "--train-only"]
+
+
+def run(job: Job) -> None:
     """Train and judge one row with one seed, unless that is done."""
-    work = work_folder(row, seed, extra, out)
-    file = out / f"{work.name}.jsonl"
+    file = job.out / f"{job.name}.jsonl"
     if file.exists():
         print(f"{file}: done before")
         return
-    if row.kind != "start" and not (work / "training.json").exists():
-        shutil.rmtree(work, ignore_errors=True)
-        arguments = [row.name, *extra, f"--seed={seed}", f"--budget={budget}", f"--out={out}", "--train-only"]
-        subprocess.run([sys.executable, str(Path(__file__).parent), *arguments], check=True)
-    lines = judge(row, seed, extra, out)
-    out.mkdir(parents=True, exist_ok=True)
+    if job.row.kind != "start" and not (job.work / "training.json").exists():
+        shutil.rmtree(job.work, ignore_errors=True)
+        subprocess.run([sys.executable, str(Path(__file__).parent), *job.arguments()], check=True)
+    lines = judge(job)
+    job.out.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     part.replace(file)
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(job.work, ignore_errors=True)
     print(f"{file}: {json.dumps({key: lines[-1].get(key) for key in ('point', 'greedy', 'sampled', 'kl')})}")
 
 
-def train(row: Row, seed: int, extra: tuple[str, ...], budget: float, out: Path) -> None:
+def train(job: Job) -> None:
     """Train one row, leaving snapshots and what they cost."""
     from meter import Meter
 
-    config = make_config(row, seed, extra, out)
-    meter = Meter(budget, work_folder(row, seed, extra, out))
+    row, config = job.row, job.config()
+    meter = Meter(job.budget, job.work)
     if row.kind.startswith("grpo"):
         from grpo import train_grpo
 
-        train_grpo(config, make_options(row, extra), meter, singular=row.kind == "grpo-singular")
+        train_grpo(config, make_options(row, job.extra), meter, singular=row.kind == "grpo-singular")
     else:
         import searching
 
         if row.kind == "full-es":
-            searching.train_full(config, make_options(row, extra), meter)
+            searching.train_full(config, make_options(row, job.extra), meter)
         else:
             {"search": searching.train_search, "raw-lora": searching.train_raw_lora}[row.kind](config, meter)
     meter.finish()
 
 
-def work_folder(row: Row, seed: int, extra: tuple[str, ...], out: Path) -> Path:
-    """Return where a row's snapshots lie until they are judged."""
-    return out / "work" / f"{label(row, extra)}.seed{seed}"
-
-
-def judge(row: Row, seed: int, extra: tuple[str, ...], out: Path) -> list[dict[str, Any]]:
+def judge(job: Job) -> list[dict[str, Any]]:
     """Return the lines of a result: what was run, each snapshot on its way, and the one that validation chose."""
     from judging import CURVE_PROBLEMS, Judge, interval
 
-    config = make_config(row, seed, extra, out)
-    work = work_folder(row, seed, extra, out)
-    training = {"points": []} if row.kind == "start" else json.loads((work / "training.json").read_text())
+    config, row = job.config(), job.row
+    training = {"points": []} if row.kind == "start" else json.loads((job.work / "training.json").read_text())
     points = training.pop("points")
     with ExitStack() as closing:
         judge = Judge(config, closing)
         for point in points or [{"folder": None}]:
-            snapshot = work / point.pop("folder") if points else None
+            snapshot = job.work / point.pop("folder") if points else None
             point["validation"] = judge.validate(snapshot)
         chosen = int(np.argmax([point["validation"]["greedy"] for point in points])) if points else None
-        snapshots: list[Path | None] = [work / f"point{number + 1}" for number in range(len(points))]
+        snapshots: list[Path | None] = [job.work / f"point{number + 1}" for number in range(len(points))]
         for point, snapshot in zip(points, snapshots, strict=True):
             scores = judge.test(snapshot, problems=CURVE_PROBLEMS)
             point["test"] = {name: interval(values) for name, values in scores.items()}
@@ -131,7 +166,7 @@ def judge(row: Row, seed: int, extra: tuple[str, ...], out: Path) -> list[dict[s
         scores = judge.test(best, problems=config.data.test_size)
         probe = judge.probe(best)
         kl = judge.kl(best) if best is not None else 0.0
-    head = {"row": row.name, "label": label(row, extra), "seed": seed, "extra": extra, **training}
+    head = {"row": row.name, "label": label(row, job.extra), "seed": job.seed, "extra": job.extra, **training}
     result = {
         "point": chosen,
         "validation": points[chosen]["validation"] if chosen is not None else None,

@@ -113,7 +113,7 @@ def train_grpo(config: RunConfig, options: dict[str, float], meter: Meter, *, si
             return
         vector = np.zeros(space.dim)
         for part in offsets:
-            vector[part.start : part.start + len(part.x)] = part.x.detach().numpy()
+            vector[part.start : part.start + len(part.x)] = part.x.detach().cpu().numpy()
         space.save_pretrained(vector, folder / "adapter")
 
     _time_generation(model, meter, cached=singular)
@@ -156,7 +156,7 @@ def _trainer_options(config: RunConfig, options: dict[str, float], folder: Path)
         lr_scheduler_type="constant",
         max_steps=1_000_000,
         seed=config.run.seed % 2**32,
-        use_cpu=True,
+        use_cpu=config.backend.device == "cpu",
         bf16=False,
         gradient_checkpointing=False,
         save_strategy="no",

@@ -8,7 +8,7 @@ from problems import pose
 from esalign.assemble import asset
 from esalign.config import RunConfig, load_config
 
-SAME = ("backend.device=cpu", "scoring.workers=0", "run.generations=1000000")
+SAME = ("scoring.workers=0", "run.generations=1000000")
 """For every row: one process, so that its time and memory are its own, and no end but the budget's."""
 
 
@@ -71,9 +71,9 @@ ROWS = {
 }
 
 
-def make_config(row: Row, seed: int, extra: tuple[str, ...], folder: Path) -> RunConfig:
+def make_config(row: Row, seed: int, extra: tuple[str, ...], folder: Path, device: str) -> RunConfig:
     """Return the row's configuration, with the problems that lie in a folder of results."""
-    overrides = (*SAME, f"run.seed={seed}", *row.overrides, *split_extra(extra)[0])
+    overrides = (*SAME, f"backend.device={device}", f"run.seed={seed}", *row.overrides, *split_extra(extra)[0])
     config = load_config([asset("quickstart.yaml")], overrides, schema=RunConfig)
     return config.model_copy(update={"data": pose(seed, folder)})
 
