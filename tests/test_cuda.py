@@ -1,6 +1,8 @@
 """The torch engine on a GPU: it holds the contract there, agrees with itself on the CPU, and does the main job."""
 
 import json
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 from esalign_torch import TorchBackend
 from models import ARCHITECTURES, make_tiny
-from runs import esalign, reproducible, write_run
+from runs import reproducible, write_run
 
 from esalign.contracts.backend import ids_of
 from esalign.space import SvdLora
@@ -16,6 +18,9 @@ from esalign.testing import BACKEND_CLAIMS, Subject
 from esalign.types import Sampling
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+COMMAND = (sys.executable, "-c", "from esalign.cli import main; main()")
+"""In a new process: one forked from a process that has looked at the GPU cannot use it."""
 
 PARITY = [claim for claim in BACKEND_CLAIMS if claim.__name__.endswith("as_the_folded_adapter_does")]
 
@@ -66,7 +71,7 @@ def test_a_run_on_a_gpu_repeats_itself_and_its_adapter_is_verified(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         file = write_run(folder, backend={"dtype": "float32", "device": "cuda"})
-        done = esalign("run", file)
+        done = subprocess.run([*COMMAND, "run", file], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         run = folder / "runs" / "small"
         assert json.loads((run / "result.json").read_text())["verification"]["agreement"] == 1.0
