@@ -57,9 +57,9 @@ class SurrogateFitness:
         prompts: int = 48,
         samples: int = 4,
         seed: int = 0,
-        pairs: int = 32,
-        refresh: int = 4,
-        temperature: float = 0.3,
+        pairs: int = 16,
+        refresh: int = 2,
+        temperature: float = 0.15,
         clip: float = 0.2,
         kl_limit: float = 0.05,
     ) -> None:

@@ -29,8 +29,8 @@ from esalign.run import TEST, VALIDATION, Parts
 from esalign.statistics import estimate, paired_difference
 
 ROWS = {
-    "plain": (16, 4, ()),
-    "surrogate": (16, 4, ("fitness.name=surrogate", "fitness.prompts=48")),
+    "plain": (16, 2, ()),
+    "surrogate": (20, 2, ("fitness.name=surrogate", "fitness.prompts=48", "optimizer.sigma=1")),
 }
 """Generations, generations between validations, and overrides of quickstart.yaml."""
 

@@ -11,8 +11,6 @@ from make_data import DEMONSTRATIONS, countdown
 from esalign.sft import SftOptions, train_sft
 from esalign.types import Example
 
-NUM_EXAMPLES = 1000
-
 
 def main() -> None:
     """Train the adapter beside the model."""
@@ -22,18 +20,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--epochs", type=float, default=6)
+    parser.add_argument("--rank", type=int, default=8, help="alpha is twice the rank")
+    parser.add_argument("--examples", type=int, default=1000)
     options = parser.parse_args()
 
     rng = Random(options.seed + 100)
-    documents = [countdown(rng, DEMONSTRATIONS) for _ in range(NUM_EXAMPLES)]
+    documents = [countdown(rng, DEMONSTRATIONS) for _ in range(options.examples)]
     summary = train_sft(
         options.model,
         [Example(document.question, {"answer": document.answer}) for document in documents],
         completion_column="answer",
         out=options.out,
         options=SftOptions(
-            rank=8,
-            alpha=16,
+            rank=options.rank,
+            alpha=2 * options.rank,
             learning_rate=options.lr,
             epochs=options.epochs,
             max_length=128,

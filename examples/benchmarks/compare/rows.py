@@ -46,13 +46,13 @@ ROWS = {
     row.name: row
     for row in (
         Row("start", "start", "SFT start"),
-        Row("grpo", "grpo", "GRPO (TRL), LoRA rank 8", options=("lr=1e-3", "group=8")),
-        Row("grpo-singular", "grpo-singular", "GRPO on singular values", options=("lr=3e-2", "group=8")),
+        Row("grpo", "grpo", "GRPO (TRL), LoRA rank 8", options=("lr=3e-3", "group=8")),
+        Row("grpo-singular", "grpo-singular", "GRPO on singular values", options=("lr=1e-1", "group=8")),
         Row(
             "cma-es", "search", "ESSA, CMA-ES (diagonal)", optimizer("cma-es", "optimizer.options.covariance=diagonal")
         ),
         Row("cma-es-full", "search", "ESSA, CMA-ES (full)", optimizer("cma-es", "optimizer.options.covariance=full")),
-        Row("openai-es", "search", "ESSA, OpenAI-ES", optimizer("openai-es")),
+        Row("openai-es", "search", "ESSA, OpenAI-ES", optimizer("openai-es", "optimizer.options.learning_rate=0.1")),
         Row("ng-DiagonalCMA", "search", "ESSA, nevergrad DiagonalCMA", optimizer("nevergrad:DiagonalCMA")),
         Row("ng-TBPSA", "search", "ESSA, nevergrad TBPSA", optimizer("nevergrad:TBPSA")),
         Row("ng-TwoPointsDE", "search", "ESSA, nevergrad TwoPointsDE", optimizer("nevergrad:TwoPointsDE")),
@@ -62,7 +62,7 @@ ROWS = {
             "surrogate",
             "search",
             "surrogate ESSA",
-            ("fitness.name=surrogate", "fitness.prompts=48", "fitness.samples=4"),
+            ("fitness.name=surrogate", "fitness.prompts=48", "fitness.samples=4", "optimizer.sigma=1"),
         ),
         Row("raw-lora", "raw-lora", "ES on raw LoRA factors", optimizer("openai-es", "optimizer.sigma=0.05")),
         Row("full-es", "full-es", "full-parameter ES", options=("sigma=1e-3", "step=5e-4", "members=24")),
