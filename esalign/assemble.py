@@ -136,6 +136,12 @@ def _make_fitness(config: RunConfig, backend: Backend, space: SvdLora, splits: S
         # It stands above this module on the map of the code, as it needs models and not only an engine.
         factory = import_module("esalign.distill.fitness").make_fitness
         settings |= {"model": config.model.path, "space": space}
+        steps = section.options.get("steps")
+        if isinstance(steps, int) and steps > config.run.generations:
+            raise ConfigError(
+                f"fitness.options.steps is {steps}, but the run has only {config.run.generations} generations, so the "
+                "teacher's help would never end: shorten it, lengthen the run, or leave it out to keep the budget"
+            )
     elif section.name in FITNESSES:
         factory = FITNESSES[section.name]
     else:

@@ -72,6 +72,8 @@ MISTAKES = [
     (["fitness={name: surrogate, options: {refresh: 0}}"], "at least 1"),
     (["fitness={name: surrogate, options: {kl_limit: -1}}"], "above 0"),
     (["fitness={name: surrogate, options: {klimit: 1}}"], "kl_limit"),
+    (["fitness={name: surrogate, options: {pairs: 0}}"], "at least 1"),
+    (["fitness={name: distillation, options: {teacher: {folder}/model, steps: 900}}"], "never end"),
     (["run.tracker=wandb"], "pip install"),
     (["run.name=.."], "match pattern"),
     (["{folder}/twice.yaml"], "'generations' is given twice"),

@@ -104,6 +104,21 @@ def test_answers_serve_their_generations_and_tokens_are_counted_once(engine):
     assert [tokens > 0 for tokens in generated] == [True, False, False, True, False, False, True]
 
 
+def test_the_mean_answers_until_there_are_enough_pairs_or_tries(engine):
+    def rarely(prompts, completions, **columns):
+        pairs = zip(prompts, completions, strict=True)
+        return [len(set(text)) / 40 if prompt.startswith("3") else 1.0 for prompt, text in pairs]
+
+    generated = {}
+    for pairs, reward in ((1, variety), (10, variety), (10, rarely)):
+        fitness = make_fitness(engine, reward, pairs=pairs)
+        fitness.prepare(np.zeros(engine.space.dim), 1)
+        found = len(fitness.state_dict()["answers"]) // 2
+        assert found == pairs if reward is variety else 1 <= found < pairs
+        generated[pairs, reward] = fitness.evaluate(some_candidates(engine)).generated_tokens
+    assert generated[1, variety] < generated[10, variety] < generated[10, rarely]
+
+
 def test_a_run_resumed_amid_a_refresh_is_bit_equal(engine):
     def search(fitness, optimizer, first, last):
         for generation in range(first, last + 1):
