@@ -189,7 +189,7 @@ def without_end(source: Path, target: Path) -> Path:
     return target
 
 
-def measure_gpu(name: str, *, candidates: int = 32, prompts: int = 32, length: int = 128) -> None:
+def measure_gpu(name: str, candidates: int, prompts: int, *, length: int = 128) -> None:
     """Part 3, for one shape."""
     import torch
     from esalign_torch import TorchBackend
@@ -330,7 +330,7 @@ def main() -> None:
         measure_cpu(options)
     if options.gpu or torch.cuda.is_available():
         for name in SHAPES:
-            measure_gpu(name)
+            measure_gpu(name, options.candidates, options.prompts)
 
 
 def measure_cpu(options: argparse.Namespace) -> None:

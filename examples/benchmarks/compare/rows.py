@@ -64,8 +64,13 @@ ROWS = {
             "surrogate ESSA",
             ("fitness.name=surrogate", "fitness.prompts=48", "fitness.samples=4", "optimizer.sigma=1"),
         ),
-        Row("raw-lora", "raw-lora", "ES on raw LoRA factors", optimizer("openai-es", "optimizer.sigma=0.05")),
-        Row("full-es", "full-es", "full-parameter ES", options=("sigma=1e-3", "step=5e-4", "members=24")),
+        Row(
+            "raw-lora",
+            "raw-lora",
+            "ES on raw LoRA factors",
+            optimizer("openai-es", "optimizer.sigma=0.3", "optimizer.options.learning_rate=0.15"),
+        ),
+        Row("full-es", "full-es", "full-parameter ES", options=("sigma=2e-2", "step=1e-2", "members=24")),
         Row("defaults", "search", "ESSA, nothing set", USER_DEFAULTS),
     )
 }
@@ -92,4 +97,4 @@ def make_options(row: Row, extra: tuple[str, ...] = ()) -> dict[str, float]:
 
 def label(row: Row, extra: tuple[str, ...]) -> str:
     """Return the name of a row's variant, e.g. ``grpo+lr=3e-4``."""
-    return "+".join([row.name, *(text.rpartition(".")[2] if "." in text.partition("=")[0] else text for text in extra)])
+    return "+".join([row.name, *(text[text.partition("=")[0].rfind(".") + 1 :] for text in extra)])
