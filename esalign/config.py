@@ -103,7 +103,7 @@ class FitnessSection(Section):
         "reward", description="reward: mean reward of what each candidate generates; surrogate: see docs/surrogate.md."
     )
     prompts: int = Field(
-        100, ge=1, description="Problems per generation, the same for all its candidates; surrogate: 48 per refresh."
+        100, ge=1, description="Problems per generation, the same for all its candidates; surrogate: 48 at a time."
     )
     samples: int = Field(
         1,
