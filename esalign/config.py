@@ -126,7 +126,7 @@ class OptimizerSection(Section):
     name: str = Field("cma-es", description="cma-es, openai-es, random-search, nevergrad:<Name>, or a plug-in's name.")
     population: int = Field(24, ge=2, le=100_000, description="Candidates per generation.")
     sigma: float = Field(
-        0.3, gt=0, le=1000, description="First step size, in units of each factor's RMS singular value."
+        0.5, gt=0, le=1000, description="First step size, in units of each factor's RMS singular value."
     )
     options: dict[str, Any] = Field({}, description="Options of the optimiser.")
 
