@@ -6,7 +6,12 @@ from typing import Any
 from results import COSTS, Result, curve, pooled, read_results
 from rows import ROWS
 
-STYLES = {"grpo": ("black", "-"), "grpo-singular": ("gray", "-"), "defaults": ("tab:red", "-")}
+STYLES = {
+    "grpo": ("black", "-"),
+    "grpo-singular": ("gray", "-"),
+    "surrogate": ("tab:red", "-"),
+    "defaults": ("tab:blue", "-"),
+}
 SKIPPED = ("start",)
 
 
