@@ -9,8 +9,9 @@ from rows import ROWS
 STYLES = {
     "grpo": ("black", "-"),
     "grpo-singular": ("gray", "-"),
-    "surrogate": ("tab:red", "-"),
-    "defaults": ("tab:blue", "-"),
+    "surrogate": ("crimson", "-"),
+    "defaults": ("navy", "-"),
+    "cma-es-full": ("tab:green", "--"),
 }
 SKIPPED = ("start",)
 

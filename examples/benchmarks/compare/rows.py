@@ -56,7 +56,6 @@ ROWS = {
         Row("ng-DiagonalCMA", "search", "ESSA, nevergrad DiagonalCMA", optimizer("nevergrad:DiagonalCMA")),
         Row("ng-TBPSA", "search", "ESSA, nevergrad TBPSA", optimizer("nevergrad:TBPSA")),
         Row("ng-TwoPointsDE", "search", "ESSA, nevergrad TwoPointsDE", optimizer("nevergrad:TwoPointsDE")),
-        Row("ng-PSO", "search", "ESSA, nevergrad PSO", optimizer("nevergrad:PSO")),
         Row("random-search", "search", "ESSA, random search", optimizer("random-search")),
         Row(
             "surrogate",
