@@ -57,17 +57,17 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")] = False,
 ) -> None:
     """Align a model: evolve the singular values of its LoRA adapter towards reward."""
-    from esalign import dashboard
-    from esalign.align import align, plan
+    from esalign.commands.align import align, plan
+    from esalign.report import terminal
 
     settings = _read_run_config(config or [], backend)
     console = _console()
     if dry_run:
         with console.status("checking data, rewards and engine"):
             plan_of_run = plan(settings)
-        dashboard.show_plan(console, settings, plan_of_run)
+        terminal.show_plan(console, plan_of_run.config, plan_of_run)
         return
-    with dashboard.make_reporter(console) as reporter, _first_interrupt(reporter) as interrupts:
+    with terminal.make_reporter(console) as reporter, _first_interrupt(reporter) as interrupts:
         outcome = align(settings, reporter=reporter, resume=resume, interrupts=interrupts)
     _show_outcome(console, outcome)
 
@@ -75,9 +75,9 @@ def run(
 @app.command(context_settings=ANY)
 def sft(config: Config = None) -> None:
     """Make a warm start: train a LoRA adapter on a few demonstrations, the only step with gradients."""
-    from esalign.align import warm_start
-    from esalign.config import load_config
-    from esalign.sft_config import SftConfig
+    from esalign.commands.sft import warm_start
+    from esalign.config.reading import load_config
+    from esalign.config.sft import SftConfig
 
     files, overrides = split_arguments(config or [])
     if not files:
@@ -101,19 +101,19 @@ def distill(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this name.")] = False,
 ) -> None:
     """Distil a teacher into a student on-policy, early rollouts drawn from a trust region between the two (TRB)."""
-    from esalign import dashboard, wording
-    from esalign.config import load_config
-    from esalign.distill.config import DistillConfig
-    from esalign.distill.run import run_distill
+    from esalign.commands.distill import run_distill
+    from esalign.config.distill import DistillConfig
+    from esalign.config.reading import load_config
+    from esalign.report import terminal, words
 
     files, overrides = split_arguments(config or [])
     if not files:
         raise ConfigError("esalign distill needs a configuration with student, teacher, data and rewards")
     settings = load_config(files, overrides, schema=DistillConfig)
     console = _console()
-    with dashboard.make_reporter(console) as reporter, _first_interrupt(reporter) as interrupts:
+    with terminal.make_reporter(console) as reporter, _first_interrupt(reporter) as interrupts:
         outcome = run_distill(settings, reporter=reporter, resume=resume, interrupts=interrupts)
-    _show_outcome(console, outcome, words=wording.DISTILLATION)
+    _show_outcome(console, outcome, words=words.DISTILLATION)
 
 
 @app.command(name="eval", context_settings=ANY)
@@ -125,7 +125,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Problems to judge on: test, validation or train.")] = "test",
 ) -> None:
     """Judge a model, with or without adapter, on held-out problems, with 95 % intervals."""
-    from esalign.align import judge
+    from esalign.commands.evaluate import judge
 
     settings = _read_run_config(config or [], backend)
     console = _console()
@@ -147,7 +147,7 @@ def export(
     adapter: Annotated[Path | None, typer.Option(help="Copy the PEFT adapter.")] = None,
 ) -> None:
     """Write what a run found in another form, and check it there."""
-    from esalign.exports import export_run
+    from esalign.commands.export import export_run
 
     if not (merged or gguf or adapter):
         raise ConfigError("nothing to export: give --merged, --gguf or --adapter with a path")
@@ -158,7 +158,7 @@ def export(
 @app.command()
 def report(folder: RunFolder) -> None:
     """Write a run's report.html again."""
-    from esalign.report import write_report
+    from esalign.report.page import write_report
 
     _console().print(f"report: {write_report(folder)}")
 
@@ -169,8 +169,8 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
 ) -> None:
     """Write a commented configuration to start from."""
-    from esalign.adapter_io import write_atomically
-    from esalign.config_reference import commented_config
+    from esalign.config.reference import commented_config
+    from esalign.files import write_atomically
 
     if not file.parent.is_dir():
         raise ConfigError(f"there is no folder '{file.parent}' to write '{file.name}' to")
@@ -183,7 +183,7 @@ def init(
 @app.command()
 def doctor() -> None:
     """Show what is installed, what is missing, and how to mend it; fit to paste into a bug report."""
-    from esalign.doctor import examine
+    from esalign.commands.doctor import examine
 
     for line in examine():
         print(line)  # noqa: T201  (plain text, to be pasted)
@@ -191,17 +191,18 @@ def doctor() -> None:
 
 def _show_outcome(console: Any, outcome: Any, **options: Any) -> None:
     """Print how a run ended; one that was interrupted ends with the exit code of an interrupt."""
-    from esalign import dashboard
+    from esalign.report import terminal
 
     if outcome.result is None:
         console.print(f"interrupted, and saved: go on with --resume ({outcome.folder})")
         raise typer.Exit(INTERRUPTED)
-    dashboard.show_result(console, outcome.result, outcome.verification, outcome.folder, **options)
+    terminal.show_result(console, outcome.result, outcome.verification, outcome.folder, **options)
 
 
 def _read_run_config(arguments: Sequence[str], backend: str | None) -> Any:
-    from esalign.assemble import asset
-    from esalign.config import RunConfig, load_config
+    from esalign.assets import asset
+    from esalign.config.reading import load_config
+    from esalign.config.run import RunConfig
 
     files, overrides = split_arguments(arguments)
     if backend:

@@ -1,12 +1,46 @@
-"""The three plugs: an optimiser, an engine and a fitness. Implementations inherit nothing.
+"""The four plugs: a space, an optimiser, a backend and a fitness. Implementations inherit nothing.
 
 `loop.py` is the only place where they meet. A candidate crosses every boundary as its search vector, never as weights.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from esalign.types import Array, Completion, Evaluation, OnCompletion, Prompt, Sampling, Sequences, State
+
+if TYPE_CHECKING:
+    from esalign.space import Adapter, SvdModule
+
+
+class Space(Protocol):
+    """What is searched: a search vector says how the singular values around frozen factors change.
+
+    It is made as ``Space(model=..., adapter=..., **options)``. The zero vector is the start, bit for bit. Each adapted
+    layer has the update ``scaling * U_B diag(s_B) M diag(s_A) V_A^T``; engines hold the frozen V_A, M and U_B, and a
+    candidate is s_A and s_B alone.
+    """
+
+    @property
+    def dim(self) -> int:
+        """Length of the search vector."""
+
+    @property
+    def modules(self) -> "Sequence[SvdModule]":
+        """The adapted layers with their frozen factors."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash: equal fingerprints mean that a search vector means the same."""
+
+    def singular_values(self, candidates: Array) -> list[tuple[Array, Array]]:
+        """Return per module s_A and s_B of candidates (population, dim), each (population, rank), float32."""
+
+    def fold(self, vector: Array) -> "Adapter":
+        """Return the plain LoRA adapter that a search vector, shape (dim,), stands for."""
+
+    def save_pretrained(self, vector: Array, folder: str | Path) -> Path:
+        """Write that adapter as a PEFT folder. Returns the folder."""
 
 
 class Optimizer(Protocol):
@@ -46,7 +80,7 @@ class Optimizer(Protocol):
 
 
 class Backend(Protocol):
-    """An inference engine that holds one base model and the frozen factors of one `SvdLora` space.
+    """An inference engine that holds one base model and the frozen factors of one space.
 
     It is made as ``Backend(model=..., space=..., dtype=..., device=..., **options)``.
     """
@@ -95,7 +129,10 @@ class Backend(Protocol):
 
 
 class Fitness(Protocol):
-    """What the optimiser maximises."""
+    """What the optimiser maximises.
+
+    It is made as ``Fitness(parts, prompts=..., samples=..., **options)``, parts being a `FitnessParts`.
+    """
 
     def prepare(self, mean: Array, generation: int) -> None:
         """Fix what all candidates of a generation share: its prompts, or rollouts drawn from the mean."""

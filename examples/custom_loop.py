@@ -3,7 +3,7 @@
 import numpy as np
 
 import esalign
-from esalign.assemble import asset
+from esalign.assets import asset
 from esalign.data import load_examples
 
 TASK = {"min_numbers": 3, "max_numbers": 3, "min_value": 1, "max_value": 12, "min_target": 1, "max_target": 99}

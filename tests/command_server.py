@@ -21,7 +21,7 @@ def preload() -> None:
     import peft  # noqa: F401
     import transformers  # noqa: F401
 
-    import esalign.align  # noqa: F401
+    import esalign.commands.align  # noqa: F401
 
 
 def start(request: dict) -> int:

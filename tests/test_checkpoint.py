@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from esalign.checkpoint import Checkpoints, load_state, save_state
 from esalign.errors import CheckpointError
-from esalign.metrics import JsonLines, read_json_lines
+from esalign.files import JsonLines, read_json_lines
+from esalign.run.checkpoint import Checkpoints, load_state, save_state
 
 STATE = {
     "number": 3,
@@ -65,7 +65,7 @@ def test_only_the_newest_checkpoints_stay(tmp_path):
 def test_a_kill_while_writing_never_leaves_a_broken_checkpoint(tmp_path):
     code = (
         "import itertools, sys, numpy as np, pathlib\n"
-        "from esalign.checkpoint import Checkpoints\n"
+        "from esalign.run.checkpoint import Checkpoints\n"
         "checkpoints = Checkpoints(pathlib.Path(sys.argv[1]))\n"
         "for n in itertools.count(): checkpoints.save({'n': n, 'x': np.full(200_000, n)}, n)"
     )

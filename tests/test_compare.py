@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esalign.assemble import asset
+from esalign.assets import asset
 from esalign.space import SvdLora
 
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks" / "compare"
@@ -30,7 +30,8 @@ def space():
 def written(space):
     from searching import WrittenBackend
 
-    from esalign.config import RunConfig, load_config
+    from esalign.config.reading import load_config
+    from esalign.config.run import RunConfig
 
     config = load_config([asset("quickstart.yaml")], ["backend.device=cpu"], schema=RunConfig)
     return WrittenBackend(config, space.adapter)
@@ -39,7 +40,8 @@ def written(space):
 def test_every_row_is_a_valid_configuration():
     from rows import ROWS, SAME
 
-    from esalign.config import RunConfig, load_config
+    from esalign.config.reading import load_config
+    from esalign.config.run import RunConfig
 
     for row in ROWS.values():
         load_config([asset("quickstart.yaml")], [*SAME, *row.overrides], schema=RunConfig)

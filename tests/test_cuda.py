@@ -12,9 +12,9 @@ from esalign_torch import TorchBackend
 from models import ARCHITECTURES, make_tiny
 from runs import reproducible, write_run
 
-from esalign.contracts.backend import ids_of
 from esalign.space import SvdLora
 from esalign.testing import BACKEND_CLAIMS, Subject
+from esalign.testing.backend import ids_of
 from esalign.types import Sampling
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -9,16 +9,16 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from esalign.config import RunConfig
-from esalign.dashboard import LiveDashboard, PlainReporter, make_reporter, show_plan, show_result
-from esalign.dashboard.live import sparkline
-from esalign.dashboard.progress import RunProgress
-from esalign.distill.config import DistillConfig
-from esalign.export import Verification
-from esalign.run import Comparison, Result
-from esalign.statistics import Estimate
+from esalign.config.distill import DistillConfig
+from esalign.config.run import RunConfig
+from esalign.report.terminal import LiveDashboard, PlainReporter, make_reporter, show_plan, show_result
+from esalign.report.terminal.live import sparkline
+from esalign.report.terminal.progress import RunProgress
+from esalign.report.words import compact, count, duration, judge_gain, memory, number, one_line, prompt_text
+from esalign.run.run import Comparison, Result
+from esalign.run.statistics import Estimate
+from esalign.run.verify import Verification
 from esalign.types import Sample
-from esalign.wording import compact, count, duration, judge_gain, memory, number, one_line, prompt_text
 
 
 def make_config(**run):
@@ -28,6 +28,7 @@ def make_config(**run):
             "data": {"source": "data.jsonl"},
             "rewards": [{"name": "math"}],
             "sampling": {"max_tokens": 32},
+            "fitness": {"prompts": 100},
             "run": {"generations": 20, **run},
         }
     )

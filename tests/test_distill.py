@@ -10,13 +10,13 @@ from distill_models import load, make_pair_folders
 from models import make_model
 from runs import REWARD, esalign, kill_at_random_moments, reproducible
 
-from esalign.adapter_io import read_adapter
-from esalign.checkpoint import Checkpoints
-from esalign.config import load_config
-from esalign.distill.config import DistillConfig
-from esalign.distill.run import run_distill
+from esalign.commands.distill import run_distill
+from esalign.config.distill import DistillConfig
+from esalign.config.reading import load_config
 from esalign.errors import CheckpointError, ConfigError, DistillationError
-from esalign.metrics import JsonLines
+from esalign.files import JsonLines
+from esalign.run.checkpoint import Checkpoints
+from esalign.space.adapter import read_adapter
 
 
 class Silent:

@@ -9,7 +9,6 @@ import torch
 from models import make_tiny
 from runs import esalign, reproducible, write_run
 
-from esalign.checkpoint import load_state, save_state
 from esalign.data import MiniBatches
 from esalign.distill.divergence import coarsen, reverse_kl
 from esalign.distill.fitness import extended_support, fold_ends, make_fitness
@@ -17,7 +16,9 @@ from esalign.distill.models import load_model
 from esalign.distill.sources import set_student
 from esalign.distill.vocabulary import SharedVocabulary
 from esalign.errors import ConfigError, DistillationError
+from esalign.fitness import FitnessParts
 from esalign.registry import load_backend
+from esalign.run.checkpoint import load_state, save_state
 from esalign.space import SvdLora
 from esalign.types import Example, Sampling
 
@@ -56,11 +57,19 @@ def lab(tmp_path_factory):
     backend.close()
 
 
-def fitness_of(lab, **options):
+def fitness_of(lab, model=None, **options):
     parts, backend = lab
-    settings = {"prompts": 8, "model": parts["model"], "space": parts["space"], "teacher": parts["teacher"]}
-    settings |= {"dtype": "float32", "device": "cpu", "seed": 3, **options}
-    return make_fitness(backend, MiniBatches(EXAMPLES, seed=0), None, SAMPLING, **settings)
+    held = FitnessParts(
+        backend,
+        MiniBatches(EXAMPLES, seed=0),
+        None,
+        SAMPLING,
+        seed=3,
+        model=model or parts["model"],
+        space=parts["space"],
+    )
+    settings = {"prompts": 8, "teacher": parts["teacher"], "dtype": "float32", "device": "cpu", **options}
+    return make_fitness(held, **settings)
 
 
 @pytest.mark.parametrize("budget", [0.02, 0.0])

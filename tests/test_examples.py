@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from esalign.adapter_io import read_adapter
-from esalign.assemble import asset
-from esalign.config import RunConfig, load_config
-from esalign.sft_config import SftConfig
+from esalign.assets import asset
+from esalign.config.reading import load_config
+from esalign.config.run import RunConfig
+from esalign.config.sft import SftConfig
+from esalign.space.adapter import read_adapter
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -16,9 +16,9 @@ from esalign_llama_cpp import LlamaCppBackend, config, convert_model, lora, opti
 from models import make_model, make_tiny
 
 import esalign
-from esalign.adapter_io import Adapter, LoraModule
 from esalign.errors import AdapterError, BackendError, ConfigError, EsalignError
 from esalign.space import SvdLora
+from esalign.space.adapter import Adapter, LoraModule
 from esalign.types import Sampling
 
 GREEDY = Sampling(max_tokens=4)

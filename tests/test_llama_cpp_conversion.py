@@ -20,9 +20,9 @@ from esalign_llama_cpp.sources import find_source, fingerprint
 from esalign_llama_cpp.vocabulary import name_of_cutter
 from models import ATTENTION, MLP, make_model, make_tiny, make_tokenizer
 
-from esalign.adapter_io import Adapter, LoraModule, read_adapter, write_adapter
 from esalign.errors import AdapterError
 from esalign.space import SvdLora
+from esalign.space.adapter import Adapter, LoraModule, read_adapter, write_adapter
 from esalign.testing import Reference
 from esalign.types import Sampling
 
@@ -263,7 +263,7 @@ def test_a_gguf_user_needs_no_hugging_face_model(tiny, gguf, tmp_path):
     export_gguf(tiny.adapter, gguf, tmp_path / "a.gguf")
     spaces = (
         SvdLora.from_pretrained(tiny.adapter),
-        SvdLora(LlamaCppBackend.read_gguf_adapter(tmp_path / "a.gguf", gguf)),
+        SvdLora(read_gguf_adapter(tmp_path / "a.gguf", gguf)),
     )
     candidates = np.random.default_rng(0).standard_normal((3, spaces[0].dim)) * 0.5
     rows = []

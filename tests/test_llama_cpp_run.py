@@ -11,7 +11,7 @@ from esalign_llama_cpp import config, convert_model, lora, quantize_model
 from models import make_tiny
 from runs import esalign, kill_once_and_resume, write_run
 
-from esalign.adapter_io import read_adapter
+from esalign.space.adapter import read_adapter
 
 LLAMA_CPP = {"name": "llama-cpp", "dtype": "float32", "options": {"threads": 1}}
 

@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 
 from esalign.errors import ConfigError, MissingPackageError
-from esalign.metrics import make_tracker
+from esalign.run.trackers import make_tracker
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esalign.checkpoint import load_state, save_state
-from esalign.contracts import optimizer as contract
 from esalign.errors import ConfigError, OptimizerError
 from esalign.optimizers.cma_es import CmaEs, default_mean_rate
 from esalign.optimizers.nevergrad import Nevergrad, Surroundings
 from esalign.optimizers.openai_es import OpenAiEs, centred_ranks
 from esalign.optimizers.random_search import RandomSearch
+from esalign.run.checkpoint import load_state, save_state
+from esalign.testing import optimizer as contract
 
 NEVERGRAD = ("NGOpt", "PSO", "TwoPointsDE", "OnePlusOne", "CMA", "TBPSA", "DiagonalCMA")
 MAKERS = {

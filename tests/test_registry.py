@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import esalign
-from esalign import plugins, registry
+from esalign import registry
 from esalign.errors import ConfigError, MissingPackageError
 
 PLUGIN = """
@@ -60,9 +60,9 @@ def install(tmp_path, monkeypatch):
 
 
 def test_the_names_of_esalign_are_offered():
-    assert plugins.names(plugins.OPTIMIZERS) == ["cma-es", "nevergrad", "openai-es", "random-search"]
-    assert set(plugins.names(plugins.BACKENDS)) >= {"torch", "vllm", "llama-cpp"}
-    assert "math" in plugins.names(plugins.REWARDS)
+    assert registry.names(registry.OPTIMIZERS) == ["cma-es", "nevergrad", "openai-es", "random-search"]
+    assert set(registry.names(registry.BACKENDS)) >= {"torch", "vllm", "llama-cpp"}
+    assert "math" in registry.names(registry.REWARDS)
 
 
 @pytest.mark.parametrize("name", ["cma-es", "openai-es", "random-search", "nevergrad:TwoPointsDE"])
@@ -101,17 +101,17 @@ def test_wrong_optimizers_are_one_clear_line(name, options, message):
 
 
 def test_option_that_is_a_setting_is_refused():
-    assert plugins.merge("optimizer 'cma-es'", {"sigma": 0.3}, {"speed": 1}) == {"sigma": 0.3, "speed": 1}
+    assert registry.merge("optimizer 'cma-es'", {"sigma": 0.3}, {"speed": 1}) == {"sigma": 0.3, "speed": 1}
     with pytest.raises(ConfigError, match="optimizer 'cma-es' has no option 'sigma': it is a setting of its own"):
-        plugins.merge("optimizer 'cma-es'", {"sigma": 0.3}, {"sigma": 0.5})
+        registry.merge("optimizer 'cma-es'", {"sigma": 0.3}, {"sigma": 0.5})
 
 
 # --- plug-ins of others ---
 
 
 def test_installed_optimizer_is_made_by_name(install):
-    install({plugins.OPTIMIZERS: {"still": "my_search:Still"}})
-    assert "still" in registry.names(plugins.OPTIMIZERS)
+    install({registry.OPTIMIZERS: {"still": "my_search:Still"}})
+    assert "still" in registry.names(registry.OPTIMIZERS)
     optimizer = registry.make_optimizer("still", dim=5, population=3, speed=2.0)
     assert optimizer.ask().shape == (3, 5)
     assert optimizer.speed == 2.0
@@ -120,12 +120,12 @@ def test_installed_optimizer_is_made_by_name(install):
 
 
 def test_plugin_with_open_keywords_judges_its_options_itself(install):
-    install({plugins.OPTIMIZERS: {"generous": "my_search:Generous"}})
+    install({registry.OPTIMIZERS: {"generous": "my_search:Generous"}})
     assert registry.make_optimizer("generous", dim=5, anything=1).rest == {"anything": 1}
 
 
 def test_installed_backend_is_loaded_with_what_was_given(install):
-    install({plugins.BACKENDS: {"mine": "my_search:Engine"}})
+    install({registry.BACKENDS: {"mine": "my_search:Engine"}})
     engine = registry.load_backend("mine", model="folder", space="space", device="cuda", depth=7)
     assert (engine.model, engine.space, engine.dtype, engine.device, engine.depth) == (
         "folder", "space", "int4", "cuda", 7,
@@ -133,8 +133,8 @@ def test_installed_backend_is_loaded_with_what_was_given(install):
 
 
 def test_two_claims_to_one_name_are_refused(install):
-    install({plugins.OPTIMIZERS: {"twin": "my_search:Still"}})
-    install({plugins.OPTIMIZERS: {"twin": "other_search:Still"}}, name="other_search")
+    install({registry.OPTIMIZERS: {"twin": "my_search:Still"}})
+    install({registry.OPTIMIZERS: {"twin": "other_search:Still"}}, name="other_search")
     with pytest.raises(ConfigError, match="'twin' is claimed by my_search:Still and by other_search:Still"):
         registry.make_optimizer("twin", dim=5)
 
@@ -147,14 +147,14 @@ def test_two_claims_to_one_name_are_refused(install):
     ],
 )
 def test_broken_plugin_is_named(install, value, message):
-    install({plugins.OPTIMIZERS: {"bad": value}})
+    install({registry.OPTIMIZERS: {"bad": value}})
     with pytest.raises(ConfigError) as caught:
         registry.make_optimizer("bad", dim=5)
     assert str(caught.value).startswith(message)
 
 
 def test_package_that_a_plugin_lacks_is_named(install):
-    install({plugins.BACKENDS: {"lacking": "my_search:NeedsMissing"}})
+    install({registry.BACKENDS: {"lacking": "my_search:NeedsMissing"}})
     with pytest.raises(
         ConfigError, match="backend 'lacking' needs the package 'missing_engine', which is not installed"
     ):
@@ -179,8 +179,8 @@ def test_wrong_backends_are_one_clear_line(name, options, message):
 
 @pytest.mark.parametrize(("backend", "package"), [("vllm", "vllm"), ("llama-cpp", "llama_cpp")])
 def test_missing_extra_says_how_to_install_it(backend, package):
-    error = plugins.import_failure(
-        plugins.entry_point(plugins.BACKENDS, backend),
+    error = registry.import_failure(
+        registry.entry_point(registry.BACKENDS, backend),
         ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.sampling"),
     )
     assert isinstance(error, MissingPackageError)

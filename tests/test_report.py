@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from esalign.errors import CheckpointError
-from esalign.report import write_report
+from esalign.report.page import write_report
 
 HOSTILE = (
     "</pre><script>alert('x')</script><img src=http://example.com/x.png onerror=alert(1)> & \"quoted\" {{ 7 * 7 }}"

@@ -10,12 +10,13 @@ from esalign_torch import TorchBackend
 from models import make_model
 from runs import esalign, kill_at_random_moments, reproducible, start_esalign, write_run
 
-from esalign.adapter_io import read_adapter
-from esalign.checkpoint import Checkpoints
-from esalign.config import RunConfig, load_config
-from esalign.export import verify_adapter
-from esalign.run_folder import alone_in, choose_folder
+from esalign.config.reading import load_config
+from esalign.config.run import RunConfig
+from esalign.run.checkpoint import Checkpoints
+from esalign.run.folder import alone_in, choose_folder
+from esalign.run.verify import verify_adapter
 from esalign.space import SvdLora
+from esalign.space.adapter import read_adapter
 from esalign.types import Sampling
 
 

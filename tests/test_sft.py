@@ -11,9 +11,9 @@ from models import make_tiny
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
-from esalign.demonstrations import NOT_LEARNT, Demonstration, read_demonstrations, tokenize
 from esalign.errors import AdapterError, ConfigError, DataError, MissingPackageError
-from esalign.sft import SftOptions, SftSummary, train_sft
+from esalign.sft.demonstrations import NOT_LEARNT, Demonstration, read_demonstrations, tokenize
+from esalign.sft.training import SftOptions, SftSummary, train_sft
 from esalign.space import SvdLora
 from esalign.types import Example, Sampling
 

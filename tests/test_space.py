@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esalign.adapter_io import Adapter, LoraModule, read_adapter, write_adapter
 from esalign.errors import AdapterError, ConfigError
 from esalign.space import SvdLora
+from esalign.space.adapter import Adapter, LoraModule, read_adapter, write_adapter
 
 
 def make_adapter(rank: int = 4, layers: int = 2, seed: int = 0, **config: object) -> Adapter:
@@ -60,7 +60,7 @@ def test_zero_vector_gives_back_the_adapter_bit_for_bit():
 def test_folded_factors_equal_the_formula_of_the_paper():
     space = SvdLora(make_adapter(), fraction=0.5)
     vector = np.random.default_rng(1).standard_normal(space.dim)
-    factors = space.factors(vector)
+    factors = {module.name: (module.A, module.B) for module in space.fold(vector).modules}
     for module, (s_a, s_b) in zip(space.modules, space.singular_values(vector[None]), strict=True):
         A, B = factors[module.name]
         np.testing.assert_allclose(A, module.a.U * s_a[0] @ module.a.Vt, atol=1e-5)
@@ -101,7 +101,8 @@ def test_directions_without_a_singular_value_are_not_searched():
     B[:, 1] = B[:, 0]
     space = SvdLora(replace(adapter, modules=(replace(module, B=B),)))
     assert space.dim == 4 + 3
-    A, folded = space.factors(np.ones(space.dim))[module.name]
+    shifted = space.fold(np.ones(space.dim)).modules[0]
+    A, folded = shifted.A, shifted.B
     assert np.linalg.matrix_rank(folded) == 3
     assert np.isfinite(A).all()
 

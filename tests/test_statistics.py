@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from esalign.statistics import estimate, paired_difference
+from esalign.run.statistics import estimate, paired_difference
 
 
 def test_wilson_interval_equals_the_published_value():

@@ -1,6 +1,7 @@
-"""The map of the code holds: imports point one way, heavy packages load on use, packaging ships every backend."""
+"""The map of the code holds: imports point one way, by whatever door, no file is in a circle, heavy packages wait."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,40 +13,86 @@ import esalign
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # a module may import from its own layer and the ones before it
-    {"types", "errors", "protocols", "statistics", "wording"},
-    {"plugins", "adapter_io", "checkpoint", "space", "text"},
-    {"data", "rewards", "metrics", "demonstrations"},
-    {"optimizers", "fitness", "evaluate", "surrogate"},
-    {"loop", "registry", "config", "sft_config"},
-    {"run"},
-    {"export", "run_folder", "dashboard", "report", "assemble", "sft", "testing", "contracts"},
+    {"types", "errors", "protocols", "seeds", "files", "registry", "assets"},
+    {"space", "data", "rewards"},
+    {"optimizers", "engines", "fitness"},
+    {"loop", "config"},
+    {"run", "sft"},
     {"distill"},
-    {"align", "exports", "config_reference", "doctor", "cluster"},
-    {"cli"},
+    {"report"},
+    {"commands", "testing"},
+    {"cli", "__main__"},
 ]
-BACKEND_MAY_IMPORT = {"types", "errors", "protocols", "space", "adapter_io", "plugins", "text"}
+BACKEND_MAY_IMPORT = {"types", "errors", "protocols", "seeds", "files", "space", "engines", "registry"}
 HEAVY = ("torch", "transformers", "peft", "datasets", "vllm", "llama_cpp", "nevergrad", "cma", "ray", "matplotlib")
+MODULE = re.compile(r"esalign(_\w+)?(\.\w+)+(:\w+)?$")
+GROUPS = re.compile(r"esalign\.(backends|optimizers|rewards|fitness|spaces|formats|doctor)$")
 
 
-def top_level_imports(file: Path) -> set[str]:
+def name_of(file: Path, root: Path) -> str:
+    parts = file.relative_to(root).with_suffix("").parts
+    return ".".join(parts).removeprefix("backends.").removesuffix(".__init__")
+
+
+def names_a_module(value: object) -> bool:
+    return isinstance(value, str) and bool(MODULE.match(value)) and not GROUPS.match(value)
+
+
+def doors(source: str) -> set[str]:
+    """Return all names that a source imports: by statement, or as text for `import_module`, `__import__` and the like.
+
+    What is imported for type checkers alone does not count.
+    """
+    tree = ast.parse(source)
+    unread = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            unread |= {id(inner) for inner in ast.walk(node)}
     names = set()
-    for node in ast.parse(file.read_text()).body:
+    for node in ast.walk(tree):
+        if id(node) in unread:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and names_a_module(node.value):
+            names.add(node.value.replace(":", "."))
     return names
 
 
-def all_imports(file: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return names
+def graph(root: Path) -> dict[str, set[str]]:
+    """Return {file's module: modules of ours that it imports}."""
+    files = {name_of(f, root): f for place in ("esalign", "backends") for f in (root / place).rglob("*.py")}
+
+    def owner(name: str) -> str | None:
+        while name and name not in files:
+            name = name.rpartition(".")[0]
+        return name or None
+
+    edges = {}
+    for module, file in files.items():
+        found = {owner(name) for name in doors(file.read_text())} - {None, module, "esalign"}
+        edges[module] = {name for name in found if not module.startswith(f"{name}.")}
+    return edges
+
+
+def circle_in(edges: dict[str, set[str]]) -> list[str] | None:
+    """Return the modules of one circle in their order, or None."""
+    done: set[str] = set()
+
+    def walk(module: str, path: list[str]) -> list[str] | None:
+        if module in path:
+            return path[path.index(module) :]
+        if module in done:
+            return None
+        for name in sorted(edges.get(module, ())):
+            if found := walk(name, [*path, module]):
+                return found
+        done.add(module)
+        return None
+
+    return next((found for module in sorted(edges) if (found := walk(module, []))), None)
 
 
 def layer_of(module: str) -> int:
@@ -55,39 +102,67 @@ def layer_of(module: str) -> int:
     pytest.fail(f"esalign.{module} has no place in the map: add it to LAYERS")
 
 
-CORE = sorted(
-    file
-    for file in (ROOT / "esalign").rglob("*.py")
-    if file.parts[-1] != "__init__.py" or len(file.relative_to(ROOT).parts) > 2
+EDGES = graph(ROOT)
+CORE = sorted(module for module in EDGES if module.startswith("esalign."))
+BACKENDS = sorted(module for module in EDGES if module.startswith("esalign_"))
+
+
+def test_no_file_is_in_a_circle():
+    assert circle_in(EDGES) is None
+
+
+@pytest.mark.parametrize(
+    "door",
+    [
+        "from esalign.one import name",
+        "from importlib import import_module\nimport_module('esalign.one')",
+        "import importlib\ndef late():\n    return importlib.import_module('esalign.one')",
+        "def late():\n    return __import__('esalign.one')",
+        "HOME = 'esalign.one:name'",
+    ],
 )
-BACKENDS = sorted((ROOT / "backends").rglob("*.py"))
+def test_the_guard_sees_a_circle_through_every_door(tmp_path, door):
+    folder = tmp_path / "esalign"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "one.py").write_text("import esalign.two\n")
+    (folder / "two.py").write_text(door)
+    assert circle_in(graph(tmp_path)) == ["esalign.one", "esalign.two"]
 
 
-@pytest.mark.parametrize("file", CORE, ids=lambda file: str(file.relative_to(ROOT)))
-def test_core_imports_point_one_way(file):
-    own = layer_of(file.relative_to(ROOT / "esalign").parts[0].removesuffix(".py"))
-    for name in all_imports(file):
+@pytest.mark.parametrize("module", CORE)
+def test_core_imports_point_one_way(module):
+    own = layer_of(module.split(".")[1])
+    for name in EDGES[module]:
         assert not name.startswith("esalign_"), f"the core imports the backend {name}"
-        parts = name.split(".")
-        if parts[0] == "esalign" and len(parts) > 1:
-            assert layer_of(parts[1]) <= own, f"{name} comes after it on the map"
+        assert layer_of(name.split(".")[1]) <= own, f"{name} comes after {module} on the map"
 
 
-@pytest.mark.parametrize("file", BACKENDS, ids=lambda file: str(file.relative_to(ROOT)))
-def test_backends_import_only_the_boundary(file):
-    for name in all_imports(file):
-        parts = name.split(".")
-        if parts[0] == "esalign":
-            assert len(parts) > 1, "import from the module, not from the package"
-            assert parts[1] in BACKEND_MAY_IMPORT
+@pytest.mark.parametrize("module", BACKENDS)
+def test_backends_import_only_the_boundary(module):
+    for name in EDGES[module]:
+        if name.startswith("esalign."):
+            assert name.split(".")[1] in BACKEND_MAY_IMPORT
+        else:
+            assert name.split(".")[0] == module.split(".")[0], f"{module} imports another backend, {name}"
 
 
-@pytest.mark.parametrize("file", CORE, ids=lambda file: str(file.relative_to(ROOT)))
-def test_core_modules_import_nothing_heavy_at_the_top(file):
-    if "distill" in file.parts:
-        pytest.skip("distillation computes in torch throughout; it is imported on use")
-    heavy = {name for name in top_level_imports(file) if name.split(".")[0] in HEAVY}
-    assert not heavy
+def top_level_imports(file: Path) -> set[str]:
+    names = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("module", [name for name in CORE if not name.startswith("esalign.distill")])
+def test_core_modules_import_nothing_heavy_at_the_top(module):
+    """Distillation computes in torch throughout; it is imported on use."""
+    base = ROOT / module.replace(".", "/")
+    file = base.with_suffix(".py") if base.with_suffix(".py").exists() else base / "__init__.py"
+    assert not {name for name in top_level_imports(file) if name.split(".")[0] in HEAVY}
 
 
 def test_import_and_help_load_no_torch():

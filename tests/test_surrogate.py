@@ -7,11 +7,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from esalign.data import MiniBatches
 from esalign.errors import ConfigError, RewardError
+from esalign.fitness import FitnessParts
+from esalign.fitness.surrogate import SurrogateFitness, bounded, clipped_objective, divergence, extremes
 from esalign.optimizers.cma_es import CmaEs
 from esalign.registry import load_backend
 from esalign.rewards.pool import RewardPool
 from esalign.space import SvdLora
-from esalign.surrogate import SurrogateFitness, bounded, clipped_objective, divergence, extremes
 from esalign.types import Example, Sampling
 
 EXAMPLES = [Example(prompt=f"{a} + {b} =", columns={}) for a in range(9) for b in range(5)]
@@ -38,7 +39,7 @@ def make_fitness(engine, reward=variety, **options):
     batches = MiniBatches(EXAMPLES, seed=0)
     pool = RewardPool([(reward, 1.0)], workers=0)
     settings = {"prompts": 6, "samples": 3, "refresh": 3} | options
-    return SurrogateFitness(engine, batches, pool, Sampling(max_tokens=8), **settings)
+    return SurrogateFitness(FitnessParts(engine, batches, pool, Sampling(max_tokens=8)), **settings)
 
 
 def some_candidates(engine, spread=0.3, count=5):

@@ -15,10 +15,10 @@ from esalign_torch.text import StopStrings
 from models import ARCHITECTURES, drop_tokenizer_entry, make_adapter, make_model, make_tiny
 from transformers import AutoModelForCausalLM
 
-from esalign.contracts.backend import ids_of
 from esalign.errors import BackendError, MissingPackageError
 from esalign.space import SvdLora
 from esalign.testing import BACKEND_CLAIMS, Reference, Subject
+from esalign.testing.backend import ids_of
 from esalign.types import Sampling
 
 PARITY = [claim for claim in BACKEND_CLAIMS if claim.__name__.endswith("as_the_folded_adapter_does")]

@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from esalign.engines.text import TextCodec
 from esalign.errors import BackendError
 from esalign.space import SvdLora
-from esalign.text import TextCodec
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_llama_cpp.consumers import Answers, Scores, group_by_prompt
 from esalign_llama_cpp.context import CACHE_TYPES
 from esalign_llama_cpp.engine import Engine, SingularValues
-from esalign_llama_cpp.export import export_gguf
 from esalign_llama_cpp.library import load_library
-from esalign_llama_cpp.lora import read_gguf_adapter
 from esalign_llama_cpp.model import GgufModel, Vocabulary
 from esalign_llama_cpp.options import (
     check_choice,
@@ -194,9 +192,6 @@ class LlamaCppBackend:
         """Return the token ids that the engine feeds for a prompt."""
         self._open()
         return self._codec.encode(prompt)
-
-    export_gguf = staticmethod(export_gguf)
-    read_gguf_adapter = staticmethod(read_gguf_adapter)
 
     def close(self) -> None:
         """Free the engine's memory, and remove a temporary model. Calling it twice is harmless."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from esalign.text import TextCodec
+from esalign.engines.text import TextCodec
 from esalign.types import Array, Completion, Sampling
 from esalign_llama_cpp.decoder import Group
 from esalign_llama_cpp.sampling import choose, log_probabilities

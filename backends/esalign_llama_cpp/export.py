@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from esalign.adapter_io import Adapter, read_adapter, write_adapter
 from esalign.errors import AdapterError, BackendError
 from esalign.space import SvdLora
+from esalign.space.adapter import Adapter, read_adapter, write_adapter
 from esalign.types import Array
 from esalign_llama_cpp.context import Context, Settings, read_logits
 from esalign_llama_cpp.library import load_library

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from esalign.adapter_io import Adapter, LoraModule
 from esalign.errors import AdapterError, MissingPackageError
+from esalign.space.adapter import Adapter, LoraModule
 from esalign.types import Array
 from esalign_llama_cpp.names import (
     ARCHITECTURES,

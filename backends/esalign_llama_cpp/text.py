@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from esalign.engines.text import TextCodec
 from esalign.errors import BackendError
-from esalign.text import TextCodec
 from esalign_llama_cpp.model import GgufModel, Vocabulary
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from esalign.engines.text import TextCodec
 from esalign.errors import BackendError
 from esalign.space import SvdLora
-from esalign.text import TextCodec
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_torch.batches import Limits, make_limits
 from esalign_torch.cache import kv_bytes

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from esalign.text import TextCodec
+from esalign.engines.text import TextCodec
 from esalign.types import Completion, Sampling
 from esalign_torch.cache import RowCache
 from esalign_torch.lora import SingularValues

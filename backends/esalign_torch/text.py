@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from esalign.text import TextCodec
+from esalign.engines.text import TextCodec
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from esalign.engines.text import TextCodec
 from esalign.errors import BackendError, ConfigError
 from esalign.space import SvdLora
-from esalign.text import TextCodec
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_vllm.basis import MODES
 from esalign_vllm.decoding import generation_parameters

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from esalign.adapter_io import Adapter, write_adapter
 from esalign.space import SvdLora
+from esalign.space.adapter import Adapter, write_adapter
 from esalign.types import Array
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (each folder in it is made by mkdtemp, for the user alone)

@@ -29,6 +29,11 @@ def installed_version() -> str:
     raise MissingPackageError("backend 'vllm'", "vllm", "vllm")
 
 
+def examine() -> list[str]:
+    """Return what `esalign doctor` says of this backend."""
+    return [f"backend vllm is tested with vllm {TESTED}"]
+
+
 def check_version(version: str) -> None:
     """Warn of a version outside the tested range, refuse one that is too old.
 

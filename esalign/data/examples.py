@@ -10,7 +10,7 @@ import numpy as np
 from esalign.data.gym import PREFIX, generate_rows
 from esalign.data.rows import Row, read_rows
 from esalign.errors import DataError
-from esalign.plugins import did_you_mean
+from esalign.registry import did_you_mean
 from esalign.types import Example, Message, Prompt
 
 ALIASES: Mapping[str, tuple[str, ...]] = {

@@ -15,7 +15,7 @@ import numpy as np
 
 from esalign.data.rows import Row
 from esalign.errors import DataError
-from esalign.plugins import did_you_mean
+from esalign.registry import did_you_mean
 
 PREFIX = "reasoning-gym:"
 

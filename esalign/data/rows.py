@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from esalign.errors import DataError
-from esalign.plugins import did_you_mean
+from esalign.registry import did_you_mean
 
 Row = dict[str, Any]
 

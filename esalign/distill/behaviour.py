@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from esalign.distill.config import BehaviourSection
+from esalign.config.distill import BehaviourSection
 from esalign.distill.divergence import reverse_kl
 from esalign.distill.trust_region import Blend, trust_region_blend
 

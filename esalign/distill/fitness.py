@@ -29,11 +29,10 @@ from esalign.distill.sources import (
     vocabulary_of_engine,
 )
 from esalign.errors import ConfigError, DistillationError
-from esalign.fitness import derive_seed
+from esalign.fitness import FitnessParts
 from esalign.protocols import Backend
-from esalign.rewards.pool import RewardPool
-from esalign.space import SvdLora
-from esalign.types import Array, Evaluation, Sampling, State
+from esalign.seeds import derive_seed
+from esalign.types import Array, Evaluation, State
 
 
 class DistillationFitness:
@@ -163,16 +162,10 @@ def fold_ends(scores: Tensor, wanted: Tensor, end: int | None, num_merged: int) 
 
 
 def make_fitness(
-    backend: Backend,
-    batches: MiniBatches,
-    pool: RewardPool,  # noqa: ARG001  # other fitnesses score by rewards
-    sampling: Sampling,
+    parts: FitnessParts,
     *,
-    prompts: int,
+    prompts: int = 100,
     samples: int = 1,
-    seed: int = 0,
-    model: str,
-    space: SvdLora,
     teacher: str,
     teacher_adapter: str | None = None,
     student: str | None = None,
@@ -188,15 +181,9 @@ def make_fitness(
     """Make the fitness that a configuration names ``distillation``.
 
     Args:
-        backend: the engine.
-        batches: where the prompts come from.
-        pool: not used.
-        sampling: its ``max_tokens`` limits the rollouts; they are drawn at temperature 1.
+        parts: what every fitness is made of; ``sampling.max_tokens`` limits the rollouts, drawn at temperature 1.
         prompts: problems per set of rollouts.
         samples: rollouts per problem.
-        seed: what the rollouts' seeds derive from.
-        model: the engine's base model.
-        space: what search vectors mean.
         teacher: Hugging Face id or folder of the teacher.
         teacher_adapter: its LoRA adapter.
         student: the base model for transformers, where the engine's is another file.
@@ -219,19 +206,29 @@ def make_fitness(
     for name, optional in (("steps", steps), ("support", support)):
         if optional is not None and optional < 1:
             raise ConfigError(f"fitness.options.{name} is {optional!r}, expected at least 1, or null")
+    backend, space, student = parts.backend, parts.space, student or parts.model
+    if space is None or student is None:
+        raise ConfigError("fitness 'distillation' needs the space and the base model, expected both in its parts")
+    if steps is not None and parts.generations is not None and steps > parts.generations:
+        raise ConfigError(
+            f"fitness.options.steps is {steps}, but the run has only {parts.generations} generations, so the teacher's "
+            "help would never end: shorten it, lengthen the run, or leave it out to keep the budget"
+        )
     loaded = load_model("teacher", teacher, teacher_adapter, dtype=dtype, device=device)
     source: RolloutSource
-    limits: dict[str, Any] = {"max_tokens": sampling.max_tokens, "sequences": sequences}
+    limits: dict[str, Any] = {"max_tokens": parts.sampling.max_tokens, "sequences": sequences}
     if budget == 0:
-        vocabulary = vocabulary_of_engine(backend, loaded, student or model)
+        vocabulary = vocabulary_of_engine(backend, loaded, student)
         options = RolloutOptions(support=support or vocabulary.size - len(vocabulary.merged), **limits)
         source = EngineRollouts(backend, loaded.model, vocabulary, options)
     else:
-        pair = make_pair(load_adapted_student(student or model, space, dtype=dtype, device=device), loaded)
+        pair = make_pair(load_adapted_student(student, space, dtype=dtype, device=device), loaded)
         every = pair.vocabulary.size - len(pair.vocabulary.merged)
         behaviour = TrustRegion(Schedule(budget, steps, schedule))
         source = BlendedRollouts(pair, space, behaviour, RolloutOptions(support=support or every, **limits))
-    return DistillationFitness(backend, batches, source, prompts=prompts, samples=samples, refresh=refresh, seed=seed)
+    return DistillationFitness(
+        backend, parts.batches, source, prompts=prompts, samples=samples, refresh=refresh, seed=parts.seed
+    )
 
 
 def _support(rollout: Rollout) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esalign.assemble import adapter_path, model_path
-from esalign.distill.config import DistillConfig, StudentSection
+from esalign.assets import adapter_path, model_path
+from esalign.config.distill import DistillConfig, StudentSection
 from esalign.distill.rollout import Pair
 from esalign.distill.vocabulary import share_vocabulary
 from esalign.errors import DistillationError

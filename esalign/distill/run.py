@@ -2,59 +2,29 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from esalign.checkpoint import Checkpoints
-from esalign.distill.config import DistillConfig
+from esalign.config.distill import DistillConfig
 from esalign.distill.held_out import held_out_distance
-from esalign.distill.output import write_outcome
-from esalign.distill.parts import Parts, make_parts, warn_of_templates
+from esalign.distill.parts import Parts
 from esalign.distill.rollout import RolloutOptions
 from esalign.errors import CheckpointError
-from esalign.evaluate import HeldOutResult, evaluate
-from esalign.fitness import SHOWN_SAMPLES, derive_seed
-from esalign.metrics import JsonLines
-from esalign.run import PROBE, TEST, VALIDATION, Comparison, HeldOut, Reporter, Result, flatten, interval, totals
-from esalign.run_folder import Outcome, alone_in, choose_folder, prepare_folder
-from esalign.statistics import estimate, paired_difference
+from esalign.files import JsonLines
+from esalign.fitness.completions import SHOWN_SAMPLES
+from esalign.run.checkpoint import Checkpoints
+from esalign.run.evaluate import HeldOutResult, evaluate
+from esalign.run.run import PROBE, TEST, VALIDATION, Comparison, HeldOut, Reporter, Result, flatten, interval, totals
+from esalign.run.statistics import estimate, paired_difference
+from esalign.seeds import derive_seed
 from esalign.types import Array, Sample, Sampling, State
 
 STATE_VERSION = 1
 DISTANCE = 12  # what the seed of held-out distances is derived with
 CLOSENESS = "test/minus reverse KL"
-
-
-def run_distill(
-    config: DistillConfig, *, reporter: Reporter, resume: bool = False, interrupts: Sequence[int] = ()
-) -> Outcome:
-    """Distil, then write adapter, model card, result and report into the run's folder.
-
-    Args:
-        config: what to do.
-        reporter: who tells the user.
-        resume: go on with the newest run of the configuration's name.
-        interrupts: when something appears in it, the run stops after the update that is under way.
-
-    Raises:
-        DistillationError: student and teacher do not fit, or numbers are not finite.
-    """
-    folder = choose_folder(config, resume=resume)
-    reporter.stage("loading data, rewards, student and teacher")
-    with ExitStack() as closing:
-        parts = make_parts(config, folder, closing)
-        warn_of_templates(parts, reporter)
-        closing.enter_context(alone_in(folder))
-        prepare_folder(folder, config, resume=resume)
-        run = Distillation(config, folder, parts, reporter, interrupts)
-        result = run.execute()
-        if result is None:
-            return Outcome(folder)
-        return write_outcome(config, folder, parts, result, reporter)
 
 
 @dataclass

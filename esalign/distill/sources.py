@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esalign.assemble import model_path
+from esalign.assets import model_path
 from esalign.distill.behaviour import Behaviour
 from esalign.distill.divergence import top_support
 from esalign.distill.forced import answer_logits, in_batches, pick
@@ -17,8 +17,7 @@ from esalign.distill.models import Loaded, load_model
 from esalign.distill.rollout import Pair, Rollout, RolloutOptions, remember_teacher, roll_out
 from esalign.distill.vocabulary import PROBES, SharedVocabulary
 from esalign.errors import DistillationError
-from esalign.protocols import Backend
-from esalign.space import SvdLora
+from esalign.protocols import Backend, Space
 from esalign.types import Array, Sampling
 
 TokenIds = tuple[int, ...]
@@ -47,7 +46,7 @@ class BlendedRollouts:
     """
 
     pair: Pair
-    space: SvdLora
+    space: Space
     behaviour: Behaviour
     options: RolloutOptions
 
@@ -108,15 +107,15 @@ class EngineRollouts:
 
 
 @torch.no_grad()
-def set_student(student: Any, space: SvdLora, vector: Array) -> None:
+def set_student(student: Any, space: Space, vector: Array) -> None:
     """Write a search vector's factors, shape (dim,), into a model that carries the space's adapter."""
-    for name, (A, B) in space.factors(vector).items():
-        layer = student.get_submodule(f"base_model.model.{name}")
-        layer.lora_A["default"].weight.copy_(torch.from_numpy(A))
-        layer.lora_B["default"].weight.copy_(torch.from_numpy(B))
+    for module in space.fold(vector).modules:
+        layer = student.get_submodule(f"base_model.model.{module.name}")
+        layer.lora_A["default"].weight.copy_(torch.from_numpy(module.A))
+        layer.lora_B["default"].weight.copy_(torch.from_numpy(module.B))
 
 
-def load_adapted_student(path: str, space: SvdLora, *, dtype: str, device: str) -> Loaded:
+def load_adapted_student(path: str, space: Space, *, dtype: str, device: str) -> Loaded:
     """Load a base model with the adapter of a space."""
     if path.endswith(".gguf"):
         raise DistillationError(

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esalign.config.distill import DistillConfig
 from esalign.data import MiniBatches
 from esalign.distill.behaviour import TrustRegion, make_behaviour
-from esalign.distill.config import DistillConfig
 from esalign.distill.forced import answer_logits, in_batches
 from esalign.distill.loss import supervised_losses, token_losses
 from esalign.distill.rollout import Pair, Rollout, RolloutOptions, roll_out
 from esalign.errors import CheckpointError, DistillationError
-from esalign.fitness import derive_seed
+from esalign.seeds import derive_seed
 from esalign.types import Array, Prompt, State
 
 ROLLOUTS = 11  # what the rollouts' seeds are derived with, apart from those of evaluations

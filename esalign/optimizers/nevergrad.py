@@ -16,7 +16,7 @@ import numpy as np
 
 from esalign.errors import ConfigError, EsalignError, OptimizerError
 from esalign.optimizers import checks
-from esalign.plugins import did_you_mean
+from esalign.registry import did_you_mean
 from esalign.types import Array, State
 
 

@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-from esalign import plugins
+from esalign import registry
 from esalign.errors import RewardError
 from esalign.rewards.judge import Item, Outcome
 from esalign.rewards.load import Reward
@@ -102,7 +102,7 @@ def _preload(rewards: Sequence[Reward]) -> list[str]:
     """Return the modules of registered rewards, and those that they name as slow to import."""
     modules: list[str] = []
     for reward in rewards:
-        if isinstance(reward.spec, str) and reward.spec in plugins.names(plugins.REWARDS):
-            module = plugins.entry_point(plugins.REWARDS, reward.spec).module
+        if isinstance(reward.spec, str) and reward.spec in registry.names(registry.REWARDS):
+            module = registry.entry_point(registry.REWARDS, reward.spec).module
             modules += [module, *getattr(importlib.import_module(module), "PRELOAD", ())]
     return modules

@@ -12,7 +12,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from esalign import plugins
+from esalign import registry
 from esalign.errors import ConfigError, RewardError
 from esalign.types import Prompt
 
@@ -67,7 +67,7 @@ class Reward:
         arguments = {**columns, "prompts": prompts, "completions": completions}
         for name in self.required:
             if name not in arguments:
-                hint = plugins.did_you_mean(name, columns)
+                hint = registry.did_you_mean(name, columns)
                 raise RewardError(
                     f"reward {self.name!r} needs {name!r}, which is neither an option nor a column{hint}; "
                     f"columns: {', '.join(columns) or 'none'}"
@@ -131,16 +131,16 @@ def _resolve(spec: str | RewardFunction) -> tuple[str, str | RewardFunction, Rew
         if not callable(spec):
             raise RewardError(f"a reward is {type(spec).__name__}, expected a name, 'module:function' or a function")
         return getattr(spec, "__name__", type(spec).__name__), spec, spec
-    if spec in plugins.names(plugins.REWARDS):
+    if spec in registry.names(registry.REWARDS):
         try:
-            return spec, spec, plugins.find(plugins.REWARDS, spec)
+            return spec, spec, registry.find(registry.REWARDS, spec)
         except ConfigError as error:
             raise RewardError(str(error)) from error
     place, colon, attribute = spec.rpartition(":")
     if not colon or not place or not attribute:
-        known = plugins.names(plugins.REWARDS)
+        known = registry.names(registry.REWARDS)
         raise RewardError(
-            f"unknown reward {spec!r}{plugins.did_you_mean(spec, known)}; known: {', '.join(known)}, "
+            f"unknown reward {spec!r}{registry.did_you_mean(spec, known)}; known: {', '.join(known)}, "
             "or 'module:function', or 'file.py:function'"
         )
     if place.endswith(".py"):
@@ -188,7 +188,7 @@ def _attribute(module: Any, name: str, place: str) -> RewardFunction:
     found = getattr(module, name, None)
     if found is None:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        hint = plugins.did_you_mean(name, known)
+        hint = registry.did_you_mean(name, known)
         raise RewardError(f"'{place}' has no function {name!r}{hint}; functions: {', '.join(known) or 'none'}")
     if not callable(found):
         raise RewardError(f"{name!r} of '{place}' is {type(found).__name__}, expected a function")
@@ -197,7 +197,7 @@ def _attribute(module: Any, name: str, place: str) -> RewardFunction:
 
 def _check_options(name: str, function: RewardFunction, options: Mapping[str, Any], reserved: Sequence[str]) -> None:
     try:
-        plugins.check_options(f"reward {name!r}", function, options, reserved)
+        registry.check_options(f"reward {name!r}", function, options, reserved)
     except ConfigError as error:
         raise RewardError(str(error)) from None
 

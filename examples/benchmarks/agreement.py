@@ -22,10 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from esalign.assemble import adapter_path, asset, load_splits, make_backend, model_path
-from esalign.config import EMBEDDED, BackendSection, RunConfig, load_config
-from esalign.contracts.reference import Reference
+from esalign.assets import EMBEDDED, adapter_path, asset, model_path
+from esalign.commands.build import load_splits, make_backend
+from esalign.config.reading import load_config
+from esalign.config.run import BackendSection, RunConfig
 from esalign.space import SvdLora
+from esalign.testing.reference import Reference
 from esalign.types import Array
 
 Answers = list[list[list[int]]]

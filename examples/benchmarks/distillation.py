@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from esalign.config import load_config
-from esalign.distill.config import DistillConfig
-from esalign.distill.run import run_distill
+from esalign.commands.distill import run_distill
+from esalign.config.distill import DistillConfig
+from esalign.config.reading import load_config
 
 CONFIG = Path(__file__).parents[1] / "distillation" / "embedded.yaml"
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by seeds

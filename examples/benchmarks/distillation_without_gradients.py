@@ -20,16 +20,17 @@ from typing import Any
 
 import torch
 
-from esalign.assemble import load_splits
-from esalign.checkpoint import Checkpoints
-from esalign.config import EMBEDDED, load_config
-from esalign.distill.config import DistillConfig
+from esalign.assets import EMBEDDED
+from esalign.commands.build import load_splits
+from esalign.config.distill import DistillConfig
+from esalign.config.reading import load_config
 from esalign.distill.held_out import held_out_distance
 from esalign.distill.models import Loaded, encode, load_model, make_pair
 from esalign.distill.rollout import RolloutOptions
 from esalign.distill.sources import set_student
+from esalign.run.checkpoint import Checkpoints
+from esalign.run.statistics import estimate, paired_difference
 from esalign.space import SvdLora
-from esalign.statistics import estimate, paired_difference
 from esalign.types import Array
 
 CONFIGS = Path(__file__).parents[1] / "distillation"

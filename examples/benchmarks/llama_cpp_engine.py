@@ -23,8 +23,8 @@ from esalign_llama_cpp.library import load_library
 from esalign_llama_cpp.lora import write_gguf_adapter
 from esalign_llama_cpp.switch import free_adapter, load_adapter
 
-from esalign.adapter_io import Adapter, LoraModule
 from esalign.space import SvdLora
+from esalign.space.adapter import Adapter, LoraModule
 from esalign.types import Sampling
 
 WIDTH, LAYERS, HEADS, INNER, VOCAB, CONTEXT = 512, 8, 8, 1408, 4096, 256

@@ -23,13 +23,15 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from esalign.align import align, judge
-from esalign.assemble import asset, model_path
-from esalign.config import EMBEDDED, RunConfig, load_config
-from esalign.dashboard import PlainReporter
+from esalign.assets import EMBEDDED, asset, model_path
+from esalign.commands.align import align
+from esalign.commands.evaluate import judge
+from esalign.config.reading import load_config
+from esalign.config.run import RunConfig
 from esalign.errors import BackendError
-from esalign.run_folder import ADAPTER, RESULT
-from esalign.statistics import Estimate, estimate, paired_difference
+from esalign.report.terminal import PlainReporter
+from esalign.run.folder import ADAPTER, RESULT
+from esalign.run.statistics import Estimate, estimate, paired_difference
 
 TORCH: dict[str, Any] = {"name": "torch", "dtype": "float32", "options": {"threads": 1}}
 LLAMA_CPP: dict[str, Any] = {"name": "llama-cpp", "dtype": "float32", "options": {"threads": 1}}

@@ -20,13 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from esalign.assemble import asset, make_parts
-from esalign.config import RunConfig, load_config
-from esalign.evaluate import evaluate
-from esalign.fitness import derive_seed
+from esalign.assets import asset
+from esalign.commands.build import make_parts
+from esalign.config.reading import load_config
+from esalign.config.run import RunConfig
 from esalign.loop import search
-from esalign.run import TEST, VALIDATION, Parts
-from esalign.statistics import estimate, paired_difference
+from esalign.run.evaluate import evaluate
+from esalign.run.run import TEST, VALIDATION, Parts
+from esalign.run.statistics import estimate, paired_difference
+from esalign.seeds import derive_seed
 
 ROWS = {
     "plain": (16, 2, ()),

@@ -14,8 +14,9 @@ import sys
 import numpy as np
 import psutil
 
-from esalign.assemble import adapter_path, make_backend
-from esalign.config import EMBEDDED, BackendSection
+from esalign.assets import EMBEDDED, adapter_path
+from esalign.commands.build import make_backend
+from esalign.config.run import BackendSection
 from esalign.space import SvdLora
 from esalign.types import Sampling
 

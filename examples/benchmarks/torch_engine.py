@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from esalign.adapter_io import Adapter, LoraModule
 from esalign.space import SvdLora
+from esalign.space.adapter import Adapter, LoraModule
 from esalign.types import Array, Completion, Sampling
 
 EMBEDDED = Path(str(files("esalign"))) / "assets" / "embedded"

@@ -28,8 +28,8 @@ from esalign_vllm import VllmBackend
 from esalign_vllm.engine import Engine
 from esalign_vllm.environment import IN_PROCESS, defaults, preserved_process, quietly
 
-from esalign.adapter_io import Adapter, LoraModule, write_adapter
 from esalign.space import SvdLora
+from esalign.space.adapter import Adapter, LoraModule, write_adapter
 from esalign.types import Array, Completion, Sampling
 
 WIDTH, LAYERS, HEADS, VOCAB, CONTEXT = 384, 8, 6, 4096, 256

@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from esalign.assemble import model_path
-from esalign.config import EMBEDDED
+from esalign.assets import EMBEDDED, model_path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "embedded_model"))
 from make_data import CHAIN_SUM, OPERATORS, Document  # the folder beside this one

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from rows import GRPO_SWEEP, ROWS, Row, label, make_config, make_options
 
-from esalign.config import RunConfig
+from esalign.config.run import RunConfig
 
 BUDGET = 100.0
 SEEDS = (0, 1, 2)

@@ -16,8 +16,9 @@ from transformers.utils import logging
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from esalign.assemble import asset, load_splits, make_pool
-from esalign.config import RunConfig
+from esalign.assets import asset
+from esalign.commands.build import load_splits, make_pool
+from esalign.config.run import RunConfig
 from esalign.rewards.pool import RewardPool
 from esalign.space import Factor, SvdLora
 from esalign.types import Example

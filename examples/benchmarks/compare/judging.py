@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from esalign.assemble import asset, load_splits, make_backend, make_pool, make_probe
-from esalign.config import RunConfig
-from esalign.evaluate import evaluate
-from esalign.fitness import derive_seed
+from esalign.assets import asset
+from esalign.commands.build import load_splits, make_backend, make_pool, make_probe
+from esalign.config.run import RunConfig
 from esalign.protocols import Backend
-from esalign.run import HeldOut
+from esalign.run.evaluate import evaluate
+from esalign.run.run import HeldOut
+from esalign.run.statistics import estimate
+from esalign.seeds import derive_seed
 from esalign.space import SvdLora
-from esalign.statistics import estimate
 from esalign.types import Array
 
 CURVE_PROBLEMS = 500

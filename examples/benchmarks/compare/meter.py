@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from esalign.adapter_io import write_atomically
-from esalign.run import peak_memory
+from esalign.files import write_atomically
+from esalign.run.run import peak_memory
 
 MARKS = (0.08, 0.2, 0.4, 0.7, 1.0)
 """Shares of the budget at which a snapshot is due: the first step that ends after one leaves it."""

@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
-from esalign.assemble import asset, load_splits
-from esalign.config import DataSection, RunConfig, SourceSection, load_config
+from esalign.assets import asset
+from esalign.commands.build import load_splits
+from esalign.config.reading import load_config
+from esalign.config.run import RunConfig
+from esalign.config.sections import DataSection, SourceSection
 
 SPLITS = ("train", "validation", "test")
 

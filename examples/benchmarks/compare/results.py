@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from rows import ROWS
 
-from esalign.metrics import read_json_lines
-from esalign.statistics import Estimate, estimate, paired_difference
+from esalign.files import read_json_lines
+from esalign.run.statistics import Estimate, estimate, paired_difference
 from esalign.types import Array
 
 PARAMETERS = 0.92e6

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from problems import pose
 
-from esalign.assemble import asset
-from esalign.config import RunConfig, load_config
+from esalign.assets import asset
+from esalign.config.reading import load_config
+from esalign.config.run import RunConfig
 
 SAME = ("scoring.workers=0", "run.generations=1000000")
 """For every row: one process, so that its time and memory are its own, and no end but the budget's."""

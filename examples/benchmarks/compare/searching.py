@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 from meter import Meter, Save
 
-from esalign.adapter_io import Adapter, write_adapter
-from esalign.assemble import asset, load_splits, make_backend, make_parts, make_pool
-from esalign.config import RunConfig
+from esalign.assets import asset
+from esalign.commands.build import load_splits, make_backend, make_parts, make_pool
+from esalign.config.run import RunConfig
 from esalign.data import MiniBatches
-from esalign.fitness import RewardFitness
+from esalign.fitness import FitnessParts
+from esalign.fitness.reward import RewardFitness
 from esalign.loop import search
 from esalign.protocols import Fitness, Optimizer
 from esalign.registry import make_optimizer
 from esalign.space import SvdLora
+from esalign.space.adapter import Adapter, write_adapter
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling
 
 ENDLESS = 1_000_000
@@ -209,4 +211,4 @@ def _reward_fitness(config: RunConfig, backend: Any, pool: Any) -> RewardFitness
     batches = MiniBatches(load_splits(config).train.examples, seed=seed)
     section = config.fitness
     sampling = config.sampling.make(seed=seed)
-    return RewardFitness(backend, batches, pool, sampling, prompts=section.prompts, samples=section.samples, seed=seed)
+    return RewardFitness(FitnessParts(backend, batches, pool, sampling, seed=seed), prompts=section.prompts or 100)

@@ -6,7 +6,7 @@ import numpy as np
 from results import COSTS, SHARES, Result, cost_to_reach, curve, forward_flops, gain, pooled, read_results
 from rows import ROWS
 
-from esalign.statistics import Estimate
+from esalign.run.statistics import Estimate
 
 
 def print_tables(folder: Path) -> None:

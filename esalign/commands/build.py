@@ -1,0 +1,133 @@
+"""From a configuration to the objects it names."""
+
+import inspect
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from esalign.assets import adapter_path, model_path
+from esalign.config.run import BackendSection, RunConfig
+from esalign.config.sections import Experiment, ProbeSection, RewardSection, ScoringSection, SourceSection
+from esalign.data import MiniBatches, Source, Splits, load_dataset, make_splits
+from esalign.fitness import FitnessParts
+from esalign.protocols import Backend, Fitness, Space
+from esalign.registry import FITNESS, check_options, find, load_backend, make_optimizer, make_space, merge
+from esalign.rewards import load_reward
+from esalign.rewards.pool import RewardPool
+from esalign.run.run import HeldOut, Parts
+from esalign.run.trackers import make_tracker
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Return the configuration with what it leaves to its fitness filled in by that fitness's own defaults."""
+    fitness = config.fitness
+    defaults = inspect.signature(find(FITNESS, fitness.name)).parameters
+    missing = {
+        name: defaults[name].default
+        for name in ("prompts", "samples")
+        if getattr(fitness, name) is None and name in defaults and defaults[name].default is not inspect.Parameter.empty
+    }
+    return config.model_copy(update={"fitness": fitness.model_copy(update=missing)})
+
+
+def open_space(config: RunConfig) -> Space:
+    """Return the search space."""
+    model, section = config.model, config.space
+    return make_space(
+        section.name, model=model_path(model.path), adapter=adapter_path(model.adapter), **section.options
+    )
+
+
+def make_backend(section: BackendSection, model: str, space: Space | None) -> Backend:
+    """Start the engine."""
+    return load_backend(
+        section.name,
+        model=model_path(model),
+        space=space,
+        dtype=section.dtype,
+        device=section.device,
+        **section.options,
+    )
+
+
+def make_source(section: SourceSection) -> Source:
+    """Return the source of problems that a section describes."""
+    return Source(**{name: getattr(section, name) for name in SourceSection.model_fields})
+
+
+def load_splits(config: Experiment) -> Splits:
+    """Load training, validation and test problems."""
+    data = config.data
+    return make_splits(
+        make_source(data),
+        train_size=data.train_size,
+        validation_size=data.validation_size,
+        test_size=data.test_size,
+        validation=make_source(data.validation) if data.validation else None,
+        test=make_source(data.test) if data.test else None,
+        seed=config.run.seed,
+    )
+
+
+def make_pool(rewards: Sequence[RewardSection], scoring: ScoringSection) -> RewardPool:
+    """Start the processes that score."""
+    return RewardPool(
+        [(load_reward(reward.name, **reward.options), reward.weight) for reward in rewards],
+        workers=scoring.workers,
+        timeout=scoring.timeout,
+    )
+
+
+def make_parts(config: RunConfig, folder: Path, closing: ExitStack) -> Parts:
+    """Make everything that a run needs; what must be closed is handed to ``closing``. Cheap checks come first."""
+    space = open_space(config)
+    section = config.optimizer
+    settings = {"dim": space.dim, "sigma": section.sigma, "population": section.population, "seed": config.run.seed}
+    optimizer = make_optimizer(section.name, **merge(f"optimizer {section.name!r}", settings, section.options))
+    splits = load_splits(config)
+    pool = closing.enter_context(make_pool(config.rewards, config.scoring))
+    backend = make_backend(config.backend, config.model.path, space)
+    closing.callback(backend.close)
+    tracker = make_tracker(
+        config.run.tracker, name=config.run.name, folder=folder, config=config.model_dump(mode="json")
+    )
+    if tracker is not None:
+        closing.callback(tracker.finish)
+    return Parts(
+        space=space,
+        backend=backend,
+        optimizer=optimizer,
+        fitness=_make_fitness(config, backend, space, splits, pool),
+        validation=HeldOut(splits.validation.examples, pool),
+        test=HeldOut(splits.test.examples, pool),
+        probe=make_probe(config.probe, config, closing),
+        tracker=tracker,
+    )
+
+
+def _make_fitness(config: RunConfig, backend: Backend, space: Space, splits: Splits, pool: RewardPool) -> Fitness:
+    section, seed = config.fitness, config.run.seed
+    factory = find(FITNESS, section.name)
+    settings = {"prompts": section.prompts, "samples": section.samples}
+    check_options(f"fitness {section.name!r}", factory, section.options, reserved=("parts", *settings))
+    parts = FitnessParts(
+        backend=backend,
+        batches=MiniBatches(splits.train.examples, seed=seed),
+        pool=pool,
+        sampling=config.sampling.make(seed=seed),
+        seed=seed,
+        generations=config.run.generations,
+        model=config.model.path,
+        space=space,
+    )
+    given = {name: value for name, value in settings.items() if value is not None}
+    fitness: Fitness = factory(parts, **given, **section.options)
+    return fitness
+
+
+def make_probe(section: ProbeSection | None, config: Experiment, closing: ExitStack) -> HeldOut | None:
+    """Load the off-task probe and start the processes that score it, or return None when there is none."""
+    if section is None:
+        return None
+    examples = load_dataset(make_source(section), size=section.size, seed=config.run.seed).examples
+    return HeldOut(examples, closing.enter_context(make_pool(section.rewards, config.scoring)))

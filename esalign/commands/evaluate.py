@@ -1,0 +1,30 @@
+"""What `esalign eval` does."""
+
+from contextlib import ExitStack
+
+import numpy as np
+
+from esalign.commands.build import load_splits, make_backend, make_pool, open_space
+from esalign.config.run import RunConfig
+from esalign.errors import ConfigError
+from esalign.run.evaluate import HeldOutResult, evaluate
+
+
+def judge(config: RunConfig, *, adapter: str | None, split: str) -> HeldOutResult:
+    """Evaluate a model on the problems of a split, with an adapter, or with None without.
+
+    Raises:
+        ConfigError: no such split.
+    """
+    splits = load_splits(config)
+    datasets = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    if split not in datasets:
+        raise ConfigError(f"no split {split!r}, expected one of {', '.join(datasets)}")
+    model = config.model.model_copy(update={"adapter": adapter})
+    space = open_space(config.model_copy(update={"model": model})) if adapter else None
+    with ExitStack() as closing:
+        pool = closing.enter_context(make_pool(config.rewards, config.scoring))
+        backend = make_backend(config.backend, config.model.path, space)
+        closing.callback(backend.close)
+        sampling = config.sampling.make(seed=config.run.seed)
+        return evaluate(backend, pool, np.zeros(space.dim if space else 0), datasets[split].examples, sampling)

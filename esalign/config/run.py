@@ -1,0 +1,98 @@
+"""The schema of `esalign run`."""
+
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from esalign.config.sections import (
+    DataSection,
+    ProbeSection,
+    RewardSection,
+    RunSection,
+    SamplingSection,
+    ScoringSection,
+    Section,
+)
+
+
+class ModelSection(Section):
+    """The base model and the adapter whose singular values are searched."""
+
+    path: str = Field(description="Base model: a Hugging Face id, a local folder, a GGUF file, or 'embedded'.")
+    adapter: str = Field(description="LoRA adapter to start from: PEFT folder or hub id, GGUF file, or 'embedded'.")
+
+
+class SpaceSection(Section):
+    """What is searched. Keys beside ``name`` are options of the space, e.g. ``fraction`` of svd-lora."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field("svd-lora", description="svd-lora: the singular values of model.adapter; or a plug-in's name.")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The space's own options."""
+        return dict(self.model_extra or {})
+
+
+class BackendSection(Section):
+    """The inference engine."""
+
+    name: str = Field("torch", description="Engine: torch, vllm, llama-cpp, or a plug-in's name.")
+    dtype: str = Field("auto", description="Compute type: auto (the model's own), float32, bfloat16 or float16.")
+    device: str = Field("auto", description="Device: auto, cpu, cuda or cuda:N.")
+    options: dict[str, Any] = Field({}, description="Options of the engine itself; see its page in docs/.")
+
+
+class FitnessSection(Section):
+    """What the optimiser maximises."""
+
+    name: str = Field(
+        "reward",
+        description="reward: mean reward of what each candidate generates; surrogate: docs/surrogate.md; distillation: "
+        "closeness to a teacher; or a plug-in's name.",
+    )
+    prompts: int | None = Field(
+        None, ge=1, description="Problems per generation; none: 100, or 48 at a time for the surrogate."
+    )
+    samples: int | None = Field(
+        None,
+        ge=1,
+        description="Completions per problem; none: 1, or 4 for the surrogate. Above 1 needs temperature > 0.",
+    )
+    options: dict[str, Any] = Field({}, description="Options of the fitness.")
+
+
+class OptimizerSection(Section):
+    """The evolution strategy."""
+
+    name: str = Field("cma-es", description="cma-es, openai-es, random-search, nevergrad:<Name>, or a plug-in's name.")
+    population: int = Field(24, ge=2, le=100_000, description="Candidates per generation.")
+    sigma: float = Field(
+        0.5, gt=0, le=1000, description="First step size, in units of each factor's RMS singular value."
+    )
+    options: dict[str, Any] = Field({}, description="Options of the optimiser.")
+
+
+class RunConfig(Section):
+    """A run: everything that `esalign run` needs to know."""
+
+    model: ModelSection
+    space: SpaceSection = SpaceSection()
+    backend: BackendSection = BackendSection()
+    data: DataSection
+    rewards: tuple[RewardSection, ...] = Field(min_length=1)
+    scoring: ScoringSection = ScoringSection()
+    sampling: SamplingSection = SamplingSection()
+    fitness: FitnessSection = FitnessSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    probe: ProbeSection | None = None
+    run: RunSection = RunSection()
+
+    def describe(self) -> str:
+        """Return '24 candidates x 100 problems each, cma-es on torch'."""
+        fitness = self.fitness
+        samples = f" x {fitness.samples} completions" if (fitness.samples or 1) > 1 else ""
+        who = "of the mean" if fitness.name == "surrogate" else "each"
+        problems = f" x {fitness.prompts} problems{samples} {who}" if fitness.prompts else ""
+        return f"{self.optimizer.population} candidates{problems}, {self.optimizer.name} on {self.backend.name}"

@@ -1,0 +1,125 @@
+"""The schema of a run, strict at every level, and its reading from YAML files and ``a.b=value`` overrides."""
+
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from esalign.types import Sampling
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class SourceSection(Section):
+    """Where problems come from."""
+
+    source: str = Field(
+        description="Hugging Face data set id or folder, a jsonl, json, parquet or csv file, or reasoning-gym:<task>."
+    )
+    config: str | None = Field(None, description="Configuration (subset) of the Hugging Face data set.")
+    split: str | None = Field(None, description="Split of the Hugging Face data set; none takes 'train'.")
+    options: dict[str, Any] = Field({}, description="Options of the reasoning-gym task.")
+    columns: dict[str, str] = Field({}, description="Names of columns, as {prompt: theirs, answer: theirs}.")
+    template: str | None = Field(None, description="Text around the prompt, e.g. '{prompt}\\nThink step by step.'")
+    system_prompt: str | None = Field(None, description="System message; makes chat messages of text prompts.")
+
+
+class DataSection(SourceSection):
+    """Problems to train on, to choose the best mean by, and to report on; the three never overlap."""
+
+    train_size: int | None = Field(None, ge=1, description="Training problems; none takes all that are left.")
+    validation_size: int = Field(256, ge=1, description="Problems that choose the best mean during the run.")
+    test_size: int = Field(1000, ge=1, description="Problems read only for the start and the final result.")
+    validation: SourceSection | None = Field(None, description="Separate source of the validation problems.")
+    test: SourceSection | None = Field(None, description="Separate source of the test problems.")
+
+
+class RewardSection(Section):
+    """One reward."""
+
+    name: str = Field(description="math, reasoning-gym, exact-match, regex-match, module:function or file.py:function.")
+    weight: float = Field(1.0, description="Factor of this reward in the sum.")
+    options: dict[str, Any] = Field({}, description="Options of the reward.")
+
+
+class ScoringSection(Section):
+    """How rewards are computed."""
+
+    workers: int = Field(1, ge=0, description="Processes that score beside generation; 0 scores in the run's own.")
+    timeout: float = Field(10.0, gt=0, description="Seconds that one answer's scoring may take (with workers).")
+
+
+class SamplingSection(Section):
+    """How answers are decoded during the search."""
+
+    max_tokens: int = Field(256, ge=1, description="Most tokens of one answer.")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus to draw from.")
+    top_k: int = Field(0, ge=0, description="Number of tokens to draw from; 0 is all.")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="Strings that end an answer.")
+
+    def make(self, *, seed: int) -> Sampling:
+        """Return the engine's sampling with a seed."""
+        return Sampling(seed=seed, **self.model_dump())
+
+
+class ProbeSection(SourceSection):
+    """An off-task probe: problems that the search does not see, as the measure of forgetting."""
+
+    size: int = Field(256, ge=1, description="Number of problems.")
+    rewards: tuple[RewardSection, ...] = Field(min_length=1, description="Rewards of the probe.")
+
+
+class RunSection(Section):
+    """How long to search, and where the results go."""
+
+    name: str = Field("run", pattern=r"^\w[\w.-]*$", description="Name of the run's folder.")
+    dir: str = Field("runs", description="Folder that holds the runs.")
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    generations: int = Field(50, ge=1, description="Generations to search.")
+    evaluate_every: int = Field(5, ge=1, description="Generations between two validations of the mean.")
+    patience: int | None = Field(None, ge=1, description="Stop after so many validations without a new best.")
+    flat_limit: int = Field(5, ge=1, description="Stop after so many generations in which all candidates are equal.")
+    max_minutes: float | None = Field(None, gt=0, description="Stop at the first generation that ends after this.")
+    kl_prompts: int = Field(64, ge=0, description="Validation problems for the KL to the start; 0 leaves it out.")
+    verify_prompts: int = Field(
+        32, ge=1, description="Validation problems on which the saved adapter is compared with the engine."
+    )
+    tracker: Literal["none", "trackio", "wandb", "tensorboard"] = Field("none", description="Where to send metrics.")
+
+
+class Experiment(Protocol):
+    """What the configurations of all kinds of runs share: how they are judged, and where they lie."""
+
+    @property
+    def data(self) -> DataSection:
+        """The problems."""
+
+    @property
+    def rewards(self) -> tuple[RewardSection, ...]:
+        """What judges answers."""
+
+    @property
+    def scoring(self) -> ScoringSection:
+        """How it does."""
+
+    @property
+    def sampling(self) -> SamplingSection:
+        """How answers are decoded."""
+
+    @property
+    def probe(self) -> ProbeSection | None:
+        """The off-task probe."""
+
+    @property
+    def run(self) -> RunSection:
+        """Length and folder."""
+
+    def describe(self) -> str:
+        """Say in a few words what a generation does."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Return all keys and values."""

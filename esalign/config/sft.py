@@ -1,0 +1,37 @@
+"""The schema of a warm start: everything that `esalign sft` needs to know."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from esalign.config.sections import Section, SourceSection
+
+
+class SftData(SourceSection):
+    """Demonstrations: problems with the answers to learn."""
+
+    size: int | None = Field(None, ge=1, description="Number of demonstrations; none takes all.")
+    answer: str = Field("answer", description="Column that holds the answer to learn.")
+
+
+class SftConfig(Section):
+    """A warm start: a LoRA adapter from a few demonstrations."""
+
+    model: str = Field(description="Base model: a Hugging Face id, a local folder, or 'embedded'.")
+    out: str = Field(description="Folder of the adapter to write.")
+    data: SftData
+    rank: int = Field(8, ge=1, description="Rank of the adapter.")
+    alpha: int | None = Field(None, ge=1, description="The update is scaled by alpha / rank; none: twice the rank.")
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+        min_length=1,
+        description="Linear layers to adapt (ends of names).",
+    )
+    learning_rate: float = Field(2e-4, gt=0, description="Peak of a cosine schedule with a short warm-up.")
+    epochs: float = Field(3.0, gt=0, description="Passes over the demonstrations.")
+    max_steps: int | None = Field(None, ge=1, description="Optimiser steps, in place of epochs.")
+    batch_size: int = Field(16, ge=1, description="Demonstrations per step.")
+    max_length: int = Field(1024, ge=8, description="Longest prompt plus answer, in tokens.")
+    seed: int = Field(0, ge=0, description="Seed of the adapter's start and of the order.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type of the base model.")
+    device: Literal["cpu", "cuda"] | None = Field(None, description="cpu or cuda; none chooses.")

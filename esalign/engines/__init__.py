@@ -1,0 +1,1 @@
+"""What all engines share: prompts and token ids, loading, stop strings, checks of what they are given."""

@@ -1,0 +1,5 @@
+"""What the optimiser maximises. Each fitness is a plug, found by the entry-point group ``esalign.fitness``."""
+
+from esalign.fitness.parts import FitnessParts
+
+__all__ = ["FitnessParts"]

@@ -1,0 +1,82 @@
+"""The fitness of ESSA: the mean reward of what each candidate generates, on problems that all candidates share."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from esalign.errors import ConfigError, RewardError
+from esalign.fitness.completions import answer, make_samples
+from esalign.fitness.parts import FitnessParts
+from esalign.seeds import derive_seed
+from esalign.types import Array, Evaluation, Example, State
+
+
+class RewardFitness:
+    """Mean reward over a mini-batch of problems that all candidates of a generation share (common random numbers).
+
+    Args:
+        parts: what every fitness is made of.
+        prompts: problems per generation.
+        samples: completions per problem and candidate; above 1 they need a temperature.
+
+    Raises:
+        ConfigError: several samples with greedy decoding, where all would be equal.
+    """
+
+    def __init__(self, parts: FitnessParts, *, prompts: int = 100, samples: int = 1) -> None:
+        if samples > 1 and parts.sampling.temperature == 0:
+            raise ConfigError(
+                f"fitness.samples is {samples} with greedy decoding, where all samples are equal: set "
+                "sampling.temperature above 0, or fitness.samples to 1"
+            )
+        self._backend, self._batches, self._pool = parts.backend, parts.batches, parts.pool
+        self._prompts, self._samples, self._seed = prompts, samples, parts.seed
+        self._sampling = parts.sampling
+        self._examples: list[Example] = []
+
+    def prepare(self, mean: Array, generation: int) -> None:  # noqa: ARG002  (other fitnesses draw from the mean)
+        """Draw this generation's problems and decoding seed."""
+        chosen = self._batches.next(self._prompts)
+        self._examples = [example for example in chosen for _ in range(self._samples)]
+        self._sampling = replace(self._sampling, seed=derive_seed(self._seed, generation))
+
+    def evaluate(self, candidates: Array) -> Evaluation:
+        """Let all candidates answer, and average their rewards.
+
+        Problems on which all rewards abstain do not count; a candidate with no reward at all ranks last.
+
+        Raises:
+            RewardError: the rewards abstained on every answer of every candidate.
+        """
+        answers = answer(self._backend, self._pool, candidates, self._examples, self._sampling)
+        rewards = answers.rewards
+        counts = (~np.isnan(rewards)).sum(axis=1)
+        if not counts.any():
+            raise RewardError(
+                f"all rewards abstained on all {rewards.size} answers of a generation, expected a number for some: "
+                "check that the reward fits the data"
+            )
+        fitness = np.nansum(rewards, axis=1) / np.maximum(counts, 1)
+        fitness[counts == 0] = fitness[counts > 0].min()
+        prompt_tokens = sum(len(self._backend.encode(example.prompt)) for example in self._examples)
+        return Evaluation(
+            fitness=fitness,
+            metrics={
+                "reward_std": float(np.nanmean(np.nanstd(rewards[counts > 0], axis=1))),
+                "truncated": answers.truncated,
+                "mean_tokens": answers.generated_tokens / rewards.size,
+                "abstained": float(np.isnan(rewards).mean()),
+                **{f"errors/{name}": float(count) for name, count in answers.errors.items()},
+            },
+            generated_tokens=answers.generated_tokens,
+            prompt_tokens=prompt_tokens * len(rewards),
+            samples=make_samples(self._examples, answers, candidate=int(np.argmax(fitness))),
+        )
+
+    def state_dict(self) -> State:
+        """The place in the training problems."""
+        return {"batches": self._batches.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from that place."""
+        self._batches.load_state_dict(state["batches"])

@@ -1,0 +1,228 @@
+"""Surrogate ESSA (ours): candidates are judged by how they would have weighted answers that the mean gave.
+
+Plain ESSA generates answers with every candidate and takes one number from each. Here the mean alone answers, sampled
+several times per problem. Where rewards differ, the best and the worst answer are kept (down-sampling to the largest
+variance, Xu et al. 2025, arXiv 2504.13818), until so many pairs are found (dynamic sampling, Yu et al. 2025, arXiv
+2503.14476), and every candidate scores these *same* answers teacher-forced. Its fitness
+is the clipped, importance-weighted objective of PPO (Schulman et al. 2017, arXiv 1707.06347, eq. 7), with advantage 1
+for the best and -1 for the worst. It takes forward passes alone, and one set of answers serves several generations.
+
+That objective is flat beyond its clip, where it lets the step size run away. So candidates whose divergence from the
+mean that answered is above a bound rank behind all others, the farther the lower.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from esalign.errors import ConfigError, RewardError
+from esalign.fitness.completions import answer, make_samples
+from esalign.fitness.parts import FitnessParts
+from esalign.seeds import derive_seed
+from esalign.types import Array, Evaluation, Sample, State
+
+Sequence = tuple[tuple[int, ...], tuple[int, ...]]
+"""A prompt's and an answer's token ids."""
+
+MAX_TRIES = 8
+MAX_LOG_RATIO = 20.0  # exp of it is finite in float32; clipped objectives are flat long before
+
+
+class SurrogateFitness:
+    """PPO's clipped objective on answers of the mean, which all candidates score.
+
+    Args:
+        parts: what every fitness is made of; at temperature 0 all completions of a problem would be equal, so
+            `temperature` stands in.
+        prompts: problems answered at a time, until enough pairs are found.
+        samples: answers per problem, at least 2.
+        pairs: problems that make a set; fewer if eight times `prompts` do not hold so many.
+        refresh: generations that one set of answers serves.
+        temperature: of the answers when the run's own is 0. Low, as it is the greedy answer that shall get better.
+        clip: the ratio's distance from 1 at which a token's objective is flat.
+        kl_limit: bound on the divergence from the mean that answered, nats per token.
+    """
+
+    def __init__(
+        self,
+        parts: FitnessParts,
+        *,
+        prompts: int = 48,
+        samples: int = 4,
+        pairs: int = 16,
+        refresh: int = 2,
+        temperature: float = 0.15,
+        clip: float = 0.2,
+        kl_limit: float = 0.05,
+    ) -> None:
+        if samples < 2:
+            raise ConfigError(f"fitness.samples is {samples}, expected at least 2 for fitness 'surrogate', say 4")
+        for name, count in (("pairs", pairs), ("refresh", refresh)):
+            if not count >= 1:
+                raise ConfigError(f"fitness.options.{name} is {count!r}, expected at least 1")
+        for name, value in (("temperature", temperature), ("clip", clip), ("kl_limit", kl_limit)):
+            if not value > 0:
+                raise ConfigError(f"fitness.options.{name} is {value!r}, expected a number above 0")
+        self._backend, self._batches, self._pool = parts.backend, parts.batches, parts.pool
+        self._sampling = replace(parts.sampling, temperature=parts.sampling.temperature or temperature)
+        self._prompts, self._samples, self._seed = prompts, samples, parts.seed
+        self._pairs, self._refresh, self._clip, self._kl_limit = pairs, refresh, clip, kl_limit
+        self._age = refresh
+        self._sequences: list[Sequence] = []
+        self._advantages = np.zeros(0)
+        self._old: Array = np.zeros(0)
+        self._reward = float("nan")
+        self._fresh: dict[str, int] = {}
+        self._shown: tuple[Sample, ...] = ()
+
+    def prepare(self, mean: Array, generation: int) -> None:
+        """Let the mean answer anew when its last answers have served their generations.
+
+        Raises:
+            RewardError: rewards differ on no problem.
+        """
+        self._fresh = {"generated_tokens": 0, "prompt_tokens": 0, "scored_tokens": 0}
+        self._shown = ()
+        self._age += 1
+        if self._age <= self._refresh:
+            return
+        self._age = 1
+        pairs: list[tuple[Sequence, Sequence]] = []
+        rewards: list[Array] = []
+        while len(pairs) < self._pairs and len(rewards) < MAX_TRIES:
+            pairs += self._roll_out(mean, generation, rewards)
+        if not pairs:
+            raise RewardError(
+                f"{MAX_TRIES} sets of {self._prompts} problems x {self._samples} answers gave no problem on which "
+                "rewards differ, so nothing can be learned: is the task far too easy or too hard, or the reward always "
+                "the same?"
+            )
+        best, worst = zip(*pairs[: self._pairs], strict=True)
+        self._sequences = [*best, *worst]
+        self._advantages = np.repeat([1.0, -1.0], len(best))
+        self._reward = float(np.nanmean(rewards))
+        self._old = self._log_probabilities(mean[None])[0]
+        self._fresh["scored_tokens"] += self._scored(1)
+
+    def _roll_out(self, mean: Array, generation: int, rewards: list[Array]) -> list[tuple[Sequence, Sequence]]:
+        """Sample answers, and return the best and the worst of each problem on which their rewards differ.
+
+        Args:
+            mean: who answers, shape (dim,).
+            generation: of the run.
+            rewards: where the answers' rewards are added, of shape (prompts, samples).
+        """
+        chosen = self._batches.next(self._prompts)
+        examples = [example for example in chosen for _ in range(self._samples)]
+        round_seed = derive_seed(self._seed, generation, self._fresh["generated_tokens"])
+        answers = answer(self._backend, self._pool, mean[None], examples, replace(self._sampling, seed=round_seed))
+        prompts = [self._backend.encode(example.prompt) for example in chosen]
+        self._fresh["generated_tokens"] += answers.generated_tokens
+        self._fresh["prompt_tokens"] += self._samples * sum(len(prompt) for prompt in prompts)
+        self._shown = make_samples(examples, answers)
+        table = answers.rewards[0].reshape(self._prompts, self._samples)
+        rewards.append(table)
+        empty = [not completion.token_ids for completion in answers.rows[0]]  # nothing to score
+        best, worst = extremes(np.where(np.reshape(empty, table.shape), np.nan, table))
+        sequences = [(prompts[j // self._samples], c.token_ids) for j, c in enumerate(answers.rows[0])]
+        return [(sequences[i], sequences[j]) for i, j in zip(best, worst, strict=True)]
+
+    def evaluate(self, candidates: Array) -> Evaluation:
+        """Score the kept answers with every candidate."""
+        log_ratio = np.clip(self._log_probabilities(candidates) - self._old, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+        advantages = np.repeat(self._advantages, [len(answer_ids) for _, answer_ids in self._sequences])
+        kl = divergence(log_ratio)
+        return Evaluation(
+            fitness=bounded(clipped_objective(log_ratio, advantages, self._clip), kl, self._kl_limit),
+            metrics={
+                "reward": self._reward,
+                "kl_to_rollouts": float(kl.mean()),
+                "beyond_kl_limit": float((kl > self._kl_limit).mean()),
+                "clipped": float((np.abs(np.expm1(log_ratio)) > self._clip).mean()),
+                "rollouts": float(len(self._sequences)),
+            },
+            generated_tokens=self._fresh["generated_tokens"],
+            prompt_tokens=self._fresh["prompt_tokens"],
+            scored_tokens=self._fresh["scored_tokens"] + self._scored(len(candidates)),
+            samples=self._shown,
+        )
+
+    def _log_probabilities(self, candidates: Array) -> Array:
+        """Return log-probabilities of all answers' tokens, one after another, shape (population, tokens)."""
+        rows = self._backend.score(candidates, self._sequences)
+        return np.stack([np.concatenate(row) for row in rows]).astype(np.float64)
+
+    def _scored(self, population: int) -> int:
+        return population * sum(len(prompt) + len(answer_ids) for prompt, answer_ids in self._sequences)
+
+    def state_dict(self) -> State:
+        """The place in the problems, and the answers in use."""
+        return {
+            "batches": self._batches.state_dict(),
+            "age": self._age,
+            "prompts": [list(prompt) for prompt, _ in self._sequences],
+            "answers": [list(answer_ids) for _, answer_ids in self._sequences],
+            "advantages": self._advantages,
+            "old": self._old,
+            "reward": self._reward,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue with those answers."""
+        self._batches.load_state_dict(state["batches"])
+        self._age = state["age"]
+        pairs = zip(state["prompts"], state["answers"], strict=True)
+        self._sequences = [(tuple(prompt), tuple(answer_ids)) for prompt, answer_ids in pairs]
+        self._advantages, self._old, self._reward = state["advantages"], state["old"], state["reward"]
+
+
+def extremes(rewards: Array) -> tuple[Array, Array]:
+    """Return the places of the best and of the worst answer to each problem whose rewards differ, the first of equals.
+
+    Args:
+        rewards: shape (prompts, samples), NaN where there is none.
+
+    >>> extremes(np.array([[0.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.5, np.nan, 0.2]]))
+    (array([1, 6]), array([0, 8]))
+    """
+    known = ~np.isnan(rewards)
+    best = np.where(known, rewards, -np.inf).argmax(axis=1)
+    worst = np.where(known, rewards, np.inf).argmin(axis=1)
+    rows = np.arange(len(rewards))
+    differs = rewards[rows, best] > rewards[rows, worst]  # false where all are NaN
+    first = rows * rewards.shape[1]
+    return (first + best)[differs], (first + worst)[differs]
+
+
+def clipped_objective(log_ratio: Array, advantages: Array, clip: float) -> Array:
+    """Return PPO's objective, ``mean(min(r A, clip(r, 1 - clip, 1 + clip) A))``, shape (population,).
+
+    Args:
+        log_ratio: log of r, candidate over mean, shape (population, tokens).
+        advantages: A, shape (tokens,).
+        clip: epsilon of the paper.
+    """
+    ratio = np.exp(log_ratio)
+    objective: Array = np.minimum(ratio * advantages, np.clip(ratio, 1 - clip, 1 + clip) * advantages).mean(axis=1)
+    return objective
+
+
+def divergence(log_ratio: Array) -> Array:
+    """Estimate KL(mean || candidate), nats per token, shape (population,), from log ratios (population, tokens).
+
+    The k3 estimator (see `esalign.evaluate.kl_to_start`): ``r - 1 - log r``, never negative.
+    """
+    estimate: Array = (np.expm1(log_ratio) - log_ratio).mean(axis=1)
+    return estimate
+
+
+def bounded(objective: Array, kl: Array, limit: float) -> Array:
+    """Return the objective, candidates above the limit behind all others, the larger their divergence the lower.
+
+    >>> bounded(np.array([0.3, 0.1, 0.5]), np.array([0.0, 0.0, 0.2]), 0.05)
+    array([ 0.3 ,  0.1 , -0.05])
+    """
+    inside = kl <= limit
+    floor = objective[inside].min() if inside.any() else 0.0
+    fitness: Array = np.where(inside, objective, floor - (kl - limit))
+    return fitness

@@ -1,0 +1,22 @@
+"""One self-contained HTML page per run, from nothing but the files of its directory."""
+
+from pathlib import Path
+
+from esalign.files import write_atomically
+from esalign.report.page.render import render
+from esalign.report.page.source import read_run
+
+__all__ = ["write_report"]
+
+REPORT = "report.html"
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` into a run's directory, finished or not, and return its path.
+
+    Raises:
+        CheckpointError: the folder holds no run, or a file of it is broken.
+    """
+    path = Path(folder) / REPORT
+    write_atomically(path, render(read_run(Path(folder))).encode("utf-8", "replace"))
+    return path

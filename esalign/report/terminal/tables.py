@@ -1,0 +1,213 @@
+"""What is printed when a run is over, and what a dry run prints."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from esalign.report.words import (
+    SEARCH,
+    Words,
+    bounds,
+    compact,
+    count,
+    duration,
+    gain,
+    judge_gain,
+    memory,
+    number,
+    one_line,
+    prompt_text,
+    score,
+    set_name,
+)
+from esalign.types import Sample
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from esalign.config.run import RunConfig
+    from esalign.run.run import Result
+    from esalign.run.verify import Verification
+
+ONE_LINE_WIDTH = 130  # columns from which a mean and its interval fit side by side
+LABEL_WIDTH = 12
+NAME_WIDTH = 14  # of a held-out set; the five columns then fill 80
+STYLES = {"better": "bold green", "worse": "bold red", "unclear": "bold", "none": "bold"}
+PROBE = "probe"
+
+
+class Plan(Protocol):
+    """What a dry run found out."""
+
+    @property
+    def dim(self) -> int:
+        """Length of the search vector."""
+
+    @property
+    def problems(self) -> tuple[int, int, int]:
+        """Number of training, validation and test problems."""
+
+    @property
+    def answers(self) -> int:
+        """Answers that all generations take."""
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens that all generations should take."""
+
+    @property
+    def seconds(self) -> float:
+        """Search time that all generations should take."""
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Role -> the data's column that was taken for it without being told so."""
+
+    @property
+    def concerns(self) -> tuple[str, ...]:
+        """What should worry the user."""
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """Answers of the start, with their rewards."""
+
+
+def show_result(
+    console: "Console",
+    result: "Result",
+    verification: "Verification | None",
+    folder: Path,
+    *,
+    adapter: str = "adapter",
+    words: Words = SEARCH,
+) -> None:
+    """Print the start and the result side by side, what the gain means, what it cost, and where everything lies.
+
+    Args:
+        console: where to print.
+        result: how the run ended.
+        verification: how the saved adapter compares with the engine; None when it was not checked.
+        folder: the run's directory.
+        adapter: name of the adapter's folder in it.
+        words: what this kind of run calls its things.
+    """
+    console.print()
+    for name, comparison in list(result.comparisons.items())[:1]:  # the first is decoded as the search was
+        verdict = judge_gain(comparison.gain, result.generation)
+        text = verdict.text if result.generation == 0 else f"{set_name(name)}: {verdict.text}"
+        console.print(text, style=STYLES[verdict.kind], markup=False, soft_wrap=True)
+    console.print()
+    console.print(comparison_table(result, words, wide=console.width >= ONE_LINE_WIDTH))
+    console.print()
+    for label, text in _facts(result, words):
+        _fact(console, label, text)
+    if verification is not None:
+        _fact(console, "check", verification.note, "" if verification.good else STYLES["worse"])
+    _fact(console, "adapter", str(folder / adapter))
+    _fact(console, "report", str(folder / "report.html"))
+
+
+def comparison_table(result: "Result", words: Words, *, wide: bool) -> "Table":
+    """Return a table of the held-out sets: start, result, paired gain, each with its 95 % interval."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.caption = "mean reward with 95 % intervals; gains are paired, problem by problem"
+    table.caption_style, table.caption_justify = "", "left"
+    table.add_column("held-out set", min_width=NAME_WIDTH)
+    for title in ("start", words.result, "gain", "verdict"):
+        table.add_column(title, no_wrap=True)
+    for name, comparison in result.comparisons.items():
+        verdict = judge_gain(comparison.gain, result.generation)
+        cells = [
+            f"{set_name(name)}, {count(comparison.gain.count)} problems",
+            score(comparison.start),
+            score(comparison.result),
+            gain(comparison.gain),
+        ]
+        if not wide:
+            cells = [re.sub(r",? (?=\[|[\d,]+ problems)", "\n", cell) for cell in cells]
+        table.add_row(
+            *cells,
+            Text(verdict.short if wide else verdict.short.replace("clear ", "clear\n"), style=STYLES[verdict.kind]),
+        )
+    return table
+
+
+def show_plan(console: "Console", config: "RunConfig", plan: Plan) -> None:
+    """Print what a run would do, as a dry run found by one real batch."""
+    training, validation, test = plan.problems
+    facts = {
+        "search": f"{config.run.generations} generations, {config.describe()}",
+        "dimension": f"{count(plan.dim)} singular values are searched",
+        "problems": f"{count(training)} to train on, {count(validation)} for validation, {count(test)} for the test",
+        "answers": f"{count(plan.answers)}, about {compact(plan.tokens)} generated tokens",
+        "time": f"about {duration(plan.seconds)} of search, as one generation took; judgements come on top",
+    }
+    if plan.columns:
+        taken = ", ".join(f"{name!r} is taken for the {role}" for role, name in plan.columns.items())
+        facts["columns"] = f"{taken}; data.columns says otherwise"
+    console.print()
+    for label, text in facts.items():
+        _fact(console, label, text)
+    for concern in plan.concerns:
+        _fact(console, "warning", one_line(concern, 500), "yellow")
+    for sample in plan.samples:
+        console.print()
+        room = max(console.width - LABEL_WIDTH, 40)
+        _fact(console, "problem", one_line(prompt_text(sample.prompt), room))
+        _fact(console, "answer", one_line(sample.completion, 3 * room))
+        _fact(console, "reward", "none (abstained)" if sample.reward is None else f"{sample.reward:g}")
+    console.print()
+
+
+def forgetting(result: "Result") -> str:
+    """Say how far the result is from the start, and what it lost off the task."""
+    kl = "not measured" if result.kl is None else f"{number(result.kl, '.4f')} nats per token"
+    probe = result.comparisons.get(PROBE)
+    if probe is None:
+        return f"KL to the start {kl}; no off-task probe"
+    lost = "lost" if probe.gain.high < 0 else "no loss shown"
+    return (
+        f"KL to the start {kl}; off-task probe {number(probe.gain.mean, '+.3f')} {bounds(probe.gain, '+.3f')}: {lost}"
+    )
+
+
+def _facts(result: "Result", words: Words) -> Sequence[tuple[str, str]]:
+    totals: Mapping[str, Any] = result.totals
+    tokens, machine = totals.get("tokens", {}), totals.get("machine", {})
+    gpu = f", GPU {memory(machine['peak_gpu_mib'])}" if machine.get("peak_gpu_mib") else ""
+    speed = count(machine.get("tokens_per_second"))
+    work, judgements = (duration(machine.get(f"{kind}_seconds")) for kind in ("search", "held_out"))
+    return (
+        ("result", f"{words.result_of(result.generation)} ({result.reason})"),
+        ("forgetting", forgetting(result)),
+        (
+            "tokens",
+            (
+                f"{count(tokens.get('generated'))} generated in the {words.work} ({speed} per second), "
+                f"{count(tokens.get('held_out'))} in judgements"
+            ),
+        ),
+        ("time", f"{work} of {words.work}, {judgements} of judgements"),
+        ("memory", f"{memory(machine.get('peak_rss_mib'))} at its peak{gpu}"),
+    )
+
+
+def _fact(console: "Console", label: str, text: str, style: str = "") -> None:
+    """Print one labelled value: indented below itself where it is long on a terminal, on one line elsewhere."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    line = Text.assemble((f"{label:<{LABEL_WIDTH}} ", "cyan"), (text, style))
+    if not console.is_terminal or line.cell_len <= console.width or " " not in text:  # paths stay whole, to be copied
+        console.print(line, soft_wrap=True)
+        return
+    lines = Text(text, style).wrap(console, max(console.width - LABEL_WIDTH - 1, 20))
+    console.print(Text.assemble((f"{label:<{LABEL_WIDTH}} ", "cyan"), lines[0]))
+    for rest in lines[1:]:
+        console.print(Padding(rest, (0, 0, 0, LABEL_WIDTH + 1)))

@@ -1,0 +1,69 @@
+"""Held-out evaluation of one search vector, and its distance from the start."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from esalign.fitness.completions import answer, make_samples
+from esalign.protocols import Backend
+from esalign.rewards.pool import RewardPool
+from esalign.run.statistics import Estimate, estimate
+from esalign.types import Array, Example, Sample, Sampling
+
+
+@dataclass(frozen=True)
+class HeldOutResult:
+    """Scores on held-out problems.
+
+    Args:
+        scores: the reward of each problem, shape (problems,), NaN where all rewards abstained.
+        generated_tokens: tokens generated for it.
+        truncated: share of answers cut by the token limit.
+        errors: number of answers whose scoring failed, by reward and kind.
+        samples: a few answers.
+    """
+
+    scores: Array
+    generated_tokens: int
+    truncated: float
+    errors: Mapping[str, int]
+    samples: tuple[Sample, ...]
+
+    @property
+    def estimate(self) -> Estimate:
+        """The mean score with its 95 % interval."""
+        return estimate(self.scores)
+
+
+def evaluate(
+    backend: Backend, pool: RewardPool, vector: Array, examples: Sequence[Example], sampling: Sampling
+) -> HeldOutResult:
+    """Answer held-out examples with one search vector, shape (dim,)."""
+    answers = answer(backend, pool, np.asarray(vector)[None], examples, sampling)
+    return HeldOutResult(
+        scores=answers.rewards[0],
+        generated_tokens=answers.generated_tokens,
+        truncated=answers.truncated,
+        errors=answers.errors,
+        samples=make_samples(examples, answers),
+    )
+
+
+def kl_to_start(backend: Backend, vector: Array, examples: Sequence[Example], sampling: Sampling) -> float:
+    """Estimate KL(vector || start) in nats per generated token, from answers that the vector samples.
+
+    The estimator is k3, ``r - 1 - log r`` with ``r = p_start / p_vector``: unbiased, of low variance, never negative
+    (John Schulman, "Approximating KL divergence", 2020). It is unbiased at temperature 1 only, so pass that.
+    """
+    vector = np.asarray(vector)
+    if not vector.any():
+        return 0.0
+    prompts = [example.prompt for example in examples]
+    rows = backend.generate(vector[None], prompts, sampling)
+    sequences = [(backend.encode(p), c.token_ids) for p, c in zip(prompts, rows[0], strict=True) if c.token_ids]
+    if not sequences:
+        return 0.0
+    of_vector, of_start = backend.score(np.stack([vector, np.zeros_like(vector)]), sequences)
+    log_ratio = np.concatenate(of_start).astype(np.float64) - np.concatenate(of_vector)
+    return float(np.mean(np.expm1(log_ratio) - log_ratio))

@@ -1,0 +1,165 @@
+"""The folder of a run: where it is, and the files that say what was run, on what, and how it ended."""
+
+import fcntl
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from esalign.config.reading import load_config, read_yaml
+from esalign.config.sections import Experiment, Section
+from esalign.errors import CheckpointError
+from esalign.files import write_atomically, write_json
+from esalign.run.run import Result
+from esalign.run.verify import Verification
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+RESULT = "result.json"
+ADAPTER = "adapter"
+MODEL = "model"
+PACKAGES = ("esalign", "numpy", "torch", "transformers", "peft", "cma", "nevergrad", "vllm", "llama-cpp-python", "ray")
+MAY_CHANGE = (
+    "generations",
+    "patience",
+    "max_minutes",
+    "evaluate_every",
+    "flat_limit",
+    "tracker",
+    "kl_prompts",
+    "verify_prompts",
+    "dir",
+)
+"""Keys of ``run`` that may differ between a run and its continuation."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a run ended; result and verification are None when it was interrupted."""
+
+    folder: Path
+    result: Result | None = None
+    verification: Verification | None = None
+
+
+def choose_folder(config: Experiment, *, resume: bool) -> Path:
+    """Return the folder to run in: a new one, numbered where the name is taken, or the newest of the name to resume.
+
+    Raises:
+        CheckpointError: nothing to resume.
+    """
+    base = Path(config.run.dir) / config.run.name
+    number, last = 1, None
+    while (folder := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
+        number, last = number + 1, folder
+    if not resume:
+        return folder
+    if last is None:
+        raise CheckpointError(f"no run '{base}' to resume: leave --resume out, or name the run with run.name=...")
+    return last
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from running in a folder, which is made if need be. A kill ends the claim.
+
+    Raises:
+        CheckpointError: another process runs in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise CheckpointError(
+            f"another process is running in '{folder}': wait for its end, or name this run otherwise with run.name=..."
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+def prepare_folder(folder: Path, config: Section, *, resume: bool) -> None:
+    """Write the resolved configuration and the environment; when resuming, refuse another configuration.
+
+    Raises:
+        CheckpointError: the run to resume was another one; the message names the first key that differs.
+    """
+    import yaml
+
+    if resume and (folder / CONFIG).exists():
+        _refuse_changes(load_config([folder / CONFIG], schema=type(config)), config)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_atomically(folder / CONFIG, text.encode())
+    write_json(folder / ENVIRONMENT, environment())
+
+
+def read_base(folder: Path) -> str:
+    """Return the base model of a run's adapter: ``model.path`` of its configuration, or ``student.path``.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+    """
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"'{folder}' is not a run: it holds no {CONFIG}")
+    content = read_yaml(folder / CONFIG)
+    try:
+        return str((content.get("model") or content["student"])["path"])
+    except (KeyError, TypeError):
+        raise CheckpointError(f"'{folder / CONFIG}' is not a run's: it names no model.path or student.path") from None
+
+
+def write_result(folder: Path, result: Result, verification: Verification) -> None:
+    """Write how a run ended, for the report and for programs."""
+    content = {
+        "reason": result.reason,
+        "generation": result.generation,
+        "comparisons": {name: asdict(comparison) for name, comparison in result.comparisons.items()},
+        "kl": result.kl,
+        "totals": result.totals,
+        "verification": asdict(verification),
+        "samples": [sample.row() for sample in result.samples],
+    }
+    write_json(folder / RESULT, content)
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions and the machine's size, as far as a reader needs them to repeat a run."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "packages": versions,
+    }
+
+
+def _refuse_changes(before: Section, now: Section) -> None:
+    old, new = _leaves(before.model_dump(mode="json")), _leaves(now.model_dump(mode="json"))
+    free = {f"run.{key}" for key in MAY_CHANGE}
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in free)
+    if changed:
+        key = changed[0]
+        raise CheckpointError(
+            f"cannot resume: {key} was {old.get(key)!r} and is now {new.get(key)!r}; resume with the configuration of "
+            "the run, or start a new one without --resume"
+        )
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Return {'run.seed': 0, ...}."""
+    if isinstance(value, Mapping) and value:
+        leaves: dict[str, Any] = {}
+        for key, inner in value.items():
+            leaves |= _leaves(inner, f"{path}.{key}" if path else str(key))
+        return leaves
+    return {path: value}

@@ -1,0 +1,5 @@
+"""The warm start: a LoRA adapter from a few demonstrations, by TRL."""
+
+from esalign.sft.training import SftOptions, SftSummary, train_sft
+
+__all__ = ["SftOptions", "SftSummary", "train_sft"]

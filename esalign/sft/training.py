@@ -1,0 +1,263 @@
+"""The warm start: a LoRA adapter trained on a few demonstrations, which the evolution then reshapes.
+
+TRL's SFTTrainer does the work; here its many options are cut down to those that a warm start needs. The loss is on the
+answers alone.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esalign.errors import AdapterError, ConfigError, MissingPackageError
+from esalign.sft.demonstrations import Demonstration, read_demonstrations, tokenize
+from esalign.types import Example
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+OnStep = Callable[[int, float], None]
+"""Called with (steps done, loss of the last step)."""
+
+PAPER_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@dataclass(frozen=True)
+class SftOptions:
+    """How the adapter is trained.
+
+    Args:
+        rank: of each LoRA pair, at least 1.
+        alpha: the update is scaled by ``alpha / rank``; None is twice the rank.
+        target_modules: names of the linear layers to adapt; the paper's are the four attention projections.
+        learning_rate: the peak of a cosine schedule with a short warm-up.
+        epochs: passes over the examples, when ``max_steps`` is None.
+        max_steps: optimiser steps, when given.
+        batch_size: examples per step.
+        gradient_accumulation: parts into which a step's examples are cut to save memory; divides ``batch_size``.
+        max_length: longest prompt plus answer, in tokens; what is longer is cut.
+        seed: of the adapter's start and of the order of the examples.
+        dtype: of the base model, a torch name such as ``"float32"`` or ``"bfloat16"``.
+        device: ``"cpu"``, or ``"cuda"``, the trainer's default where there is one; None lets the trainer choose.
+    """
+
+    rank: int = 8
+    alpha: int | None = None
+    target_modules: tuple[str, ...] = PAPER_MODULES
+    learning_rate: float = 2e-4
+    epochs: float = 3.0
+    max_steps: int | None = None
+    batch_size: int = 16
+    gradient_accumulation: int = 1
+    max_length: int = 1024
+    seed: int = 0
+    dtype: str = "float32"
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, fits, expected in (
+            ("rank", self.rank >= 1, "at least 1"),
+            ("target_modules", bool(self.target_modules), "at least one name"),
+            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
+            ("epochs", 0 < self.epochs < math.inf, "above 0"),
+            ("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1, or None"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            (
+                "gradient_accumulation",
+                self.gradient_accumulation >= 1 and self.batch_size % max(1, self.gradient_accumulation) == 0,
+                f"a divisor of batch_size ({self.batch_size})",
+            ),
+            ("max_length", self.max_length >= 2, "at least 2"),
+            ("device", self.device in (None, "cpu", "cuda"), "'cpu', 'cuda' or None"),
+        ):
+            if not fits:
+                raise ValueError(f"sft.{name} is {getattr(self, name)!r}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class SftSummary:
+    """What a training came to.
+
+    Args:
+        adapter: the PEFT folder that was written.
+        examples: number of demonstrations.
+        steps: optimiser steps done.
+        loss: mean loss per answer token over the whole training.
+        final_loss: the same of the last step.
+        tokens: tokens read, padding left out, prompts included.
+        seconds: wall-clock time of the training itself.
+    """
+
+    adapter: Path
+    examples: int
+    steps: int
+    loss: float
+    final_loss: float
+    tokens: int
+    seconds: float
+
+
+def train_sft(
+    model: str | Path,
+    examples: Iterable[Example],
+    *,
+    completion_column: str,
+    out: str | Path,
+    options: SftOptions | None = None,
+    on_step: OnStep | None = None,
+) -> SftSummary:
+    """Train a LoRA adapter on demonstrations and write it as a PEFT folder.
+
+    Args:
+        model: a Hugging Face id or folder of a causal language model with its tokenizer.
+        examples: the demonstrations: prompts as text or chat messages.
+        completion_column: the column of each example that holds the answer to learn, as text.
+        out: the folder to write, made if need be.
+        options: see ``SftOptions``; None is its defaults.
+        on_step: told of each step; without it the training is silent.
+
+    Raises:
+        MissingPackageError: TRL is not installed.
+        DataError: no example, or one without an answer or with a prompt that cannot be trained on.
+        ConfigError: the model cannot be loaded.
+        AdapterError: the model has none of the target modules.
+    """
+    options = options or SftOptions()
+    shown = read_demonstrations(examples, completion_column)
+    _require_trl()
+    start = time.perf_counter()
+    with _quiet(), tempfile.TemporaryDirectory() as scratch:
+        losses: list[float] = []
+        trainer = _build_trainer(str(model), shown, options, Path(scratch), _recorder(losses, on_step))
+        result = trainer.train()
+        adapted: Any = trainer.model
+        adapted.save_pretrained(str(out))
+        tokens = int(trainer.state.num_input_tokens_seen)
+    return SftSummary(
+        adapter=Path(out),
+        examples=len(shown),
+        steps=int(result.global_step),
+        loss=float(result.training_loss),
+        final_loss=losses[-1],
+        tokens=tokens,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _require_trl() -> None:
+    try:
+        import trl  # noqa: F401  # whether it can be imported is all that matters here
+    except ImportError as error:
+        raise MissingPackageError("esalign sft", "trl", "sft") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the libraries' progress bars and notes; errors still show."""
+    import datasets
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def _recorder(losses: list[float], on_step: OnStep | None) -> "TrainerCallback":
+    """Return a callback that keeps every step's loss and passes it on."""
+    from transformers import TrainerCallback
+
+    class Recorder(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002  # the library's signature
+            if logs and "loss" in logs:
+                losses.append(float(logs["loss"]))
+                if on_step is not None:
+                    on_step(int(state.global_step), losses[-1])
+
+    return Recorder()
+
+
+def _build_trainer(
+    model: str, shown: Sequence[Demonstration], options: SftOptions, scratch: Path, recorder: "TrainerCallback"
+) -> "SFTTrainer":
+    import datasets
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    set_seed(options.seed)  # the adapter's random start is drawn from the global generators
+    try:
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, options.dtype))
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:  # as transformers says that there is no such model
+        raise ConfigError(f"model '{model}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    records = tokenize(shown, tokenizer, max_length=options.max_length)
+    if tokenizer.pad_token is None:  # any token will do: it is neither attended to nor learnt
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    lora = LoraConfig(
+        r=options.rank,
+        lora_alpha=2 * options.rank if options.alpha is None else options.alpha,
+        target_modules=list(options.target_modules),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        trainer = SFTTrainer(
+            model=base,
+            args=_trainer_options(options, scratch, len(records)),
+            train_dataset=datasets.Dataset.from_list(records),
+            processing_class=tokenizer,
+            peft_config=lora,
+            callbacks=[recorder],
+        )
+    except ValueError as error:
+        if "target modules" not in str(error).lower():
+            raise
+        wanted = ", ".join(options.target_modules)
+        raise AdapterError(f"the model {model!r} has none of the target modules {wanted}: name its own") from error
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _trainer_options(options: SftOptions, scratch: Path, num_records: int) -> "SFTConfig":
+    import torch
+    from trl.trainer.sft_config import SFTConfig
+
+    steps = options.max_steps or math.ceil(options.epochs * math.ceil(num_records / options.batch_size))
+    return SFTConfig(
+        output_dir=str(scratch),
+        max_length=None,  # they are cut already
+        per_device_train_batch_size=options.batch_size // options.gradient_accumulation,
+        gradient_accumulation_steps=options.gradient_accumulation,
+        max_steps=steps,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 20),
+        seed=options.seed,
+        data_seed=options.seed,
+        use_cpu=options.device == "cpu" or not torch.cuda.is_available(),
+        bf16=False,
+        gradient_checkpointing=False,
+        include_num_input_tokens_seen="non_padding",
+        logging_strategy="steps",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )

@@ -1,0 +1,394 @@
+"""The contract of `esalign.protocols.Backend`, one claim a function.
+
+An engine's whole test is::
+
+    @pytest.fixture(scope="module")
+    def subject():
+        space = SvdLora.from_pretrained("adapter/")
+        subject = Subject(partial(MyBackend, "model/", space), model="model/", space=space)
+        yield subject
+        subject.backend.close()
+
+    @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
+    def test_my_engine(subject, claim):
+        claim(subject)
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from esalign.errors import BackendError
+from esalign.protocols import Backend
+from esalign.space import SvdLora
+from esalign.testing.reference import Reference
+from esalign.types import Array, Completion, Message, Prompt, Sampling
+
+POPULATION = 8
+PROMPTS = tuple(
+    f"{'Find the sum. ' * (j % 4)}{3 * j + 1} + {5 * j + 2}{' + 7' * (j % 3)} =" for j in range(16)
+)  # of mixed length
+DRAWS = 256
+TIE = 1e-5  # nats: what float32 rounding may do to a logit
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An engine under test.
+
+    Args:
+        make: makes a new engine of the model and the space.
+        model: folder of the same model, for transformers to load.
+        space: the space of the candidates.
+        prompts: at least four texts of mixed length.
+        max_tokens: length of answers; prompts and answers must fit the context.
+        spread: standard deviation of the candidates' coordinates.
+        agreement: least share of greedy answers that must equal the reference's, token for token. Below 1 for engines
+            that round otherwise than float32, where a near tie may tip.
+        score_tolerance: most that a log-probability may differ from the reference's, in nats.
+        batch_invariant: the engine promises that an answer does not depend on what else is in the batch, up to ties of
+            logits.
+        chat: the tokenizer has a chat template.
+    """
+
+    make: Callable[[], Backend]
+    model: str | Path
+    space: SvdLora
+    prompts: Sequence[str] = PROMPTS
+    max_tokens: int = 24
+    spread: float = 0.5
+    agreement: float = 1.0
+    score_tolerance: float = 1e-4
+    batch_invariant: bool = True
+    chat: bool = True
+    seed: int = field(default=0, kw_only=True)
+
+    @cached_property
+    def backend(self) -> Backend:
+        """One engine for all claims but those that close it."""
+        return self.make()
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What transformers and peft say."""
+        return Reference(self.model, self.space)
+
+    @cached_property
+    def candidates(self) -> Array:
+        """Search vectors, shape (POPULATION, dim); the first is zero, the adapter itself."""
+        noise = np.random.default_rng(self.seed).standard_normal((POPULATION, self.space.dim)) * self.spread
+        noise[0] = 0.0
+        return noise
+
+    @cached_property
+    def greedy(self) -> list[list[Completion]]:
+        """The engine's greedy answers."""
+        return self.backend.generate(self.candidates, self.prompts, self.sampling())
+
+    @cached_property
+    def expected(self) -> list[list[list[int]]]:
+        """The reference's greedy answers."""
+        ids = [self.backend.encode(prompt) for prompt in self.prompts]
+        return [self.reference.answer(candidate, ids, self.max_tokens) for candidate in self.candidates]
+
+    def sampling(self, **changes: Any) -> Sampling:
+        """Return how to decode, greedily unless told otherwise."""
+        return replace(Sampling(max_tokens=self.max_tokens), **changes)
+
+    def sample(self, candidates: Array, prompts: Sequence[Prompt], seed: int = 5) -> list[list[tuple[int, ...]]]:
+        """Return the ids of answers drawn at temperature 1."""
+        rows = self.backend.generate(candidates, prompts, self.sampling(temperature=1.0, seed=seed))
+        return ids_of(rows)
+
+    def agrees(self, rows: Sequence[Sequence[Any]], others: Sequence[Sequence[Any]], *, slack: int = 0) -> None:
+        """Assert that two tables of answers are of one shape and agree on the promised share.
+
+        Args:
+            rows: what was got.
+            others: what was expected.
+            slack: answers that may differ in any case: two batches round differently, which can tip a near tie.
+        """
+        assert [len(row) for row in rows] == [len(row) for row in others], "tables of answers differ in shape"
+        flat = zip(itertools.chain(*rows), itertools.chain(*others), strict=True)
+        pairs = [(tuple(a), tuple(b)) for a, b in flat]
+        unequal = [pair for pair in pairs if pair[0] != pair[1]]
+        allowed = max(slack, (1 - self.agreement) * len(pairs) + 1e-9)
+        assert len(unequal) <= allowed, (
+            f"{len(unequal)} of {len(pairs)} answers differ; got {unequal[0][0]} where {unequal[0][1]} was expected"
+        )
+
+
+def ids_of(rows: Sequence[Sequence[Completion]]) -> list[list[tuple[int, ...]]]:
+    """Return the token ids of a table of answers."""
+    return [[answer.token_ids for answer in row] for row in rows]
+
+
+def answers_as_the_folded_adapter_does(subject: Subject) -> None:
+    """Greedy tokens equal those of transformers + peft with each candidate's adapter, but for exact ties of logits."""
+    rows = ids_of(subject.greedy)
+    for i, line in enumerate(subject.expected):
+        for j, answer in enumerate(line):
+            if rows[i][j] != tuple(answer) and _parts_at_a_tie(subject, i, j):
+                rows[i][j] = tuple(answer)
+    subject.agrees(rows, subject.expected)
+    distinct = {tuple(map(tuple, row)) for row in subject.expected}
+    assert len(distinct) > 1, "all candidates answer alike, so this shows nothing: raise the subject's spread"
+
+
+def _parts_at_a_tie(subject: Subject, i: int, j: int) -> bool:
+    """Tell whether the engine's answer leaves the reference's where two tokens are equally likely, up to rounding."""
+    got, expected = subject.greedy[i][j].token_ids, subject.expected[i][j]
+    at = next((at for at, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), None)
+    if at is None:
+        return False
+    prompt = subject.backend.encode(subject.prompts[j])
+    logs = subject.reference.log_probabilities(subject.candidates[i], prompt, expected)[at]
+    return bool(logs[expected[at]] - logs[got[at]] <= TIE)
+
+
+def ends_answers_rightly(subject: Subject) -> None:
+    """Ids, text and finish reason fit each other: a closing token is kept among the ids and not in the text."""
+    for row in subject.greedy:
+        for answer in row:
+            ids = list(answer.token_ids)
+            ended = ids[-1] in subject.reference.ends
+            assert 1 <= len(ids) <= subject.max_tokens
+            assert not subject.reference.ends.intersection(ids[:-1]), "the answer goes on behind its end"
+            assert answer.finish_reason == ("stop" if ended else "length")
+            assert ended or len(ids) == subject.max_tokens, "the answer ends without a reason"
+            text = subject.reference.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
+            assert answer.text == text
+
+
+def keeps_to_max_tokens(subject: Subject) -> None:
+    """A limit of one token gives the first token of the longer answer."""
+    rows = subject.backend.generate(subject.candidates, subject.prompts, subject.sampling(max_tokens=1))
+    subject.agrees(ids_of(rows), [[answer.token_ids[:1] for answer in row] for row in subject.greedy], slack=1)
+
+
+def reports_each_answer_once(subject: Subject) -> None:
+    """``on_completion`` gets each (candidate, prompt) once, with the answer that is returned."""
+    calls: list[tuple[int, int, Completion]] = []
+    rows = subject.backend.generate(
+        subject.candidates, subject.prompts, subject.sampling(), lambda *call: calls.append(call)
+    )
+    expected = [(i, j, answer) for i, row in enumerate(rows) for j, answer in enumerate(row)]
+    assert sorted(calls, key=lambda call: call[:2]) == expected
+
+
+def repeats_itself(subject: Subject) -> None:
+    """The same call gives the same answers, greedy and sampled; another seed gives others."""
+    candidates, prompts = subject.candidates[:3], subject.prompts
+    again = subject.backend.generate(subject.candidates, prompts, subject.sampling())
+    subject.agrees(ids_of(again), ids_of(subject.greedy))
+    once = subject.sample(candidates, prompts)
+    subject.agrees(subject.sample(candidates, prompts), once)
+    assert subject.sample(candidates, prompts, seed=6) != once, "the seed changes nothing"
+
+
+def shares_the_luck_among_candidates(subject: Subject) -> None:
+    """Equal candidates draw equal answers; a prompt that is repeated draws another answer each time."""
+    twins = np.stack([subject.candidates[1], subject.candidates[2], subject.candidates[1]])
+    rows = subject.sample(twins, [subject.prompts[0]] * 8)
+    subject.agrees([rows[2]], [rows[0]], slack=1)
+    assert len(set(rows[0])) > 1, "all samples of a prompt are equal"
+
+
+def answers_whatever_the_company(subject: Subject) -> None:
+    """A candidate answers alone as it does among others, sampled too, and a prompt as it does among other prompts."""
+    if not subject.batch_invariant:
+        return
+    alone = subject.backend.generate(subject.candidates[2:3], subject.prompts, subject.sampling())
+    subject.agrees(ids_of(alone), ids_of(subject.greedy[2:3]), slack=1)
+    few = subject.backend.generate(subject.candidates, subject.prompts[3:5], subject.sampling())
+    subject.agrees(ids_of(few), [row[3:5] for row in ids_of(subject.greedy)], slack=1)
+    together = subject.sample(subject.candidates, subject.prompts)
+    subject.agrees(subject.sample(subject.candidates[2:3], subject.prompts), together[2:3], slack=1)
+    subject.agrees(subject.sample(subject.candidates, subject.prompts[:2]), [row[:2] for row in together], slack=1)
+
+
+def draws_from_the_model(subject: Subject) -> None:
+    """Sampled tokens are as probable, on average, as the reference says (five standard errors), at two temperatures."""
+    prompt = subject.backend.encode(subject.prompts[0])
+    logs = subject.reference.log_probabilities(subject.candidates[1], prompt, [0])[0].astype(np.float64)
+    for temperature in (1.0, 1.7):
+        tempered = logs / temperature
+        tempered -= np.logaddexp.reduce(tempered)
+        mean, square = (float((np.exp(tempered) * tempered**power).sum()) for power in (1, 2))
+        sampling = subject.sampling(max_tokens=1, temperature=temperature, seed=1)
+        rows = subject.backend.generate(subject.candidates[1:2], [prompt] * DRAWS, sampling)
+        seen = float(np.mean([tempered[answer.token_ids[0]] for answer in rows[0]]))
+        assert abs(seen - mean) < 5 * np.sqrt((square - mean**2) / DRAWS) + subject.score_tolerance
+
+
+def draws_within_top_k_and_top_p(subject: Subject) -> None:
+    """One token to choose from is greedy; top_p draws from the fewest tokens that reach it, and from more than one."""
+    rows = subject.backend.generate(subject.candidates, subject.prompts, subject.sampling(temperature=2.0, top_k=1))
+    subject.agrees(ids_of(rows), ids_of(subject.greedy), slack=1)
+    prompt = subject.backend.encode(subject.prompts[0])
+    logs = subject.reference.log_probabilities(subject.candidates[1], prompt, [0])[0]
+    order = np.argsort(-logs)
+    before = np.cumsum(np.exp(logs[order])) - np.exp(logs[order])
+    for changes, allowed in (
+        ({"top_p": 0.5}, set(order[before < 0.5 + 10 * subject.score_tolerance].tolist())),
+        ({"top_k": 3}, set(order[logs[order] > logs[order[2]] - 10 * subject.score_tolerance].tolist())),
+    ):
+        sampling = subject.sampling(max_tokens=1, temperature=1.0, **changes)
+        drawn = {
+            answer.token_ids[0]
+            for answer in subject.backend.generate(subject.candidates[1:2], [prompt] * DRAWS, sampling)[0]
+        }
+        assert drawn <= allowed, f"{changes} drew tokens {sorted(drawn - allowed)}"
+        assert len(drawn) == len(allowed) or len(drawn) > 2, f"{changes} drew {len(drawn)} of {len(allowed)} tokens"
+
+
+def stops_at_stop_strings(subject: Subject) -> None:
+    """A stop string ends the answer; the text ends before it, and the ids are those that were generated."""
+    longest = max((answer for answer in subject.greedy[1]), key=lambda answer: len(answer.text))
+    stop = _middle(longest.text)
+    rows = subject.backend.generate(
+        subject.candidates[1:2], subject.prompts, subject.sampling(stop=(stop, "never in any text"))
+    )
+    stopped = 0
+    for answer, whole in zip(rows[0], subject.greedy[1], strict=True):
+        if stop not in whole.text:
+            assert answer == whole, "an answer without the stop string has changed"
+            continue
+        stopped += 1
+        assert answer.text == whole.text[: whole.text.index(stop)]
+        assert answer.finish_reason == "stop"
+        assert answer.token_ids == whole.token_ids[: len(answer.token_ids)]
+    assert stopped
+
+
+def _middle(text: str) -> str:
+    """Return two to four characters from the middle of a text, the first of them blank-free if there are such."""
+    whole = [at for at in range(len(text) // 3, len(text) - 2) if "\N{REPLACEMENT CHARACTER}" not in text[at : at + 3]]
+    assert whole, f"no stop string can be made of {text!r}: give the subject a longer max_tokens"
+    return text[whole[0] : whole[0] + 3]
+
+
+def takes_every_kind_of_prompt(subject: Subject) -> None:
+    """Text, ids and chats may be mixed; ids are fed as they are, chats by the tokenizer's template."""
+    text = subject.prompts[2]
+    ids = subject.backend.encode(text)
+    assert subject.backend.encode(ids) == ids == subject.backend.encode(list(ids))
+    prompts: list[Prompt] = [text, list(ids), subject.prompts[3]]
+    if subject.chat:
+        chat: list[Message] = [{"role": "user", "content": text}]
+        rendered = subject.reference.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        expected = subject.reference.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        assert subject.backend.encode(chat) == tuple(expected)
+        prompts.append(chat)
+    rows = ids_of(subject.backend.generate(subject.candidates[:2], prompts, subject.sampling()))
+    subject.agrees([row[1:2] for row in rows], [row[:1] for row in rows])
+    subject.agrees([row[:1] for row in rows], [row[2:3] for row in ids_of(subject.greedy[:2])])
+
+
+def answers_nothing_to_no_prompts(subject: Subject) -> None:
+    """No prompts give empty rows, no sequences give empty scores."""
+    assert subject.backend.generate(subject.candidates[:2], [], subject.sampling()) == [[], []]
+    assert subject.backend.score(subject.candidates[:2], []) == [[], []]
+
+
+def scores_as_the_folded_adapter_does(subject: Subject) -> None:
+    """``score`` gives the reference's log-probabilities of given answers, and of any other tokens as support."""
+    prompts = [subject.backend.encode(prompt) for prompt in subject.prompts]
+    sequences = list(zip(prompts, subject.expected[0], strict=True))
+    candidates = subject.candidates[:3]
+    rng = np.random.default_rng(1)
+    support = [rng.integers(0, subject.reference.vocab, size=(len(answer), 5)) for _, answer in sequences]
+    rows = subject.backend.score(candidates, sequences)
+    wide = subject.backend.score(candidates, sequences, support=support)
+    for i, candidate in enumerate(candidates):
+        for j, (prompt, answer) in enumerate(sequences):
+            table = subject.reference.log_probabilities(candidate, prompt, answer)
+            _close(rows[i][j], table[np.arange(len(answer)), answer], subject)
+            _close(wide[i][j], np.take_along_axis(table, support[j], axis=1), subject)
+
+
+def _close(got: Array, expected: Array, subject: Subject) -> None:
+    assert got.shape == expected.shape
+    assert got.dtype == np.float32
+    worst = float(np.abs(got - expected).max(initial=0.0))
+    assert worst <= subject.score_tolerance, f"a log-probability is {worst:.2g} nats off"
+
+
+def scores_what_it_generates(subject: Subject) -> None:
+    """A greedy token is the likeliest of a support that holds it, in the engine's own scores."""
+    prompts = [subject.backend.encode(prompt) for prompt in subject.prompts]
+    answers = [answer.token_ids for answer in subject.greedy[1]]
+    others = np.arange(min(64, subject.reference.vocab))
+    support = [np.column_stack([ids, np.tile(others, (len(ids), 1))]) for ids in answers]
+    rows = subject.backend.score(subject.candidates[1:2], list(zip(prompts, answers, strict=True)), support=support)
+    for table in rows[0]:
+        assert (table[:, 0] >= table.max(axis=1) - 2 * subject.score_tolerance).all()
+
+
+def refuses_what_it_cannot_do(subject: Subject) -> None:
+    """Wrong shapes are ValueErrors, prompts that cannot be fed BackendErrors, each in one line; the engine lives on."""
+    good, prompt, sampling = subject.candidates[:1], subject.prompts[0], subject.sampling()
+    generate, score, dim = subject.backend.generate, subject.backend.score, subject.space.dim
+    for candidates in (np.zeros((1, dim + 1)), np.zeros(dim), np.zeros((0, dim)), np.full((1, dim), np.nan)):
+        _refused(ValueError, generate, candidates, [prompt], sampling)
+        _refused(ValueError, score, candidates, [((3, 4), (5,))])
+    long = [3] * (subject.reference.context + 1)
+    for bad in ([], long, [-1], [10**7]):
+        _refused(BackendError, generate, good, [prompt, bad], sampling)
+    for pair in (([], [3]), (long, [3]), ([3], [10**7])):
+        _refused(BackendError, score, good, [pair])
+    after = subject.backend.generate(subject.candidates, subject.prompts, subject.sampling())
+    subject.agrees(ids_of(after), ids_of(subject.greedy))
+
+
+def _refused(kind: type[Exception], call: Callable[..., Any], *args: Any) -> None:
+    message = None
+    try:
+        call(*args)
+    except kind as error:
+        message = str(error).strip()
+    assert message is not None, f"expected {kind.__name__}, but the call was accepted"
+    assert "\n" not in message, f"more than one line: {message}"
+
+
+def leaves_its_arguments_alone(subject: Subject) -> None:
+    """Candidates are read, not written; float32 and read-only arrays are fine."""
+    frozen = subject.candidates.astype(np.float32)
+    frozen.setflags(write=False)
+    before = frozen.copy()
+    subject.backend.generate(frozen, subject.prompts[:2], subject.sampling(max_tokens=2))
+    subject.backend.score(frozen, [((3, 4), (5, 6))])
+    assert np.array_equal(frozen, before)
+
+
+def closes_twice(subject: Subject) -> None:
+    """Closing twice is harmless."""
+    backend = subject.make()
+    backend.close()
+    backend.close()
+
+
+CLAIMS: tuple[Callable[[Subject], None], ...] = (
+    answers_as_the_folded_adapter_does,
+    ends_answers_rightly,
+    keeps_to_max_tokens,
+    reports_each_answer_once,
+    repeats_itself,
+    shares_the_luck_among_candidates,
+    answers_whatever_the_company,
+    draws_from_the_model,
+    draws_within_top_k_and_top_p,
+    stops_at_stop_strings,
+    takes_every_kind_of_prompt,
+    answers_nothing_to_no_prompts,
+    scores_as_the_folded_adapter_does,
+    scores_what_it_generates,
+    refuses_what_it_cannot_do,
+    leaves_its_arguments_alone,
+    closes_twice,
+)
