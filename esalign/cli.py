@@ -65,7 +65,7 @@ def run(
     if dry_run:
         with console.status("checking data, rewards and engine"):
             plan_of_run = plan(settings)
-        terminal.show_plan(console, plan_of_run.config, plan_of_run)
+        terminal.show_plan(console, plan_of_run)
         return
     with terminal.make_reporter(console) as reporter, _first_interrupt(reporter) as interrupts:
         outcome = align(settings, reporter=reporter, resume=resume, interrupts=interrupts)

@@ -5,9 +5,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from esalign.types import Array, Completion, Evaluation, OnCompletion, Prompt, Sampling, Sequences, State
+from esalign.types import Array, Completion, Evaluation, Example, OnCompletion, Prompt, Sampling, Sequences, State
 
 if TYPE_CHECKING:
     from esalign.space import Adapter, SvdModule
@@ -145,3 +145,15 @@ class Fitness(Protocol):
 
     def load_state_dict(self, state: State) -> None:
         """Continue from a state."""
+
+
+@runtime_checkable
+class HeldOutFitness(Protocol):
+    """A fitness that is no mean reward, and so says itself how held-out problems measure a search vector."""
+
+    @property
+    def measure(self) -> str:
+        """Name of the measure, e.g. ``minus-reverse-kl``: what validation and the choice of the best go by."""
+
+    def judge(self, vector: Array, examples: Sequence[Example], seed: int) -> tuple[Array, int]:
+        """Return the score of each problem, more is better, shape (problems,), and the tokens generated for it."""

@@ -9,29 +9,22 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from esalign.config.distill import DistillConfig
 from esalign.config.run import RunConfig
+from esalign.config.sections import RunSection
 from esalign.report.terminal import LiveDashboard, PlainReporter, make_reporter, show_plan, show_result
 from esalign.report.terminal.live import sparkline
 from esalign.report.terminal.progress import RunProgress
 from esalign.report.words import compact, count, duration, judge_gain, memory, number, one_line, prompt_text
-from esalign.run.run import Comparison, Result
+from esalign.run.run import About, Comparison, Result
 from esalign.run.statistics import Estimate
 from esalign.run.verify import Verification
 from esalign.types import Sample
 
+DESCRIPTION = "24 candidates x 100 problems each, cma-es on torch"
 
-def make_config(**run):
-    return RunConfig.model_validate(
-        {
-            "model": {"path": "model", "adapter": "adapter"},
-            "data": {"source": "data.jsonl"},
-            "rewards": [{"name": "math"}],
-            "sampling": {"max_tokens": 32},
-            "fitness": {"prompts": 100},
-            "run": {"generations": 20, **run},
-        }
-    )
+
+def make_about(kind="search", description=DESCRIPTION, **run):
+    return About(kind, description, RunSection(**{"generations": 20, **run}), max_tokens=32)
 
 
 def interval(mean, half=0.05, count=100):
@@ -74,7 +67,7 @@ def frame(dashboard, *, width=80, height=30):
 def dashboard(tmp_path):
     """A dashboard after three generations, on a clock that stands still."""
     made = LiveDashboard(make_console(), clock=lambda: 7.0)
-    made.start(make_config(), tmp_path, 0)
+    made.start(make_about(), tmp_path, 0)
     sample = {"generation": 3, "prompt": "What is 6 * 7?", "completion": "It is 42.", "reward": 1.0}
     (tmp_path / "samples.jsonl").write_text(json.dumps(sample) + "\n")
     for one in (START, searched(1), searched(2), searched(3, validation=interval(0.3))):
@@ -113,7 +106,7 @@ def test_the_last_frame_stays_and_the_cursor_comes_back(tmp_path):
     console = make_console()
     with LiveDashboard(console) as dashboard:
         dashboard.stage("loading")
-        dashboard.start(make_config(generations=1), tmp_path, 0)
+        dashboard.start(make_about(generations=1), tmp_path, 0)
         dashboard.generation(START)
         dashboard.generation(searched(1, validation=interval(0.3)))
         dashboard.stage("judging the result on held-out problems")
@@ -134,7 +127,7 @@ def test_the_stage_is_shown_until_the_next_generation(dashboard):
 def test_warnings_stay_above_the_panel(tmp_path):
     console = make_console()
     with LiveDashboard(console) as dashboard:
-        dashboard.start(make_config(), tmp_path, 0)
+        dashboard.start(make_about(), tmp_path, 0)
         dashboard.generation(START)
         dashboard.warn("all candidates have the same fitness")
         dashboard.generation(searched(1))
@@ -146,7 +139,7 @@ def test_escape_sequences_of_a_model_do_not_reach_the_terminal(tmp_path):
     (tmp_path / "samples.jsonl").write_text(json.dumps({"generation": 0, "prompt": evil, "completion": evil}) + "\n")
     live, plain = LiveDashboard(make_console()), PlainReporter(make_console())
     for reporter in (live, plain):
-        reporter.start(make_config(), tmp_path, 0)
+        reporter.start(make_about(), tmp_path, 0)
         reporter.generation(START)
         reporter.warn(evil)
     shown = [frame(live), printed(live._console), printed(plain._console)]
@@ -163,7 +156,7 @@ def test_worries_are_shown_and_errors_are_summed(dashboard):
 
 
 def test_time_left_is_measured_generations_and_the_final_judgement(tmp_path):
-    progress = RunProgress(make_config(), tmp_path)
+    progress = RunProgress(make_about(), tmp_path)
     progress.add(START)
     assert progress.seconds_left is None
     progress.add(searched(1))
@@ -174,7 +167,7 @@ def test_time_left_is_measured_generations_and_the_final_judgement(tmp_path):
 def test_time_goes_on_between_generations(tmp_path):
     now = [100.0]
     dashboard = LiveDashboard(make_console(), clock=lambda: now[0])
-    dashboard.start(make_config(), tmp_path, 0)
+    dashboard.start(make_about(), tmp_path, 0)
     for one in (START, searched(1)):
         dashboard.generation(one)
     now[0] += 5.0
@@ -182,7 +175,7 @@ def test_time_goes_on_between_generations(tmp_path):
 
 
 def test_time_left_respects_the_time_limit(tmp_path):
-    progress = RunProgress(make_config(max_minutes=0.2), tmp_path)
+    progress = RunProgress(make_about(max_minutes=0.2), tmp_path)
     for one in (START, searched(1), searched(2)):
         progress.add(one)
     assert progress.seconds_left == pytest.approx(4 * 2.0 + 10.0)  # 12 s in generations of 2 s, 4 s of them gone
@@ -192,7 +185,7 @@ def test_a_resumed_run_remembers_what_came_before(tmp_path):
     rows = (START, searched(1, validation=interval(0.35)), searched(2))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     dashboard = LiveDashboard(make_console())
-    dashboard.start(make_config(), tmp_path, 2)
+    dashboard.start(make_about(), tmp_path, 2)
     shown = frame(dashboard)
     assert "2 of 20" in shown
     assert "0.350 at generation 1" in shown
@@ -201,7 +194,7 @@ def test_a_resumed_run_remembers_what_came_before(tmp_path):
 def test_plain_output_is_one_line_an_event_without_escapes(tmp_path):
     console = make_console(terminal=False)
     with PlainReporter(console) as reporter:
-        reporter.start(make_config(), tmp_path, 0)
+        reporter.start(make_about(), tmp_path, 0)
         reporter.stage("judging the start on held-out problems")
         reporter.generation(START)
         reporter.generation(searched(1))
@@ -221,18 +214,10 @@ def test_plain_output_is_one_line_an_event_without_escapes(tmp_path):
 
 
 def test_a_distillation_has_updates_and_shows_what_it_recorded(tmp_path):
-    config = DistillConfig.model_validate(
-        {
-            "student": {"path": "student"},
-            "teacher": {"path": "teacher"},
-            "data": {"source": "data.jsonl"},
-            "rewards": [{"name": "math"}],
-            "run": {"generations": 200},
-        }
-    )
+    about = make_about("distillation", generations=200)
     live, plain = LiveDashboard(make_console()), PlainReporter(make_console(terminal=False))
     for reporter in (live, plain):
-        reporter.start(config, tmp_path, 0)
+        reporter.start(about, tmp_path, 0)
         reporter.generation(START)
         reporter.generation(row(1, fitness={"mean": -0.4}, validation=interval(0.3), beta=0.25, reverse_kl=0.4))
     assert "at update 1, +0.100" in frame(live)
@@ -274,7 +259,7 @@ def make_result(*, gain=0.1, half=0.04, generation=12, probe=-0.02):
             "peak_rss_mib": 2048,
         },
     }
-    return Result("all 20 generations done", generation, None, comparisons, (), 0.0312, totals)
+    return Result("all 20 generations done", generation, comparisons, (), 0.0312, totals)
 
 
 GOOD = Verification(good=True, agreement=1.0, count=32, note="32 of 32 greedy answers equal the engine's")
@@ -326,10 +311,14 @@ def test_long_paths_are_printed_whole():
 
 def test_a_plan_shows_its_size_and_sample_answers():
     sample = Sample("What is 6 * 7?", "42", 1.0)
+    config = RunConfig.model_validate(
+        {"model": {"path": "m", "adapter": "a"}, "data": {"source": "d.jsonl"}, "rewards": [{"name": "math"}]}
+    )
     plan = SimpleNamespace(
+        config=config,
         dim=384,
         problems=(5000, 256, 1000),
-        answers=48000,
+        resolution=0.0866,
         tokens=1200000,
         seconds=250.0,
         columns={"prompt": "question"},
@@ -337,12 +326,13 @@ def test_a_plan_shows_its_size_and_sample_answers():
         samples=(sample,),
     )
     console = make_console()
-    show_plan(console, make_config(), plan)
+    show_plan(console, plan)
     text = " ".join(printed(console).split())
     for expected in (
         "384 singular values",
         "5,000 to train on",
-        "48,000, about 1.2 M generated tokens",
+        "gains below 0.087 on the 256 validation problems are noise",
+        "about 1.2 M generated tokens",
         "4 min 10 s",
         "'question' is taken for the prompt",
         "reward math abstains",

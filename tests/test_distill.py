@@ -58,7 +58,13 @@ def write_config(folder, models, **changes: Any) -> DistillConfig:
         "rewards": [{"name": f"{folder / 'reward.py'}:variety"}],
         "scoring": {"workers": 0},
         "sampling": {"max_tokens": 8, "temperature": 1.0},
-        "run": {"name": "small", "dir": str(folder / "runs"), "generations": 4, "evaluate_every": 2, "kl_prompts": 4},
+        "run": {
+            "name": "small",
+            "dir": str(folder / "runs"),
+            "generations": 4,
+            "evaluate_every": 2,
+            "reverse_kl_prompts": 4,
+        },
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
@@ -90,7 +96,7 @@ def test_a_distillation_writes_the_files_of_a_run(finished):
     }
     assert read_adapter(outcome.folder / "adapter").config["r"] == 4
     assert "2605.31159" in (outcome.folder / "adapter" / "README.md").read_text()
-    assert set(outcome.result.comparisons) == {"test/greedy", "test/sampled", "test/minus reverse KL"}
+    assert set(outcome.result.comparisons) == {"test/greedy", "test/sampled", "test/minus-reverse-kl"}
 
 
 def test_the_metrics_tell_the_story(finished):
@@ -145,13 +151,13 @@ def test_every_behaviour_brings_the_student_closer_to_the_teacher(behaviour, mod
         training__learning_rate=1e-2,
         run__generations=12,
         run__evaluate_every=12,
-        run__kl_prompts=16,
+        run__reverse_kl_prompts=16,
         data__test_size=16,
         rewards=[{"name": f"{tmp_path / 'reward.py'}:variety"}],
     )
     run_distill(config, reporter=Silent())
     rows = reproducible(tmp_path / "runs" / "small")
-    before, after = (row["validation/reverse_kl"]["mean"] for row in (rows[0], rows[-1]))
+    before, after = (-row["validation/minus-reverse-kl"]["mean"] for row in (rows[0], rows[-1]))
     assert after < 0.8 * before
 
 
@@ -331,7 +337,7 @@ def test_different_chat_templates_are_warned_of(models, tmp_path):
 
 
 def test_a_distillation_stops_when_its_rollout_tokens_are_used_up(models, tmp_path):
-    config = write_config(tmp_path, models, run__max_rollout_tokens=60, behaviour__steps=1)
+    config = write_config(tmp_path, models, run__max_generated_tokens=60, behaviour__steps=1)
     outcome = run_distill(config, reporter=Silent())
     rows = reproducible(outcome.folder)
     assert outcome.result.reason == "60 rollout tokens are used up"

@@ -194,7 +194,7 @@ def test_a_distillation_has_updates_a_student_and_its_own_curves(tmp_path):
             generation,
             fitness={"mean": -0.4},
             validation=interval(0.2),
-            **{"validation/reverse_kl": interval(0.5)},
+            **{"validation/minus-reverse-kl": interval(-0.5)},
             **numbers,
         )
         for generation in range(4)
@@ -206,7 +206,7 @@ def test_a_distillation_has_updates_a_student_and_its_own_curves(tmp_path):
         "3 of 4 updates are done",
         "The training",
         "Loss",
-        "Reverse KL to the teacher, held out",
+        "Closeness to the teacher, held out",
         "Pull of",
     ):
         assert expected in page.text

@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
 
 def final_vectors(folder):
     state = Checkpoints(folder / "checkpoints").load_last()
-    return state["optimizer"], state["progress"]["best_vector"]
+    return state["learner"]["optimizer"], state["progress"]["best"]["vector"]
 
 
 def assert_same_state(mine, theirs):

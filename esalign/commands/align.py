@@ -1,26 +1,31 @@
-"""What `esalign run` and `esalign eval` do, as functions: from a configuration to a result in a folder."""
+"""What `esalign run` does: from a configuration to a result in a folder; and its dry run."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from esalign.assets import model_path
-from esalign.commands.build import load_splits, make_parts, resolve
+from esalign.commands.build import make_parts, open_tracker, resolve, settle_measure
 from esalign.config.run import RunConfig
-from esalign.report.card import write_model_card
+from esalign.loop import search
+from esalign.report.card import CardFacts, write_card
 from esalign.report.page import write_report
-from esalign.report.words import concerns
+from esalign.report.words import SEARCH, concerns
 from esalign.rewards import doubts
+from esalign.run.evolution import Evolution
 from esalign.run.folder import ADAPTER, Outcome, alone_in, choose_folder, prepare_folder, write_result
-from esalign.run.run import Parts, Reporter, Result, Run
+from esalign.run.plan import Plan
+from esalign.run.run import About, Reporter, Run, order_measures
+from esalign.run.statistics import resolution
 from esalign.run.verify import Verification, save_adapter, verify_adapter
-from esalign.types import Completion, Sample
+from esalign.types import Completion, Example
 
 TRIED_ANSWERS = 16  # right answers that a dry run shows to the rewards
+WIDEST_SPREAD = 0.5  # standard deviation of a reward of 0 or 1, half of them right
 
 
 def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interrupts: Sequence[int] = ()) -> Outcome:
@@ -36,88 +41,75 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
     folder = choose_folder(config, resume=resume)
     reporter.stage("loading data, rewards and engine")
     with ExitStack() as closing:
-        parts = make_parts(config, folder, closing)
+        parts = make_parts(config, closing)
+        config = config.model_copy(update=settle_measure(config.run, parts.learner.measures))
         closing.enter_context(alone_in(folder))
         prepare_folder(folder, config, resume=resume)
-        result = Run(config, folder, parts, reporter, interrupts).execute()
+        run = Run(
+            parts.learner,
+            folder,
+            About("search", config.describe(), config.run, config.sampling.max_tokens),
+            sampling=config.sampling.make(seed=config.run.seed),
+            **vars(parts.held_out),
+            flat_limit=config.run.flat_limit,
+            kl_prompts=config.run.kl_prompts,
+            reporter=reporter,
+            tracker=open_tracker(config, folder, closing),
+            interrupts=interrupts,
+        )
+        result = run.execute()
         if result is None:
             return Outcome(folder)
-        adapter = save_adapter(parts.space, result.vector, folder / ADAPTER)
-        prompts, completions = _answers_to_verify(config, parts, result)
+        learner = parts.learner
+        adapter = save_adapter(learner.space, learner.vector, folder / ADAPTER)
+        prompts, completions = _complete_to_verify(config, learner, parts.held_out.validation.examples)
     reporter.stage("loading the saved adapter with transformers and peft, and comparing its answers")
     verification = _verify(config, adapter, prompts, completions)
     if not verification.good:
         reporter.warn(verification.note)
-    write_model_card(adapter, config, result, verification)
+    write_card(adapter, config.run.name, _facts(config), result, verification)
     write_result(folder, result, verification)
     write_report(folder)
     return Outcome(folder, result, verification)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a run would do, from one real batch.
-
-    Args:
-        config: the configuration, defaults of the plugs filled in.
-        dim: length of the search vector.
-        problems: number of training, validation and test problems.
-        answers: answers to generate in all generations.
-        tokens: generated tokens in all, from the mean length of the batch.
-        seconds: search time in all, from the batch's speed.
-        columns: role -> the data's column that was taken for it without being told so.
-        concerns: what should worry the user.
-        samples: answers of the start with their rewards.
-    """
-
-    config: RunConfig
-    dim: int
-    problems: tuple[int, int, int]
-    answers: int
-    tokens: int
-    seconds: float
-    columns: Mapping[str, str]
-    concerns: tuple[str, ...]
-    samples: tuple[Sample, ...]
-
-
 def plan(config: RunConfig) -> Plan:
-    """Load everything, let the start answer one batch, and reckon what the whole run would take."""
+    """Load everything, let the first population complete one batch, and estimate what the whole run would take."""
     config = resolve(config)
     with ExitStack() as closing:
-        parts = make_parts(config, Path(config.run.dir), closing)
-        splits = load_splits(config)
-        parts.fitness.prepare(parts.optimizer.mean, 0)
+        parts = make_parts(config, closing)
+        learner, splits, validation = parts.learner, parts.splits, parts.held_out.validation
+        order_measures(learner.measures, config.run.select_by)
         began = time.perf_counter()
-        candidates = parts.optimizer.ask()
-        evaluation = parts.fitness.evaluate(candidates)
+        [generation] = search(learner.optimizer, learner.fitness, generations=1)
         seconds = time.perf_counter() - began
-        generations = config.run.generations
+        evaluation = generation.evaluation
         row = {**evaluation.metrics, "fitness": {"std": float(np.std(evaluation.fitness))}}
+        generations = config.run.generations
         return Plan(
             config=config,
-            dim=parts.space.dim,
+            dim=learner.space.dim,
             problems=(len(splits.train.examples), len(splits.validation.examples), len(splits.test.examples)),
-            answers=generations * len(candidates) * (config.fitness.prompts or 1) * (config.fitness.samples or 1),
+            resolution=resolution(evaluation.metrics.get("reward_std", WIDEST_SPREAD), len(validation.examples)),
             tokens=generations * evaluation.generated_tokens,
             seconds=generations * seconds,
             columns=splits.train.aliases,
             concerns=(
-                *doubts(parts.validation.pool, parts.validation.examples[:TRIED_ANSWERS]),
+                *doubts(validation.pool, validation.examples[:TRIED_ANSWERS]),
                 *concerns(row, max_tokens=config.sampling.max_tokens).values(),
             ),
             samples=evaluation.samples,
         )
 
 
-def _answers_to_verify(
-    config: RunConfig, parts: Parts, result: Result
+def _complete_to_verify(
+    config: RunConfig, learner: Evolution, examples: Sequence[Example]
 ) -> tuple[list[tuple[int, ...]], Sequence[Completion]]:
-    """Return prompts as token ids, and the engine's greedy answers to them with the result."""
-    examples = parts.validation.examples[: config.run.verify_prompts]
+    """Return prompts as token ids, and the engine's greedy completions of them with the result."""
+    few = examples[: config.run.verify_prompts]
     sampling = replace(config.sampling.make(seed=0), temperature=0.0)
-    rows = parts.backend.generate(result.vector[None], [example.prompt for example in examples], sampling)
-    return [parts.backend.encode(example.prompt) for example in examples], rows[0]
+    [completions] = learner.backend.generate(learner.vector[None], [example.prompt for example in few], sampling)
+    return [learner.backend.encode(example.prompt) for example in few], completions
 
 
 def _verify(
@@ -132,4 +124,21 @@ def _verify(
         max_tokens=config.sampling.max_tokens,
         dtype=config.backend.dtype,
         exact=exact,
+    )
+
+
+def _facts(config: RunConfig) -> CardFacts:
+    rewards = ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in config.rewards)
+    return CardFacts(
+        base_model=config.model.path,
+        library="peft",
+        tags=("lora", "esalign", "evolution-strategies"),
+        summary="A LoRA adapter aligned without gradients by esalign: an evolution strategy\nsearched over the "
+        f"singular values of the adapter `{config.model.adapter}` (ESSA, arXiv 2507.04453).",
+        settings=(
+            f"Data: `{config.data.source}`. Rewards: {rewards}.",
+            f"{config.describe()}; fitness {config.fitness.name}.",
+            f"First sigma {config.optimizer.sigma:g}, seed {config.run.seed}.",
+        ),
+        words=SEARCH,
     )

@@ -3,7 +3,9 @@
 import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from esalign.assets import adapter_path, model_path
 from esalign.config.run import BackendSection, RunConfig
@@ -14,8 +16,10 @@ from esalign.protocols import Backend, Fitness, Space
 from esalign.registry import FITNESS, check_options, find, load_backend, make_optimizer, make_space, merge
 from esalign.rewards import load_reward
 from esalign.rewards.pool import RewardPool
-from esalign.run.run import HeldOut, Parts
-from esalign.run.trackers import make_tracker
+from esalign.run.evolution import Evolution
+from esalign.run.learner import HeldOut
+from esalign.run.run import order_measures
+from esalign.run.trackers import Tracker, make_tracker
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -28,6 +32,11 @@ def resolve(config: RunConfig) -> RunConfig:
         if getattr(fitness, name) is None and name in defaults and defaults[name].default is not inspect.Parameter.empty
     }
     return config.model_copy(update={"fitness": fitness.model_copy(update=missing)})
+
+
+def settle_measure(run: Any, measures: Sequence[str]) -> dict[str, Any]:
+    """Return the update of a ``run`` section that says what the best is chosen by, for the files of the run."""
+    return {"run": run.model_copy(update={"select_by": order_measures(measures, run.select_by)[0]})}
 
 
 def open_space(config: RunConfig) -> Space:
@@ -78,31 +87,56 @@ def make_pool(rewards: Sequence[RewardSection], scoring: ScoringSection) -> Rewa
     )
 
 
-def make_parts(config: RunConfig, folder: Path, closing: ExitStack) -> Parts:
-    """Make everything that a run needs; what must be closed is handed to ``closing``. Cheap checks come first."""
+@dataclass(frozen=True)
+class HeldOutSets:
+    """The problems that a run is judged on."""
+
+    validation: HeldOut
+    test: HeldOut
+    probe: HeldOut | None = None
+
+
+def make_held_out(config: Experiment, splits: Splits, closing: ExitStack) -> HeldOutSets:
+    """Return the held-out problems, and start the processes that score them."""
+    pool = closing.enter_context(make_pool(config.rewards, config.scoring))
+    return HeldOutSets(
+        validation=HeldOut(splits.validation.examples, pool),
+        test=HeldOut(splits.test.examples, pool),
+        probe=_make_probe(config.probe, config, closing),
+    )
+
+
+def open_tracker(config: Experiment, folder: Path, closing: ExitStack) -> Tracker | None:
+    """Start the tracker that the configuration names, if any."""
+    run = config.run
+    tracker = make_tracker(run.tracker, name=run.name, folder=folder, config=config.model_dump(mode="json"))
+    if tracker is not None:
+        closing.callback(tracker.finish)
+    return tracker
+
+
+@dataclass(frozen=True)
+class SearchParts:
+    """What a search is made of."""
+
+    learner: Evolution
+    splits: Splits
+    held_out: HeldOutSets
+
+
+def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
+    """Make everything that a search needs; what must be closed is handed to ``closing``. Cheap checks come first."""
     space = open_space(config)
     section = config.optimizer
     settings = {"dim": space.dim, "sigma": section.sigma, "population": section.population, "seed": config.run.seed}
     optimizer = make_optimizer(section.name, **merge(f"optimizer {section.name!r}", settings, section.options))
     splits = load_splits(config)
-    pool = closing.enter_context(make_pool(config.rewards, config.scoring))
+    held_out = make_held_out(config, splits, closing)
     backend = make_backend(config.backend, config.model.path, space)
     closing.callback(backend.close)
-    tracker = make_tracker(
-        config.run.tracker, name=config.run.name, folder=folder, config=config.model_dump(mode="json")
-    )
-    if tracker is not None:
-        closing.callback(tracker.finish)
-    return Parts(
-        space=space,
-        backend=backend,
-        optimizer=optimizer,
-        fitness=_make_fitness(config, backend, space, splits, pool),
-        validation=HeldOut(splits.validation.examples, pool),
-        test=HeldOut(splits.test.examples, pool),
-        probe=make_probe(config.probe, config, closing),
-        tracker=tracker,
-    )
+    fitness = _make_fitness(config, backend, space, splits, held_out.validation.pool)
+    learner = Evolution(space=space, backend=backend, optimizer=optimizer, fitness=fitness)
+    return SearchParts(learner, splits, held_out)
 
 
 def _make_fitness(config: RunConfig, backend: Backend, space: Space, splits: Splits, pool: RewardPool) -> Fitness:
@@ -125,7 +159,7 @@ def _make_fitness(config: RunConfig, backend: Backend, space: Space, splits: Spl
     return fitness
 
 
-def make_probe(section: ProbeSection | None, config: Experiment, closing: ExitStack) -> HeldOut | None:
+def _make_probe(section: ProbeSection | None, config: Experiment, closing: ExitStack) -> HeldOut | None:
     """Load the off-task probe and start the processes that score it, or return None when there is none."""
     if section is None:
         return None

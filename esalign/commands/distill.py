@@ -2,25 +2,37 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from esalign.commands.build import load_splits, make_pool, make_probe
+from esalign.commands.build import HeldOutSets, load_splits, make_held_out, open_tracker, settle_measure
 from esalign.config.distill import DistillConfig
 from esalign.data import MiniBatches, Splits
 from esalign.distill.engine import StudentEngine
-from esalign.distill.models import load_model, load_student, make_pair, save_student
-from esalign.distill.parts import Parts
-from esalign.distill.run import Distillation
+from esalign.distill.learner import Distillation, measures_for
+from esalign.distill.models import Loaded, load_model, load_student, make_pair, save_student
+from esalign.distill.rollout import Pair
 from esalign.distill.trainer import Trainer
-from esalign.report.card import write_student_card
+from esalign.report.card import CardFacts, write_card
 from esalign.report.page import write_report
+from esalign.report.words import DISTILLATION
 from esalign.run.folder import ADAPTER, MODEL, Outcome, alone_in, choose_folder, prepare_folder, write_result
-from esalign.run.run import HeldOut, Reporter, Result
-from esalign.run.trackers import make_tracker
+from esalign.run.run import About, Reporter, Result, Run
 from esalign.run.verify import REQUIRED_AGREEMENT, Verification
+
+
+@dataclass(frozen=True)
+class StudentParts:
+    """What a distillation is made of."""
+
+    student: Loaded
+    teacher: Loaded
+    pair: Pair
+    engine: StudentEngine
+    learner: Distillation
+    held_out: HeldOutSets
 
 
 def run_distill(
@@ -40,22 +52,32 @@ def run_distill(
     folder = choose_folder(config, resume=resume)
     reporter.stage("loading data, rewards, student and teacher")
     with ExitStack() as closing:
-        parts = make_parts(config, folder, closing)
+        parts = make_parts(config, closing)
         warn_of_templates(parts, reporter)
+        config = config.model_copy(update=settle_measure(config.run, parts.learner.measures))
         closing.enter_context(alone_in(folder))
         prepare_folder(folder, config, resume=resume)
-        run = Distillation(config, folder, parts, reporter, interrupts)
+        run = Run(
+            parts.learner,
+            folder,
+            About("distillation", config.describe(), config.run, config.sampling.max_tokens),
+            sampling=config.sampling.make(seed=config.run.seed),
+            **vars(parts.held_out),
+            reporter=reporter,
+            tracker=open_tracker(config, folder, closing),
+            interrupts=interrupts,
+        )
         result = run.execute()
         if result is None:
             return Outcome(folder)
         return write_outcome(config, folder, parts, result, reporter)
 
 
-def make_parts(config: DistillConfig, folder: Path, closing: ExitStack) -> Parts:
+def make_parts(config: DistillConfig, closing: ExitStack) -> StudentParts:
     """Make everything that a distillation needs; what must be closed is handed to ``closing``."""
     splits = load_splits(config)
     training, section = config.training, config.teacher
-    student, parameters = load_student(config)
+    student, parameters = load_student(config.student, device=training.device, seed=config.run.seed)
     teacher = load_model("teacher", section.path, section.adapter, dtype=section.dtype, device=training.device)
     pair = make_pair(student, teacher)
     engine = StudentEngine(
@@ -66,24 +88,27 @@ def make_parts(config: DistillConfig, folder: Path, closing: ExitStack) -> Parts
         max_prompt_tokens=training.max_prompt_tokens,
     )
     _check_prompts(engine, splits)
-    batches = MiniBatches(splits.train.examples, seed=config.run.seed)
-    pool = closing.enter_context(make_pool(config.rewards, config.scoring))
-    tracker = make_tracker(
-        config.run.tracker, name=config.run.name, folder=folder, config=config.model_dump(mode="json")
+    trainer = Trainer(
+        pair,
+        parameters,
+        engine.encode,
+        MiniBatches(splits.train.examples, seed=config.run.seed),
+        behaviour=config.behaviour,
+        loss=config.loss,
+        training=training,
+        max_tokens=config.sampling.max_tokens,
+        seed=config.run.seed,
     )
-    if tracker is not None:
-        closing.callback(tracker.finish)
-    return Parts(
-        student=student,
-        teacher=teacher,
-        pair=pair,
-        trainer=Trainer(config, pair, parameters, engine.encode, batches),
-        engine=engine,
-        validation=HeldOut(splits.validation.examples, pool),
-        test=HeldOut(splits.test.examples, pool),
-        probe=make_probe(config.probe, config, closing),
-        tracker=tracker,
+    learner = Distillation(
+        trainer,
+        pair,
+        engine,
+        student.tokenizer.decode,
+        measures=measures_for(config.rewards, config.run.reverse_kl_prompts),
+        reverse_kl_prompts=config.run.reverse_kl_prompts,
+        sequences=min(16, training.sequences),
     )
+    return StudentParts(student, teacher, pair, engine, learner, make_held_out(config, splits, closing))
 
 
 def _check_prompts(engine: StudentEngine, splits: Splits) -> None:
@@ -93,10 +118,10 @@ def _check_prompts(engine: StudentEngine, splits: Splits) -> None:
             engine.encode(example.prompt)
 
 
-def warn_of_templates(parts: Parts, reporter: Reporter) -> None:
+def warn_of_templates(parts: StudentParts, reporter: Reporter) -> None:
     """Warn when chats are rendered in a way that the teacher does not know."""
     ours, theirs = parts.student.tokenizer.chat_template, parts.teacher.tokenizer.chat_template
-    chats = any(not isinstance(example.prompt, str) for example in parts.validation.examples)
+    chats = any(not isinstance(example.prompt, str) for example in parts.held_out.validation.examples)
     if chats and theirs and ours != theirs:
         reporter.warn(
             "student and teacher have different chat templates; both read prompts in the student's, so the teacher may "
@@ -104,7 +129,9 @@ def warn_of_templates(parts: Parts, reporter: Reporter) -> None:
         )
 
 
-def write_outcome(config: DistillConfig, folder: Path, parts: Parts, result: Result, reporter: Reporter) -> Outcome:
+def write_outcome(
+    config: DistillConfig, folder: Path, parts: StudentParts, result: Result, reporter: Reporter
+) -> Outcome:
     """Write the student as it is, check that it answers the same when it is read back, and report."""
     whole = config.student.tuning == "full"
     saved = save_student(parts.student, config.student, folder / (MODEL if whole else ADAPTER))
@@ -112,13 +139,13 @@ def write_outcome(config: DistillConfig, folder: Path, parts: Parts, result: Res
     verification = _verify(config, saved, parts)
     if not verification.good:
         reporter.warn(verification.note)
-    write_student_card(saved, config, result, verification)
+    write_card(saved, config.run.name, _facts(config), result, verification)
     write_result(folder, result, verification)
     write_report(folder)
     return Outcome(folder, result, verification)
 
 
-def _verify(config: DistillConfig, saved: Path, parts: Parts) -> Verification:
+def _verify(config: DistillConfig, saved: Path, parts: StudentParts) -> Verification:
     """Compare greedy answers of the saved student, loaded anew, with those of the student in memory."""
     section, training = config.student, config.training
     whole = section.tuning == "full"
@@ -128,7 +155,8 @@ def _verify(config: DistillConfig, saved: Path, parts: Parts) -> Verification:
     engines = [StudentEngine(model, parts.pair.vocabulary, **limits) for model in (parts.student, again)]
     sampling = replace(config.sampling.make(seed=0), temperature=0.0, stop=())
     prompts = [
-        parts.engine.encode(example.prompt) for example in parts.validation.examples[: config.run.verify_prompts]
+        parts.engine.encode(example.prompt)
+        for example in parts.held_out.validation.examples[: config.run.verify_prompts]
     ]
     meant, read = (engine.generate(np.zeros((1, 0)), prompts, sampling)[0] for engine in engines)
     equal = [one.token_ids == other.token_ids for one, other in zip(meant, read, strict=True)]
@@ -137,3 +165,22 @@ def _verify(config: DistillConfig, saved: Path, parts: Parts) -> Verification:
     if agreement < REQUIRED_AGREEMENT:
         return Verification(False, agreement, len(equal), f"only {note}: do not use this student, and report a bug")
     return Verification(True, agreement, len(equal), note)
+
+
+def _facts(config: DistillConfig) -> CardFacts:
+    whole = config.student.tuning == "full"
+    support = "all" if config.loss.support is None else f"the top {config.loss.support}"
+    rewards = ", ".join(reward.name for reward in config.rewards) or "none"
+    return CardFacts(
+        base_model=config.student.path,
+        library="transformers" if whole else "peft",
+        tags=("esalign", "distillation"),
+        summary=f"A {'model' if whole else 'LoRA adapter'} distilled on-policy from `{config.teacher.path}` by "
+        f"esalign, with\nbehaviour {config.behaviour.name!r} (trust-region behaviour blending: arXiv 2605.31159).",
+        settings=(
+            f"Data: `{config.data.source}`. Rewards: {rewards}.",
+            f"{config.describe()}; learning rate {config.training.learning_rate:g}, seed {config.run.seed}.",
+            f"Loss: {config.loss.divergence} on {support} tokens.",
+        ),
+        words=DISTILLATION,
+    )

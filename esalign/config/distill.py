@@ -85,8 +85,9 @@ class TrainingSection(Section):
 class DistillRunSection(RunSection):
     """How long to distil, and where the results go. A generation is one update."""
 
-    checkpoint_every: int = Field(1, ge=1, description="Updates between two checkpoints.")
-    max_rollout_tokens: int | None = Field(None, ge=1, description="Stop at the first update that ends after these.")
+    reverse_kl_prompts: int = Field(
+        64, ge=0, description="Held-out problems for the reverse KL to the teacher; 0 leaves it out."
+    )
 
 
 class DistillConfig(Section):
@@ -98,7 +99,7 @@ class DistillConfig(Section):
     loss: LossSection = LossSection()
     training: TrainingSection = TrainingSection()
     data: DataSection
-    rewards: tuple[RewardSection, ...] = Field(min_length=1)
+    rewards: tuple[RewardSection, ...] = Field((), description="None: the student is judged by the reverse KL alone.")
     scoring: ScoringSection = ScoringSection()
     sampling: SamplingSection = SamplingSection(temperature=1.0)
     probe: ProbeSection | None = None

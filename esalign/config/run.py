@@ -74,6 +74,13 @@ class OptimizerSection(Section):
     options: dict[str, Any] = Field({}, description="Options of the optimiser.")
 
 
+class SearchRunSection(RunSection):
+    """How long to search, how the search is judged, and where the results go."""
+
+    flat_limit: int = Field(5, ge=1, description="Stop after so many generations in which all candidates are equal.")
+    kl_prompts: int = Field(64, ge=0, description="Validation problems for the KL to the start; 0 leaves it out.")
+
+
 class RunConfig(Section):
     """A run: everything that `esalign run` needs to know."""
 
@@ -87,7 +94,7 @@ class RunConfig(Section):
     fitness: FitnessSection = FitnessSection()
     optimizer: OptimizerSection = OptimizerSection()
     probe: ProbeSection | None = None
-    run: RunSection = RunSection()
+    run: SearchRunSection = SearchRunSection()
 
     def describe(self) -> str:
         """Return '24 candidates x 100 problems each, cma-es on torch'."""

@@ -74,17 +74,22 @@ class ProbeSection(SourceSection):
 
 
 class RunSection(Section):
-    """How long to search, and where the results go."""
+    """How long a run goes on, how it is judged, and where the results go."""
 
     name: str = Field("run", pattern=r"^\w[\w.-]*$", description="Name of the run's folder.")
     dir: str = Field("runs", description="Folder that holds the runs.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
-    generations: int = Field(50, ge=1, description="Generations to search.")
-    evaluate_every: int = Field(5, ge=1, description="Generations between two validations of the mean.")
+    generations: int = Field(50, ge=1, description="Generations of a search, or updates of a distillation.")
+    evaluate_every: int = Field(5, ge=1, description="Generations between two validations.")
+    checkpoint_every: int = Field(1, ge=1, description="Generations between two checkpoints.")
+    select_by: str | None = Field(
+        None, description="Measure that chooses the best: reward or minus-reverse-kl; none: what is maximised."
+    )
     patience: int | None = Field(None, ge=1, description="Stop after so many validations without a new best.")
-    flat_limit: int = Field(5, ge=1, description="Stop after so many generations in which all candidates are equal.")
     max_minutes: float | None = Field(None, gt=0, description="Stop at the first generation that ends after this.")
-    kl_prompts: int = Field(64, ge=0, description="Validation problems for the KL to the start; 0 leaves it out.")
+    max_generated_tokens: int | None = Field(
+        None, ge=1, description="Stop at the first generation that ends after so many generated tokens."
+    )
     verify_prompts: int = Field(
         32, ge=1, description="Validation problems on which the saved adapter is compared with the engine."
     )

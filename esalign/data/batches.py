@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from esalign.errors import CheckpointError, DataError
+from esalign.seeds import Use, generator
 from esalign.types import Example, State
 
 
@@ -53,7 +54,8 @@ class MiniBatches:
         return taken
 
     def _shuffled(self, epoch: int) -> list[int]:
-        order: list[int] = np.random.default_rng((self._seed, epoch)).permutation(len(self._examples)).tolist()
+        stream = generator(self._seed, Use.BATCHES, epoch)
+        order: list[int] = stream.permutation(len(self._examples)).tolist()
         return order
 
     def state_dict(self) -> State:

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any
 
-import numpy as np
-
 from esalign.data.gym import PREFIX, generate_rows
 from esalign.data.rows import Row, read_rows
 from esalign.errors import DataError
 from esalign.registry import did_you_mean
+from esalign.seeds import Use, generator
 from esalign.types import Example, Message, Prompt
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -104,7 +103,7 @@ def load_dataset(source: Source, *, size: int | None = None, seed: int = 0) -> D
     if size is not None and not is_task(source):
         if len(rows) < size:
             raise DataError(f"'{source.source}' has {len(rows)} rows, fewer than the {size} that were asked for")
-        chosen = np.random.default_rng(seed).choice(len(rows), size=size, replace=False)
+        chosen = generator(seed, Use.SUBSETS).choice(len(rows), size=size, replace=False)
         rows = [rows[index] for index in chosen]
     return build_dataset(rows, source)
 

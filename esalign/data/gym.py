@@ -16,6 +16,7 @@ import numpy as np
 from esalign.data.rows import Row
 from esalign.errors import DataError
 from esalign.registry import did_you_mean
+from esalign.seeds import Use, derive
 
 PREFIX = "reasoning-gym:"
 
@@ -131,4 +132,4 @@ def _spread(seed: int) -> int:
 
     Seeds 0 and 1 themselves would share all problems but one. 31 bits, as some tasks hand the sum to numpy.
     """
-    return int(np.random.SeedSequence(seed).generate_state(1)[0]) >> 1
+    return derive(seed, Use.TASKS) >> 1

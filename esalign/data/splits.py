@@ -5,10 +5,9 @@ import unicodedata
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from esalign.data.examples import Dataset, Source, build_dataset, is_task, load_dataset, source_rows
 from esalign.errors import DataError
+from esalign.seeds import Use, generator
 from esalign.types import Example, Prompt
 
 
@@ -48,7 +47,7 @@ class _Pool:
             self._generate(size or 500)
         elif not self.generated:
             data = build_dataset(source_rows(self.source, size=None, seed=self.seed), self.source)
-            order = np.random.default_rng(self.seed).permutation(len(data.examples))
+            order = generator(self.seed, Use.SPLITS).permutation(len(data.examples))
             self._add(data, [data.examples[index] for index in order])
 
     def _generate(self, size: int) -> None:

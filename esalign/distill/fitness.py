@@ -31,8 +31,9 @@ from esalign.distill.sources import (
 from esalign.errors import ConfigError, DistillationError
 from esalign.fitness import FitnessParts
 from esalign.protocols import Backend
-from esalign.seeds import derive_seed
-from esalign.types import Array, Evaluation, State
+from esalign.run.learner import MINUS_REVERSE_KL
+from esalign.seeds import Use, derive
+from esalign.types import Array, Evaluation, Example, State
 
 
 class DistillationFitness:
@@ -46,6 +47,7 @@ class DistillationFitness:
         samples: rollouts per problem.
         refresh: generations that one set serves.
         seed: what the rollouts' seeds derive from.
+        judged_prompts: held-out problems that `judge` takes of those it is given.
     """
 
     def __init__(
@@ -58,9 +60,11 @@ class DistillationFitness:
         samples: int = 1,
         refresh: int = 1,
         seed: int = 0,
+        judged_prompts: int = 64,
     ) -> None:
         self._backend, self._batches, self._source = backend, batches, source
         self._prompts, self._samples, self._refresh, self._seed = prompts, samples, refresh, seed
+        self._judged_prompts = judged_prompts
         self._age = refresh
         self._rollouts: list[Rollout] = []
         self._fresh = False
@@ -74,45 +78,69 @@ class DistillationFitness:
         self._age = 1
         examples = [e for e in self._batches.next(self._prompts) for _ in range(self._samples)]
         ids = [tuple(self._backend.encode(example.prompt)) for example in examples]
-        seed = derive_seed(self._seed, generation)
+        seed = derive(self._seed, Use.ROLLOUTS, generation)
         rollouts = self._source.draw(mean, ids, step=max(generation - 1, 0), seed=seed)
         if not rollouts:
             raise DistillationError(f"none of {len(ids)} rollouts has a token: is the mean's model broken?")
         self._rollouts = [on_cpu(rollout) for rollout in rollouts]
 
+    @property
+    def measure(self) -> str:
+        """Closeness to the teacher, on completions that the search vector itself samples."""
+        return MINUS_REVERSE_KL
+
+    def judge(self, vector: Array, examples: Sequence[Example], seed: int) -> tuple[Array, int]:
+        """Return minus the reverse KL of each of the first problems, nats per token, and the tokens sampled for it."""
+        ids = [tuple(self._backend.encode(example.prompt)) for example in examples[: self._judged_prompts]]
+        rollouts = [on_cpu(rollout) for rollout in self._source.draw_alone(vector, ids, seed=seed)]
+        nats = self._nats(vector[None], rollouts)[0]
+        tokens = [len(rollout.token_ids) for rollout in rollouts]
+        means = iter([float(part.mean()) for part in torch.from_numpy(nats).split(tokens)])
+        waiting = iter([*(rollout.prompt_ids for rollout in rollouts), None])
+        scores, head = [], next(waiting)
+        for prompt in ids:  # an engine's empty completions are no rollouts
+            found = prompt == head
+            scores.append(-next(means) if found else nan)
+            head = next(waiting) if found else head
+        return np.array(scores), sum(tokens)
+
     def evaluate(self, candidates: Array) -> Evaluation:
         """Score the shared rollouts, teacher-forced, with every candidate."""
-        vocabulary = self._source.vocabulary
-        supports = [extended_support(_support(rollout), vocabulary.merged) for rollout in self._rollouts]
+        nats = self._nats(candidates, self._rollouts).mean(axis=1)
         sequences = [(rollout.prompt_ids, rollout.token_ids) for rollout in self._rollouts]
-        rows = self._backend.score(candidates, sequences, supports)
-        teacher = torch.cat([rollout.teacher for rollout in self._rollouts]).double()
-        wanted = torch.from_numpy(np.concatenate(supports))
-        nats = [self._divergence(torch.from_numpy(np.concatenate(row)), wanted, teacher) for row in rows]
-        read = sum(len(prompt) + len(answer) for prompt, answer in sequences)
+        read = sum(len(prompt) + len(completion) for prompt, completion in sequences)
         return Evaluation(
-            fitness=-np.array(nats),
+            fitness=-nats,
             metrics={"reverse_kl": float(np.mean(nats)), **self._describe()},
-            generated_tokens=sum(len(answer) for _, answer in sequences) if self._fresh else 0,
+            generated_tokens=sum(len(completion) for _, completion in sequences) if self._fresh else 0,
             prompt_tokens=sum(len(prompt) for prompt, _ in sequences) if self._fresh else 0,
             scored_tokens=len(candidates) * read,
         )
 
-    def _divergence(self, scores: Tensor, wanted: Tensor, teacher: Tensor) -> float:
-        """Return the mean reverse KL of one candidate, from its scores of shape (all tokens, wanted)."""
+    def _nats(self, candidates: Array, rollouts: Sequence[Rollout]) -> Array:
+        """Return the reverse KL of each candidate at every token of rollouts, shape (population, all tokens)."""
+        supports = [extended_support(_support(rollout), self._source.vocabulary.merged) for rollout in rollouts]
+        sequences = [(rollout.prompt_ids, rollout.token_ids) for rollout in rollouts]
+        rows = self._backend.score(candidates, sequences, supports)
+        teacher = torch.cat([rollout.teacher for rollout in rollouts]).double()
+        wanted = torch.from_numpy(np.concatenate(supports))
+        return np.stack([self._divergence(torch.from_numpy(np.concatenate(row)), wanted, teacher) for row in rows])
+
+    def _divergence(self, scores: Tensor, wanted: Tensor, teacher: Tensor) -> Array:
+        """Return the reverse KL of one candidate at every token, from its scores of shape (all tokens, wanted)."""
         vocabulary = self._source.vocabulary
         student = fold_ends(scores.double(), wanted, vocabulary.end, len(vocabulary.merged))
         if student.shape[-1] < vocabulary.size - len(vocabulary.merged):
             student = append_tail(student)
         else:  # the support is the vocabulary, and nothing is left for a tail
             student, teacher = student.log_softmax(dim=-1), teacher[:, :-1]
-        value = float(reverse_kl(student, teacher).mean())
-        if not np.isfinite(value):
+        nats: Array = reverse_kl(student, teacher).numpy()
+        if not np.isfinite(nats).all():
             raise DistillationError(
-                f"a candidate's reverse KL is {value}, expected a finite number: the engine gives a token no mass "
-                "(half precision?), or the step size is far too large"
+                f"a candidate's reverse KL is {nats.mean()}, expected a finite number: the engine gives a token no "
+                "mass (half precision?), or the step size is far too large"
             )
-        return value
+        return nats
 
     def _describe(self) -> dict[str, float]:
         """Return the means of what the rollouts recorded, over their tokens."""
@@ -175,6 +203,7 @@ def make_fitness(
     support: int | None = 16,
     refresh: int = 1,
     sequences: int = 64,
+    judged_prompts: int = 64,
     dtype: str = "auto",
     device: str = "auto",
 ) -> DistillationFitness:
@@ -193,6 +222,7 @@ def make_fitness(
         support: tokens that count one by one; None: all.
         refresh: generations that one set of rollouts serves.
         sequences: rollouts decoded together.
+        judged_prompts: held-out problems on which the reverse KL is measured.
         dtype: of teacher and second student.
         device: of both.
 
@@ -200,7 +230,12 @@ def make_fitness(
         ConfigError: an option is out of range.
         DistillationError: teacher and student do not fit.
     """
-    for name, value, least in (("budget", budget, 0), ("refresh", refresh, 1), ("sequences", sequences, 1)):
+    for name, value, least in (
+        ("budget", budget, 0),
+        ("refresh", refresh, 1),
+        ("sequences", sequences, 1),
+        ("judged_prompts", judged_prompts, 1),
+    ):
         if not value >= least:
             raise ConfigError(f"fitness.options.{name} is {value!r}, expected at least {least}")
     for name, optional in (("steps", steps), ("support", support)):
@@ -227,7 +262,14 @@ def make_fitness(
         behaviour = TrustRegion(Schedule(budget, steps, schedule))
         source = BlendedRollouts(pair, space, behaviour, RolloutOptions(support=support or every, **limits))
     return DistillationFitness(
-        backend, parts.batches, source, prompts=prompts, samples=samples, refresh=refresh, seed=parts.seed
+        backend,
+        parts.batches,
+        source,
+        prompts=prompts,
+        samples=samples,
+        refresh=refresh,
+        seed=parts.seed,
+        judged_prompts=judged_prompts,
     )
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from esalign.assets import adapter_path, model_path
-from esalign.config.distill import DistillConfig, StudentSection
+from esalign.config.distill import StudentSection
 from esalign.distill.rollout import Pair
 from esalign.distill.vocabulary import share_vocabulary
 from esalign.errors import DistillationError
+from esalign.seeds import Use, derive
 from esalign.types import Prompt
 
 
@@ -123,17 +124,16 @@ def make_pair(student: Loaded, teacher: Loaded) -> Pair:
     return Pair(student.model, teacher.model, vocabulary)
 
 
-def load_student(config: DistillConfig) -> tuple[Loaded, dict[str, Tensor]]:
+def load_student(section: StudentSection, *, device: str, seed: int) -> tuple[Loaded, dict[str, Tensor]]:
     """Load the student and what learns in it: {name: parameter}, float32 for LoRA.
 
     Raises:
         DistillationError: it cannot be loaded, or has no layer of the wanted names.
     """
-    section = config.student
     adapter = section.adapter if section.tuning == "lora" else None
     if section.tuning == "full" and section.adapter is not None:
         raise DistillationError("student.adapter cannot be given with student.tuning 'full': merge it into the model")
-    loaded = load_model("student", section.path, adapter, dtype=section.dtype, device=config.training.device)
+    loaded = load_model("student", section.path, adapter, dtype=section.dtype, device=device)
     model = loaded.model
     if section.tuning == "full":
         model.requires_grad_(requires_grad=True)
@@ -141,7 +141,7 @@ def load_student(config: DistillConfig) -> tuple[Loaded, dict[str, Tensor]]:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
     else:
-        model = _with_new_adapter(loaded, section, seed=config.run.seed)
+        model = _with_new_adapter(loaded, section, seed=seed)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return Loaded(model, loaded.tokenizer, loaded.label), parameters
 
@@ -159,7 +159,7 @@ def _with_new_adapter(loaded: Loaded, section: StudentSection, *, seed: int) -> 
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
-        torch.manual_seed(seed)  # peft draws A from the global generator
+        torch.manual_seed(derive(seed, Use.NEW_ADAPTER))  # peft draws A from the global generator
         try:
             return get_peft_model(loaded.model, lora).eval()
         except ValueError as error:

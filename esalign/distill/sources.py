@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from esalign.assets import model_path
-from esalign.distill.behaviour import Behaviour
+from esalign.distill.behaviour import Behaviour, student_alone
 from esalign.distill.divergence import top_support
 from esalign.distill.forced import answer_logits, in_batches, pick
 from esalign.distill.models import Loaded, load_model
@@ -32,6 +32,9 @@ class RolloutSource(Protocol):
 
     def draw(self, mean: Array, prompts: Sequence[TokenIds], *, step: int, seed: int) -> list[Rollout]:
         """Answer every prompt once with the search vector of the mean, shape (dim,); the teacher runs once."""
+
+    def draw_alone(self, mean: Array, prompts: Sequence[TokenIds], *, seed: int) -> list[Rollout]:
+        """The same by the student alone, without the teacher's help."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,10 @@ class BlendedRollouts:
         """Set the student to the mean, and roll out."""
         set_student(self.pair.student, self.space, mean)
         return roll_out(self.pair, prompts, self.behaviour, self.options, step=step, seed=seed)
+
+    def draw_alone(self, mean: Array, prompts: Sequence[TokenIds], *, seed: int) -> list[Rollout]:
+        """Set the student to the mean, and let it sample alone."""
+        return replace(self, behaviour=student_alone()).draw(mean, prompts, step=0, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,10 @@ class EngineRollouts:
             )
             for (prompt, answer, reason), kept in zip(answered, fields, strict=True)
         ]
+
+    def draw_alone(self, mean: Array, prompts: Sequence[TokenIds], *, seed: int) -> list[Rollout]:
+        """The same: no help is given here."""
+        return self.draw(mean, prompts, step=0, seed=seed)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """One update of on-policy distillation: roll out, compare with the teacher at every token, step."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,45 +9,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esalign.config.distill import DistillConfig
+from esalign.config.distill import BehaviourSection, LossSection, TrainingSection
 from esalign.data import MiniBatches
 from esalign.distill.behaviour import TrustRegion, make_behaviour
 from esalign.distill.forced import answer_logits, in_batches
 from esalign.distill.loss import supervised_losses, token_losses
 from esalign.distill.rollout import Pair, Rollout, RolloutOptions, roll_out
 from esalign.errors import CheckpointError, DistillationError
-from esalign.seeds import derive_seed
+from esalign.seeds import Use, derive
 from esalign.types import Array, Prompt, State
-
-ROLLOUTS = 11  # what the rollouts' seeds are derived with, apart from those of evaluations
 
 
 class Trainer:
     """Distils a teacher into a student, one update at a time.
 
     Args:
-        config: the distillation.
         pair: the models.
         parameters: what learns, {name: tensor of the student}.
         encode: from prompts to ids.
         batches: where each update's problems come from.
+        behaviour: who samples.
+        loss: what is minimised.
+        training: sizes and rates.
+        max_tokens: the most tokens of a rollout.
+        seed: of the rollouts.
     """
 
     def __init__(
         self,
-        config: DistillConfig,
         pair: Pair,
         parameters: Mapping[str, Tensor],
         encode: Callable[[Prompt], tuple[int, ...]],
         batches: MiniBatches,
+        *,
+        behaviour: BehaviourSection | None = None,
+        loss: LossSection | None = None,
+        training: TrainingSection | None = None,
+        max_tokens: int = 256,
+        seed: int = 0,
     ) -> None:
-        self._config, self._pair, self._encode, self._batches = config, pair, encode, batches
+        self._pair, self._encode, self._batches, self._seed = pair, encode, batches, seed
         self._parameters = dict(parameters)
-        self._behaviour = make_behaviour(config.behaviour)
-        training = config.training
+        self._section, self._loss = behaviour or BehaviourSection(), loss or LossSection()
+        self._training = training = training or TrainingSection()
+        self._behaviour = make_behaviour(self._section)
         self._options = RolloutOptions(
-            max_tokens=config.sampling.max_tokens,
-            support=config.loss.support,
+            max_tokens=max_tokens,
+            support=self._loss.support,
             sequences=training.sequences,
             read_tokens=training.batch_tokens,
         )
@@ -66,11 +75,11 @@ class Trainer:
         Raises:
             DistillationError: logits, loss or gradient are not finite.
         """
-        training = self._config.training
+        training = self._training
         examples = [e for e in self._batches.next(training.prompts) for _ in range(training.samples)]
         prompts = [self._encode(example.prompt) for example in examples]
         began = time.perf_counter()
-        seed = derive_seed(self._config.run.seed, ROLLOUTS, step)
+        seed = derive(self._seed, Use.ROLLOUTS, step)
         rollouts = roll_out(self._pair, prompts, self._behaviour, self._options, step=step, seed=seed)
         rolled = time.perf_counter()
         learning = self._learn(rollouts, step)
@@ -79,7 +88,7 @@ class Trainer:
 
     def _learn(self, rollouts: Sequence[Rollout], step: int) -> dict[str, float]:
         """Take one step down the mean loss of all answer tokens."""
-        training = self._config.training
+        training = self._training
         rate = training.learning_rate * min(1.0, (step + 1) / max(training.warmup_steps, 1))
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -104,10 +113,10 @@ class Trainer:
         """Return the loss at every answer token, shape (answer tokens,)."""
         vocabulary = self._pair.vocabulary
         logits = answer_logits(self._pair.student, [(rollout.prompt_ids, rollout.token_ids) for rollout in rollouts])
-        section = self._config.behaviour
+        section = self._section
         if section.name == "sft" and (section.steps is None or step < section.steps):
             return supervised_losses(logits, rollouts, vocabulary)
-        return token_losses(logits, rollouts, vocabulary, self._config.loss.divergence)
+        return token_losses(logits, rollouts, vocabulary, self._loss.divergence)
 
     def _describe(self, rollouts: Sequence[Rollout], step: int) -> dict[str, Any]:
         """Return the numbers that tell the story of the rollouts, means over their tokens."""
@@ -128,6 +137,12 @@ class Trainer:
             "rollout_tokens": tokens,
             "prompt_tokens": sum(len(rollout.prompt_ids) for rollout in rollouts),
         }
+
+    @property
+    def fingerprint(self) -> str:
+        """Names and shapes of what learns."""
+        shapes = repr(sorted((name, tuple(parameter.shape)) for name, parameter in self._parameters.items()))
+        return hashlib.sha256(shapes.encode()).hexdigest()
 
     def weights(self) -> dict[str, Array]:
         """Return a copy of what learns."""

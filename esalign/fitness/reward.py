@@ -7,7 +7,7 @@ import numpy as np
 from esalign.errors import ConfigError, RewardError
 from esalign.fitness.completions import answer, make_samples
 from esalign.fitness.parts import FitnessParts
-from esalign.seeds import derive_seed
+from esalign.seeds import Use, derive
 from esalign.types import Array, Evaluation, Example, State
 
 
@@ -38,7 +38,7 @@ class RewardFitness:
         """Draw this generation's problems and decoding seed."""
         chosen = self._batches.next(self._prompts)
         self._examples = [example for example in chosen for _ in range(self._samples)]
-        self._sampling = replace(self._sampling, seed=derive_seed(self._seed, generation))
+        self._sampling = replace(self._sampling, seed=derive(self._seed, Use.GENERATION, generation))
 
     def evaluate(self, candidates: Array) -> Evaluation:
         """Let all candidates answer, and average their rewards.

@@ -18,7 +18,7 @@ import numpy as np
 from esalign.errors import ConfigError, RewardError
 from esalign.fitness.completions import answer, make_samples
 from esalign.fitness.parts import FitnessParts
-from esalign.seeds import derive_seed
+from esalign.seeds import Use, derive
 from esalign.types import Array, Evaluation, Sample, State
 
 Sequence = tuple[tuple[int, ...], tuple[int, ...]]
@@ -114,7 +114,7 @@ class SurrogateFitness:
         """
         chosen = self._batches.next(self._prompts)
         examples = [example for example in chosen for _ in range(self._samples)]
-        round_seed = derive_seed(self._seed, generation, self._fresh["generated_tokens"])
+        round_seed = derive(self._seed, Use.ROLLOUTS, generation, self._fresh["generated_tokens"])
         answers = answer(self._backend, self._pool, mean[None], examples, replace(self._sampling, seed=round_seed))
         prompts = [self._backend.encode(example.prompt) for example in chosen]
         self._fresh["generated_tokens"] += answers.generated_tokens

@@ -13,6 +13,7 @@ import numpy as np
 
 from esalign.errors import OptimizerError
 from esalign.optimizers import checks
+from esalign.seeds import Use, generator
 from esalign.types import Array, State
 
 Covariance = Literal["auto", "full", "diagonal"]
@@ -70,7 +71,7 @@ class CmaEs:
             "mean_rate": float(mean_rate),
             "step_damping": float(step_damping),
         }
-        self._rng = np.random.default_rng(seed)
+        self._rng = generator(seed, Use.OPTIMIZER)
         self._asked: Array | None = None
         self._es = self._make(float(sigma), self._rng)
 

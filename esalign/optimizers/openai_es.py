@@ -8,6 +8,7 @@ import numpy as np
 
 from esalign.errors import OptimizerError
 from esalign.optimizers import checks
+from esalign.seeds import Use, generator
 from esalign.types import Array, State
 
 
@@ -67,7 +68,7 @@ class OpenAiEs:
             "beta1": self._beta1,
             "beta2": self._beta2,
         }
-        self._rng = np.random.default_rng(seed)
+        self._rng = generator(seed, Use.OPTIMIZER)
         self._theta, self._m, self._v = np.zeros(dim), np.zeros(dim), np.zeros(dim)
         self._t = 0
         self._asked: Array | None = None

@@ -3,6 +3,7 @@
 import numpy as np
 
 from esalign.optimizers import checks
+from esalign.seeds import Use, generator
 from esalign.types import Array, State
 
 
@@ -29,7 +30,7 @@ class RandomSearch:
         }
         self._shape = (int(population), int(dim))
         self._sigma = float(sigma)
-        self._rng = np.random.default_rng(seed)
+        self._rng = generator(seed, Use.OPTIMIZER)
         self._asked: Array | None = None
         self._best = np.zeros(dim)
         self._best_fitness: float | None = None

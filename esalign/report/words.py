@@ -3,7 +3,7 @@
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from esalign.run.statistics import Estimate
@@ -57,12 +57,14 @@ class Words:
         work: all steps.
         learner: what improves.
         result: the best of it, as the head of a column.
+        measure: what chooses the best.
     """
 
     step: str
     work: str
     learner: str
     result: str
+    measure: str = "mean reward"
 
     def result_of(self, generation: int) -> str:
         """Say what the result of a run is."""
@@ -73,9 +75,19 @@ SEARCH = Words("generation", "search", "mean of the search distribution", "align
 DISTILLATION = Words("update", "training", "student", "student")
 
 
+WORDS = {"search": SEARCH, "distillation": DISTILLATION}
+
+
 def words_for(config: Mapping[str, Any]) -> Words:
     """Return the words for a run of a resolved configuration: one with a student is a distillation."""
-    return DISTILLATION if "student" in config else SEARCH
+    words = DISTILLATION if "student" in config else SEARCH
+    chosen = (config.get("run") or {}).get("select_by") or "reward"
+    return words if chosen == "reward" else replace(words, measure=measure_name(chosen))
+
+
+def measure_name(measure: str) -> str:
+    """Return a measure for people: 'minus reverse KL' for ``minus-reverse-kl``."""
+    return measure.replace("-", " ").replace(" kl", " KL")
 
 
 def as_estimate(value: Mapping[str, Any] | None) -> Estimate | None:
@@ -144,7 +156,7 @@ def memory(mib: float | None) -> str:
 
 def set_name(name: str) -> str:
     """Return the name of a held-out set for people: 'test, greedy' for ``test/greedy``."""
-    return {"probe": "off-task probe"}.get(name, name.replace("/", ", "))
+    return {"probe": "off-task probe"}.get(name, measure_name(name).replace("/", ", "))
 
 
 def prompt_text(prompt: Any) -> str:

@@ -1,7 +1,7 @@
 """Held-out evaluation of one search vector, and its distance from the start."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,7 +17,7 @@ class HeldOutResult:
     """Scores on held-out problems.
 
     Args:
-        scores: the reward of each problem, shape (problems,), NaN where all rewards abstained.
+        scores: of each problem, more is better, shape (problems,), NaN where all rewards abstained.
         generated_tokens: tokens generated for it.
         truncated: share of answers cut by the token limit.
         errors: number of answers whose scoring failed, by reward and kind.
@@ -26,9 +26,9 @@ class HeldOutResult:
 
     scores: Array
     generated_tokens: int
-    truncated: float
-    errors: Mapping[str, int]
-    samples: tuple[Sample, ...]
+    truncated: float = float("nan")
+    errors: Mapping[str, int] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
 
     @property
     def estimate(self) -> Estimate:

@@ -28,9 +28,11 @@ MAY_CHANGE = (
     "patience",
     "max_minutes",
     "evaluate_every",
+    "max_generated_tokens",
     "flat_limit",
     "tracker",
     "kl_prompts",
+    "checkpoint_every",
     "verify_prompts",
     "dir",
 )

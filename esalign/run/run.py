@@ -1,58 +1,55 @@
-"""One run: search, validate the mean, keep the best, checkpoint every generation, and report on unseen problems."""
+"""One run of any learner: advance, validate, keep the best, checkpoint, and judge the result on unseen problems."""
 
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from esalign.config.run import RunConfig
-from esalign.config.sections import Experiment
-from esalign.errors import CheckpointError
+from esalign.config.sections import RunSection
+from esalign.errors import CheckpointError, ConfigError
 from esalign.files import JsonLines
-from esalign.loop import Generation, search
-from esalign.protocols import Backend, Fitness, Optimizer, Space
-from esalign.rewards.pool import RewardPool
 from esalign.run.checkpoint import Checkpoints
-from esalign.run.evaluate import HeldOutResult, evaluate, kl_to_start
-from esalign.run.statistics import Estimate, estimate, paired_difference
+from esalign.run.evaluate import HeldOutResult
+from esalign.run.learner import REWARD, HeldOut, Learner, Step
+from esalign.run.statistics import Estimate, estimate, paired_difference, within_noise
 from esalign.run.trackers import Tracker
-from esalign.seeds import derive_seed
-from esalign.types import Array, Example, Sample, Sampling, State
+from esalign.seeds import Use, derive
+from esalign.types import Array, Sample, Sampling, State
 
-STATE_VERSION = 1
-VALIDATION, TEST, PROBE, KL = range(4)  # which held-out answers a decoding seed is for
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Problems that are never searched on, with the rewards that judge them."""
-
-    examples: Sequence[Example]
-    pool: RewardPool
+STATE_VERSION = 2
+UNLIMITED = 0  # as `flat_limit`: a learner that has no candidates
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a run is made of."""
+class About:
+    """What people are told of a run.
 
-    space: Space
-    backend: Backend
-    optimizer: Optimizer
-    fitness: Fitness
-    validation: HeldOut
-    test: HeldOut
-    probe: HeldOut | None = None
-    tracker: Tracker | None = None
+    Args:
+        kind: ``search`` or ``distillation``, which decides the words.
+        description: what a step does, e.g. ``24 candidates x 100 problems each, cma-es on torch``.
+        limits: how long it may go on.
+        max_tokens: the most tokens of one completion.
+    """
+
+    kind: str
+    description: str
+    limits: RunSection
+    max_tokens: int
+
+    @property
+    def step(self) -> str:
+        """What one step is called."""
+        return "generation" if self.kind == "search" else "update"
 
 
 class Reporter(Protocol):
     """Who tells the user how a run goes."""
 
-    def start(self, config: Experiment, folder: Path, done: int) -> None:
+    def start(self, about: About, folder: Path, done: int) -> None:
         """Say that a run begins, or goes on after so many generations."""
 
     def stage(self, text: str) -> None:
@@ -67,12 +64,12 @@ class Reporter(Protocol):
 
 @dataclass
 class Progress:
-    """What a run knows beside its plugs; all of it goes into the checkpoint."""
+    """What a run knows beside its learner; all of it goes into the checkpoint."""
 
     done: int = 0
-    best_score: float = float("-inf")
     best_generation: int = 0
-    best_vector: Array = field(default_factory=lambda: np.zeros(0))
+    best: State = field(default_factory=dict)
+    best_scores: Array = field(default_factory=lambda: np.zeros(0))
     stale: int = 0
     flat: int = 0
     generated_tokens: int = 0
@@ -81,6 +78,8 @@ class Progress:
     held_out_tokens: int = 0
     search_seconds: float = 0.0
     held_out_seconds: float = 0.0
+    start: State = field(default_factory=dict)
+    start_validation: Array = field(default_factory=lambda: np.zeros(0))
     start_scores: dict[str, Array] = field(default_factory=dict)
 
 
@@ -95,147 +94,163 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended.
+    """How a run ended; the learner is the result from then on.
 
     Args:
-        reason: why the search stopped.
-        generation: the generation whose mean is the result; 0 is the start itself.
-        vector: that mean, shape (dim,).
-        comparisons: by held-out set, e.g. ``test/greedy``.
-        samples: what the result answers to a few test problems.
-        kl: KL to the start, nats per token; None when it was left out.
+        reason: why it stopped.
+        generation: the generation whose state is the result; 0 is the start itself.
+        comparisons: by held-out set, e.g. ``test/greedy``; the first is the headline.
+        samples: what the result completes on a few test problems.
+        kl: KL to the start, nats per token; None where it was not measured.
         totals: tokens, seconds and memory.
     """
 
     reason: str
     generation: int
-    vector: Array
     comparisons: Mapping[str, Comparison]
     samples: tuple[Sample, ...]
     kl: float | None
-    totals: Mapping[str, float]
+    totals: Mapping[str, Any]
 
 
 class Run:
     """A run in its folder.
 
+    It keeps the state that validates best. Of equal ones the later is kept, and a best that validation cannot tell from
+    the start (a paired gain of less than its standard error) gives way to the start.
+
     Args:
-        config: what to do.
+        learner: what gets better.
         folder: the run's directory.
-        parts: the plugs and the held-out problems.
+        about: what people are told, with the limits to keep.
+        sampling: how completions are decoded; the seed is the run's own for each use.
+        validation: problems that choose the best state.
+        test: problems that are read only for the start and the result.
+        probe: off-task problems, the measure of forgetting.
+        flat_limit: generations in which all candidates are equal, before it stops; 0 for no limit.
+        kl_prompts: validation problems for the KL to the start; 0 leaves it out.
         reporter: who tells the user.
-        interrupts: when something appears in it, the run stops after the generation that is under way.
+        tracker: who gets the metrics, too.
+        interrupts: when something appears in it, the run stops after the step that is under way.
 
     Raises:
+        ConfigError: ``run.select_by`` is nothing that the learner is measured by.
         CheckpointError: the folder holds a checkpoint of another run.
     """
 
     def __init__(
-        self, config: RunConfig, folder: Path, parts: Parts, reporter: Reporter, interrupts: Sequence[int] = ()
+        self,
+        learner: Learner,
+        folder: Path,
+        about: About,
+        *,
+        sampling: Sampling,
+        validation: HeldOut,
+        test: HeldOut,
+        probe: HeldOut | None = None,
+        flat_limit: int = UNLIMITED,
+        kl_prompts: int = 0,
+        reporter: Reporter,
+        tracker: Tracker | None = None,
+        interrupts: Sequence[int] = (),
     ) -> None:
-        self._config, self._parts, self._reporter, self._interrupts = config, parts, reporter, interrupts
+        self._learner, self._about, self._limits, self._sampling = learner, about, about.limits, sampling
+        self._validation, self._test, self._probe = validation, test, probe
+        self._flat_limit, self._kl_prompts = flat_limit, kl_prompts
+        self._reporter, self._tracker, self._interrupts = reporter, tracker, interrupts
+        self._measures = order_measures(learner.measures, about.limits.select_by)
         self._checkpoints = Checkpoints(folder / "checkpoints")
         self._metrics = JsonLines(folder / "metrics.jsonl")
         self._samples = JsonLines(folder / "samples.jsonl")
-        self._progress = Progress(best_vector=np.zeros(parts.space.dim))
+        self._progress = Progress(best=learner.snapshot())
         state = self._checkpoints.load_last()
         if state is not None:
             self._load(state)
         for file in (self._metrics, self._samples):
             file.keep_until(self._progress.done if state is not None else -1)
-        reporter.start(config, folder, self._progress.done)
+        reporter.start(about, folder, self._progress.done)
 
     def execute(self) -> Result | None:
-        """Search until a reason to stop, then report on the test problems. None when the run was interrupted."""
-        progress = self._progress
-        if not progress.start_scores:
+        """Advance until a reason to stop, then judge on the test problems. None when the run was interrupted."""
+        if not self._progress.start_scores:
             self._judge_start()
-        reason = self._reason_to_stop()
-        steps = search(
-            self._parts.optimizer,
-            self._parts.fitness,
-            generations=self._config.run.generations,
-            done=progress.done,
-        )
-        while reason is None:
+        while (reason := self._reason_to_stop()) is None:
             began = time.perf_counter()
-            generation = next(steps)
-            self._account(generation, time.perf_counter() - began)
-            self._record(generation)
-            reason = self._reason_to_stop()
-        if reason == "interrupted":
-            return None
-        return self._judge_result(reason)
+            step = self._learner.advance(self._progress.done + 1)
+            self._account(step, time.perf_counter() - began)
+            self._record(step)
+        return None if reason == "interrupted" else self._judge_result(reason)
 
-    def _account(self, generation: Generation, seconds: float) -> None:
-        progress, evaluation = self._progress, generation.evaluation
-        progress.done = generation.number
+    def _account(self, step: Step, seconds: float) -> None:
+        progress = self._progress
+        progress.done += 1
         progress.search_seconds += seconds
-        progress.generated_tokens += evaluation.generated_tokens
-        progress.prompt_tokens += evaluation.prompt_tokens
-        progress.scored_tokens += evaluation.scored_tokens
-        progress.flat = progress.flat + 1 if np.ptp(evaluation.fitness) == 0 else 0
+        progress.generated_tokens += step.generated_tokens
+        progress.prompt_tokens += step.prompt_tokens
+        progress.scored_tokens += step.scored_tokens
+        progress.flat = progress.flat + 1 if step.flat else 0
 
-    def _record(self, generation: Generation) -> None:
+    def _record(self, step: Step) -> None:
         """Validate when it is time, then write metrics, samples and the checkpoint, in this order.
 
         A kill between them leaves lines that the resumed run drops, as their generation is not checkpointed.
         """
-        number, evaluation = generation.number, generation.evaluation
-        row: dict[str, Any] = {
-            "generation": number,
-            "fitness": _spread(evaluation.fitness),
-            "sigma": self._parts.optimizer.sigma,
-            "mean_norm": float(np.linalg.norm(self._parts.optimizer.mean)),
-            **evaluation.metrics,
-        }
-        if number % self._config.run.evaluate_every == 0 or self._limit_reached():
-            row["validation"] = self._validate(number)
+        number = self._progress.done
+        row: dict[str, Any] = {"generation": number, **step.metrics}
+        if number % self._limits.evaluate_every == 0 or self._limit_reached():
+            row |= self._validate(number)
         row |= self._totals()
+        row["machine"] |= step.machine
         self._metrics.append(row)
-        self._append_samples(number, evaluation.samples)
-        self._checkpoints.save(self._state(), number)
+        self._append_samples(number, step.samples)
+        if number % self._limits.checkpoint_every == 0 or self._interrupts or self._reason_to_stop():
+            self._checkpoints.save(self._state(), number)
         self._reporter.generation(row)
-        self._warn_when_flat(evaluation.samples)
-        if self._parts.tracker is not None:
-            self._parts.tracker.log(flatten(row), number)
+        self._warn_when_flat(step.samples)
+        if self._tracker is not None:
+            self._tracker.log(flatten(row), number)
 
-    def _validate(self, number: int) -> dict[str, float]:
-        """Judge the mean on the validation problems; a new best is kept."""
-        progress, mean = self._progress, self._parts.optimizer.mean
-        result = self._evaluate(mean, self._parts.validation, VALIDATION, self._config.sampling.temperature)
-        if result.estimate.mean > progress.best_score:
-            progress.best_score, progress.best_generation = result.estimate.mean, number
-            progress.best_vector, progress.stale = mean, 0
-        else:
-            progress.stale += 1
-        return interval(result.estimate)
+    def _validate(self, number: int) -> dict[str, Any]:
+        """Judge the learner on the validation problems; a new best is kept. Returns its part of the metrics row."""
+        progress = self._progress
+        results = self._judge_validation()
+        scores = results[self._measures[0]].scores
+        gain = estimate(scores).mean - estimate(progress.best_scores).mean
+        progress.stale = 0 if gain > 0 else progress.stale + 1
+        if gain >= 0:  # of equal ones, the later
+            progress.best_generation, progress.best = number, self._learner.snapshot()
+            progress.best_scores = scores
+        return validation_row(results)
 
     def _judge_start(self) -> None:
-        """Judge the adapter that the search starts from, on every held-out set."""
+        """Judge the learner as it comes, on every held-out set."""
         progress = self._progress
         self._reporter.stage("judging the start on held-out problems")
-        start = np.zeros(self._parts.space.dim)
-        validation = self._evaluate(start, self._parts.validation, VALIDATION, self._config.sampling.temperature)
-        progress.best_score = validation.estimate.mean
-        results = self._held_out_results(start)
-        progress.start_scores = {name: result.scores for name, result in results.items()}
+        results = self._judge_validation()
+        progress.start = self._learner.snapshot()
+        progress.start_validation = progress.best_scores = results[self._measures[0]].scores
+        held_out = self._judge_held_out()
+        progress.start_scores = {name: result.scores for name, result in held_out.items()}
         row: dict[str, Any] = {
             "generation": 0,
-            "validation": interval(validation.estimate),
-            **{name: interval(result.estimate) for name, result in results.items()},
+            **validation_row(results),
+            **{name: interval(result.estimate) for name, result in held_out.items()},
             **self._totals(),
         }
         self._metrics.append(row)
-        self._append_samples(0, validation.samples)
+        self._append_samples(0, next((result.samples for result in results.values() if result.samples), ()))
         self._checkpoints.save(self._state(), 0)
         self._reporter.generation(row)
 
     def _judge_result(self, reason: str) -> Result:
-        """Judge the best mean on the problems that nothing was chosen by."""
+        """Judge the best state on the problems that nothing was chosen by."""
         progress = self._progress
         self._reporter.stage("judging the result on held-out problems")
-        results = self._held_out_results(progress.best_vector)
+        chosen, generation = progress.best, progress.best_generation
+        if within_noise(progress.best_scores, progress.start_validation):
+            chosen, generation = progress.start, 0
+        self._learner.restore(chosen)
+        results = self._judge_held_out()
         comparisons = {
             name: Comparison(
                 start=estimate(progress.start_scores[name]),
@@ -243,67 +258,76 @@ class Run:
                 gain=paired_difference(result.scores, progress.start_scores[name]),
             )
             for name, result in results.items()
+            if name in progress.start_scores  # more may be measured than when the run began
         }
         return Result(
             reason=reason,
-            generation=progress.best_generation,
-            vector=progress.best_vector.copy(),
+            generation=generation,
             comparisons=comparisons,
-            samples=next(iter(results.values())).samples,
-            kl=self._kl(progress.best_vector),
+            samples=next((result.samples for result in results.values() if result.samples), ()),
+            kl=self._kl_to_start(generation),
             totals=self._totals(),
         )
 
-    def _held_out_results(self, vector: Array) -> dict[str, HeldOutResult]:
-        """Answer the test problems greedily and sampled, and the off-task probe, the run's own decoding first."""
-        searched = self._config.sampling.temperature
-        decodings = {"test/greedy": 0.0, "test/sampled": searched or 1.0}
-        names = sorted(decodings, key=lambda name: decodings[name] != searched)
-        results = {name: self._evaluate(vector, self._parts.test, TEST, decodings[name]) for name in names}
-        if self._parts.probe is not None:
-            results["probe"] = self._evaluate(vector, self._parts.probe, PROBE, 0.0)
+    def _kl_to_start(self, generation: int) -> float | None:
+        if not self._kl_prompts:
+            return None
+        if generation == 0:
+            return 0.0
+        few = replace(self._validation, examples=self._validation.examples[: self._kl_prompts])
+        return self._learner.kl_to_start(few, self._decoding(Use.KL_TO_START, self._sampling.temperature))
+
+    def _judge_validation(self) -> dict[str, HeldOutResult]:
+        """Return the result of every measure on the validation problems, the one that decides first."""
+        temperature = self._sampling.temperature
+        return {name: self._judge(name, self._validation, Use.VALIDATION, temperature) for name in self._measures}
+
+    def _judge_held_out(self) -> dict[str, HeldOutResult]:
+        """Judge on the test problems and the off-task probe, the measure and the decoding that decide first."""
+        own = self._sampling.temperature
+        decodings = {"test/greedy": 0.0, "test/sampled": own or 1.0}
+        results = {}
+        for measure in self._measures:
+            if measure != REWARD:
+                results[f"test/{measure}"] = self._judge(measure, self._test, Use.TEST, own)
+                continue
+            for name in sorted(decodings, key=lambda name: decodings[name] != own):
+                results[name] = self._judge(REWARD, self._test, Use.TEST, decodings[name])
+        if self._probe is not None:
+            results["probe"] = self._judge(REWARD, self._probe, Use.PROBE, 0.0)
         return results
 
-    def _evaluate(self, vector: Array, held_out: HeldOut, use: int, temperature: float) -> HeldOutResult:
+    def _judge(self, measure: str, held_out: HeldOut, use: Use, temperature: float) -> HeldOutResult:
         began = time.perf_counter()
-        sampling = self._sampling(use, temperature)
-        result = evaluate(self._parts.backend, held_out.pool, vector, held_out.examples, sampling)
+        result = self._learner.judge(measure, held_out, self._decoding(use, temperature))
         self._progress.held_out_seconds += time.perf_counter() - began
         self._progress.held_out_tokens += result.generated_tokens
         return result
 
-    def _kl(self, vector: Array) -> float | None:
-        count = self._config.run.kl_prompts
-        if not count:
-            return None
-        examples = self._parts.validation.examples[:count]
-        return kl_to_start(self._parts.backend, vector, examples, self._sampling(KL, 1.0))
-
-    def _sampling(self, use: int, temperature: float) -> Sampling:
-        section = self._config.sampling.model_copy(update={"temperature": temperature})
-        if use == KL:  # the estimator needs the model's own distribution
-            section = section.model_copy(update={"top_p": 1.0, "top_k": 0})
-        return section.make(seed=derive_seed(self._config.run.seed, use, 1))
+    def _decoding(self, use: Use, temperature: float) -> Sampling:
+        return replace(self._sampling, temperature=temperature, seed=derive(self._limits.seed, use))
 
     def _reason_to_stop(self) -> str | None:
-        progress, limits = self._progress, self._config.run
+        progress, patience = self._progress, self._limits.patience
         if reached := self._limit_reached():
             return reached
         if self._interrupts:
             return "interrupted"
-        if limits.patience is not None and progress.stale >= limits.patience:
+        if patience is not None and progress.stale >= patience:
             return f"no better validation in {progress.stale} validations"
-        if progress.flat >= limits.flat_limit:
+        if self._flat_limit and progress.flat >= self._flat_limit:
             return f"all candidates had the same fitness for {progress.flat} generations"
         return None
 
     def _limit_reached(self) -> str | None:
-        """Say which limit that the user set is reached; the mean is always validated then."""
-        progress, limits = self._progress, self._config.run
+        """Say which limit that the user set is reached; the learner is always validated then."""
+        progress, limits = self._progress, self._limits
         if progress.done >= limits.generations:
-            return f"all {limits.generations} generations done"
+            return f"all {limits.generations} {self._about.step}s done"
         if limits.max_minutes is not None and progress.search_seconds >= 60 * limits.max_minutes:
-            return f"{limits.max_minutes:g} minutes of search are over"
+            return f"{limits.max_minutes:g} minutes are over"
+        if limits.max_generated_tokens is not None and progress.generated_tokens >= limits.max_generated_tokens:
+            return f"{limits.max_generated_tokens} generated tokens are used up"
         return None
 
     def _warn_when_flat(self, samples: Sequence[Sample]) -> None:
@@ -312,7 +336,7 @@ class Run:
         shown = "; ".join(f"{sample.completion[:60]!r} -> {sample.reward}" for sample in samples)
         self._reporter.warn(
             "all candidates have the same fitness, so nothing can be learned: is the reward always the same, or sigma "
-            f"too small? Answers of this generation: {shown}"
+            f"too small? Completions of this generation: {shown}"
         )
 
     def _append_samples(self, generation: int, samples: Sequence[Sample]) -> None:
@@ -320,53 +344,64 @@ class Run:
             self._samples.append({"generation": generation, **sample.row()})
 
     def _totals(self) -> dict[str, Any]:
-        return totals(self._progress, scored=self._progress.scored_tokens)
+        """Return tokens so far, and apart under ``machine`` what depends on the machine and is not reproducible."""
+        progress = self._progress
+        return {
+            "tokens": {
+                "generated": progress.generated_tokens,
+                "prompt": progress.prompt_tokens,
+                "scored": progress.scored_tokens,
+                "held_out": progress.held_out_tokens,
+            },
+            "machine": {
+                "search_seconds": round(progress.search_seconds, 3),
+                "held_out_seconds": round(progress.held_out_seconds, 3),
+                "tokens_per_second": round(progress.generated_tokens / max(progress.search_seconds, 1e-9), 1),
+                **peak_memory(),
+            },
+        }
 
     def _state(self) -> State:
         return {
             "version": STATE_VERSION,
-            "space": self._parts.space.fingerprint,
-            "optimizer": self._parts.optimizer.state_dict(),
-            "fitness": self._parts.fitness.state_dict(),
+            "fingerprint": self._learner.fingerprint,
+            "measure": self._measures[0],
+            "learner": self._learner.state_dict(),
             "progress": dict(vars(self._progress)),
         }
 
     def _load(self, state: State) -> None:
-        if state.get("version") != STATE_VERSION or state.get("space") != self._parts.space.fingerprint:
+        if state.get("version") != STATE_VERSION or state.get("fingerprint") != self._learner.fingerprint:
             raise CheckpointError(
-                "the checkpoint is of another adapter, fraction or version of esalign: start a new run (run.name=...)"
+                "the checkpoint is of another adapter, space, student or version of esalign: start a new run "
+                "(run.name=...)"
             )
-        self._parts.optimizer.load_state_dict(state["optimizer"])
-        self._parts.fitness.load_state_dict(state["fitness"])
+        if state["measure"] != self._measures[0]:
+            raise CheckpointError(
+                f"the run was judged by {state['measure']!r} so far, now by {self._measures[0]!r}: set run.select_by "
+                "to the former, or start a new run (run.name=...)"
+            )
+        self._learner.load_state_dict(state["learner"])
         self._progress = Progress(**state["progress"])
 
 
-class Spent(Protocol):
-    """What any run counts of tokens and seconds."""
+def order_measures(measures: Sequence[str], select_by: str | None) -> tuple[str, ...]:
+    """Return a learner's measures, the one to select by first: its own first, unless the user says another.
 
-    generated_tokens: int
-    prompt_tokens: int
-    held_out_tokens: int
-    search_seconds: float
-    held_out_seconds: float
+    Raises:
+        ConfigError: the learner has no such measure.
+    """
+    if select_by is None:
+        return tuple(measures)
+    if select_by not in measures:
+        raise ConfigError(f"run.select_by is {select_by!r}, expected one of {', '.join(measures)}")
+    return (select_by, *(name for name in measures if name != select_by))
 
 
-def totals(spent: Spent, *, scored: int) -> dict[str, Any]:
-    """Return tokens so far, and apart under ``machine`` what depends on the machine and is not reproducible."""
-    return {
-        "tokens": {
-            "generated": spent.generated_tokens,
-            "prompt": spent.prompt_tokens,
-            "scored": scored,
-            "held_out": spent.held_out_tokens,
-        },
-        "machine": {
-            "search_seconds": round(spent.search_seconds, 3),
-            "held_out_seconds": round(spent.held_out_seconds, 3),
-            "tokens_per_second": round(spent.generated_tokens / max(spent.search_seconds, 1e-9), 1),
-            **peak_memory(),
-        },
-    }
+def validation_row(results: Mapping[str, HeldOutResult]) -> dict[str, Any]:
+    """Return ``validation``, by the measure that comes first and decides, and ``validation/<measure>`` of others."""
+    keys = ("validation", *(f"validation/{name}" for name in list(results)[1:]))
+    return {key: interval(result.estimate) for key, result in zip(keys, results.values(), strict=True)}
 
 
 def peak_memory() -> dict[str, float]:
@@ -379,15 +414,6 @@ def peak_memory() -> dict[str, float]:
     if torch is not None and torch.cuda.is_available():
         peak["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return peak
-
-
-def _spread(values: Array) -> dict[str, float]:
-    return {
-        "mean": float(values.mean()),
-        "max": float(values.max()),
-        "min": float(values.min()),
-        "std": float(values.std()),
-    }
 
 
 def interval(value: Estimate) -> dict[str, float]:

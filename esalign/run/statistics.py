@@ -53,6 +53,27 @@ def paired_difference(after: Sequence[float] | Array, before: Sequence[float] | 
     return Estimate(mean, mean - half, mean + half, n)
 
 
+def within_noise(after: Sequence[float] | Array, before: Sequence[float] | Array) -> bool:
+    """Tell whether scores on the same problems gained less than the standard error of that gain.
+
+    >>> within_noise([1, 0, 1, 0], [0, 1, 1, 0]), within_noise([1, 1, 1, 0], [0, 0, 1, 0])
+    (True, False)
+    """
+    gain = paired_difference(after, before)
+    return not gain.mean > 0 or gain.mean < (gain.high - gain.mean) / Z95
+
+
+def resolution(spread: float, count: int) -> float:
+    """Return the smallest gain that so many problems tell from noise (95 %), of scores with a standard deviation.
+
+    It takes the two completions of a problem for independent; as they are not, pairing can tell smaller gains.
+
+    >>> round(resolution(0.5, 256), 3)
+    0.087
+    """
+    return Z95 * spread * (2 / count) ** 0.5
+
+
 def _wilson(share: float, n: int) -> tuple[float, float]:
     """Wilson's score interval, which stays inside [0, 1] and has a width at shares of 0 and 1."""
     z2 = Z95**2

@@ -24,7 +24,7 @@ from esalign.config.reading import load_config
 CONFIG = Path(__file__).parents[1] / "distillation" / "embedded.yaml"
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by seeds
 SWEEP_SEED = 100
-LENGTH = ["run.max_rollout_tokens=60000", "run.generations=100000", "run.evaluate_every=20"]  # about 70 updates
+LENGTH = ["run.max_generated_tokens=60000", "run.generations=100000", "run.evaluate_every=20"]  # about 70 updates
 BASELINE = "plain OPD"
 
 
@@ -109,7 +109,7 @@ def print_sweep(out: Path) -> None:
             folder = folder_of(out, method, label, SWEEP_SEED)
             if (folder / "result.json").exists():
                 accuracy, nats = (
-                    validations(folder, key)[-3:, 1].mean() for key in ("validation", "validation/reverse_kl")
+                    validations(folder, key)[-3:, 1].mean() for key in ("validation", "validation/minus-reverse-kl")
                 )
                 print(f"| {method} | {label} | {accuracy:.3f} | {nats:.3f} |")
 
@@ -136,7 +136,7 @@ def print_comparison(folders: dict[str, list[Path]]) -> None:
     def column(method: str, key: str, side: str) -> np.ndarray:
         return np.array([result[f"test/{key}"][side]["mean"] for result in results[method]])
 
-    for key in ("sampled", "greedy", "minus reverse KL"):
+    for key in ("sampled", "greedy", "minus-reverse-kl"):
         print(f"\n| method | test, {key} | gain over the start | over plain OPD |\n|---|---|---|---|")
         print(f"| start | {column(BASELINE, key, 'start').mean():.3f} | | |")
         for method, group in results.items():
@@ -169,7 +169,7 @@ def draw(folders: dict[str, list[Path]], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-    labels = {"validation": "validation accuracy, sampled", "validation/reverse_kl": "reverse KL, nats per token"}
+    labels = {"validation": "validation accuracy, sampled", "validation/minus-reverse-kl": "reverse KL, nats per token"}
     for panel, (key, label) in zip(axes, labels.items(), strict=True):
         for i, (method, group) in enumerate(folders.items()):
             curves = [validations(folder, key) for folder in group]

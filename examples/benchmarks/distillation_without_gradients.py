@@ -64,7 +64,7 @@ def run_all(out: Path, engines: list[str], seed: int) -> dict[str, Path]:
         run("run", "embedded_without_gradients.yaml", folders[label], f"backend.name={engine}", f"run.seed={seed}")
     spent = run("run", "embedded_without_gradients.yaml", folders[f"CMA-ES, {engines[0]}"])["totals"]
     limits = {
-        "tokens": f"run.max_rollout_tokens={spent['tokens']['generated']}",
+        "tokens": f"run.max_generated_tokens={spent['tokens']['generated']}",
         "time": f"run.max_minutes={spent['machine']['search_seconds'] / 60}",
     }
     for name, limit in limits.items():

@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 
 from esalign.assets import asset
-from esalign.commands.build import make_parts
+from esalign.commands.build import SearchParts, make_parts
 from esalign.config.reading import load_config
 from esalign.config.run import RunConfig
 from esalign.loop import search
 from esalign.run.evaluate import evaluate
-from esalign.run.run import TEST, VALIDATION, Parts
 from esalign.run.statistics import estimate, paired_difference
-from esalign.seeds import derive_seed
+from esalign.seeds import Use, derive
 
 ROWS = {
     "plain": (16, 2, ()),
@@ -65,10 +64,11 @@ def run_row(row: str, backend: str, seed: int, more: list[str]) -> dict[str, Any
     fixed = (f"backend.name={backend}", f"run.seed={seed}", "scoring.workers=0")
     config = load_config([asset("quickstart.yaml")], [*fixed, *overrides, *more], schema=RunConfig)
     with ExitStack() as closing:
-        parts = make_parts(config, Path(config.run.dir), closing)
+        parts = make_parts(config, closing)
+        learner = parts.learner
         points: list[dict[str, float]] = []
-        best, spent = np.zeros(parts.space.dim), dict.fromkeys(("generated", "scored", "processor", "wall"), 0.0)
-        steps = search(parts.optimizer, parts.fitness, generations=generations)
+        best, spent = np.zeros(learner.space.dim), dict.fromkeys(("generated", "scored", "processor", "wall"), 0.0)
+        steps = search(learner.optimizer, learner.fitness, generations=generations)
         for number in range(1, generations + 1):
             began = processor_seconds(), time.perf_counter()
             evaluation = next(steps).evaluation
@@ -77,26 +77,26 @@ def run_row(row: str, backend: str, seed: int, more: list[str]) -> dict[str, Any
             spent["generated"] += evaluation.generated_tokens
             spent["scored"] += evaluation.scored_tokens
             if number % every == 0:
-                score = judge(config, parts, parts.optimizer.mean, VALIDATION, 0.0).mean()
+                score = judge(config, parts, learner.optimizer.mean, Use.VALIDATION, 0.0).mean()
                 if score > max((point["validation"] for point in points), default=0.0):
-                    best = parts.optimizer.mean
+                    best = learner.optimizer.mean
                 points.append({"generation": number, "validation": float(score), **spent})
                 print(json.dumps(points[-1]), flush=True)
         return {
             "points": points,
             "test": {
-                name: judge(config, parts, best, TEST, temperature).tolist()
+                name: judge(config, parts, best, Use.TEST, temperature).tolist()
                 for name, temperature in (("greedy", 0.0), ("sampled", 1.0))
             },
         }
 
 
-def judge(config: RunConfig, parts: Parts, vector: Any, use: int, temperature: float) -> Any:
+def judge(config: RunConfig, parts: SearchParts, vector: Any, use: Use, temperature: float) -> Any:
     """Return the scores of a search vector on held-out problems, with the decoding seeds of `esalign run`."""
-    held_out = parts.test if use == TEST else parts.validation
+    held_out = parts.held_out.test if use == Use.TEST else parts.held_out.validation
     section = config.sampling.model_copy(update={"temperature": temperature})
-    sampling = section.make(seed=derive_seed(config.run.seed, use, 1))
-    return evaluate(parts.backend, held_out.pool, vector, held_out.examples, sampling).scores
+    sampling = section.make(seed=derive(config.run.seed, use))
+    return evaluate(parts.learner.backend, held_out.pool, vector, held_out.examples, sampling).scores
 
 
 def processor_seconds() -> float:

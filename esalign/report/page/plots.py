@@ -25,6 +25,7 @@ from esalign.report.page.drawing import (
     set_labels,
 )
 from esalign.report.words import Words, as_estimate, set_name
+from esalign.run.learner import MINUS_REVERSE_KL
 from esalign.run.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 MOST_MARKERS = 60
 TALL = 3.1  # inches, of plots that take the page's whole width
 LETTER = 0.075  # inches, of a label
-CLOSENESS = "/minus "  # in the name of a held-out set whose numbers are no rewards
+CLOSENESS = f"/{MINUS_REVERSE_KL}"  # in the name of a held-out set whose numbers are no rewards
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
@@ -104,7 +105,8 @@ def _validation_plots(rows: Rows, words: Words) -> list[Plot]:
         Plot(
             "Validation score",
             f"The {words.learner} on validation problems. The band is the 95 % interval over the problems; the dashed "
-            "line is the start, with its own interval. The ring marks the best, which becomes the result.",
+            "line is the start, with its own interval. The ring marks the best, which becomes the result "
+            "unless its gain over the start is within the noise.",
             draw(lambda axes: _paint_scores(axes, steps, scores, words, note=True), WIDE, TALL, top=LEGEND),
             wide=True,
         ),
@@ -119,12 +121,14 @@ def _validation_plots(rows: Rows, words: Words) -> list[Plot]:
             draw(lambda axes: _paint_scores(axes, seconds, scores, words)),
         ),
     ]
-    distances = [as_estimate(row.get("validation/reverse_kl")) for row in rows]
+    distances = [as_estimate(row.get(f"validation/{MINUS_REVERSE_KL}")) for row in rows]
     if any(distances):
         known = [drawable(distance) for distance in distances]
-        painted = draw(lambda axes: _paint_band(axes, steps, known, "nats per token"), WIDE, TALL)
-        caption = "On answers of the student to validation problems, with the 95 % interval over the problems."
-        plots.append(Plot("Reverse KL to the teacher, held out", caption, painted, wide=True))
+        painted = draw(lambda axes: _paint_band(axes, steps, known, "minus nats per token"), WIDE, TALL)
+        caption = (
+            f"On completions of the {words.learner} to validation problems, with the 95 % interval over the problems."
+        )
+        plots.append(Plot("Closeness to the teacher, held out", caption, painted, wide=True))
     return plots
 
 
@@ -138,10 +142,10 @@ def _paint_band(axes: "Axes", axis: Axis, scores: Sequence[Estimate], label: str
 
 
 def _paint_scores(axes: "Axes", axis: Axis, scores: Sequence[Estimate], words: Words, *, note: bool = False) -> None:
-    start, best = scores[0], max(range(len(scores)), key=lambda i: scores[i].mean)
+    start, best = scores[0], max(range(len(scores)), key=lambda i: (scores[i].mean, i))
     axes.axhspan(start.low, start.high, color=GREY, alpha=0.12, linewidth=0)
     axes.axhline(start.mean, color=GREY, linestyle=(0, (5, 3)), linewidth=1.2, label=f"start {start.mean:.3f}")
-    _paint_band(axes, axis, scores, "mean reward", line=words.learner)
+    _paint_band(axes, axis, scores, words.measure, line=words.learner)
     x = list(axis.values)
     axes.plot([x[best]], [scores[best].mean], "o", markersize=9, markerfacecolor="none", markeredgecolor=ORANGE)
     if note:

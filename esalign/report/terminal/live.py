@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from esalign.config.sections import Experiment
 from esalign.report.terminal.progress import RunProgress
 from esalign.report.words import compact, duration, memory, number, one_line, prompt_text, score
+from esalign.run.run import About
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -64,9 +64,9 @@ class LiveDashboard:
             self._live.stop()
             self._live = None
 
-    def start(self, config: Experiment, folder: Path, done: int) -> None:  # noqa: ARG002  (the rows tell)
+    def start(self, about: About, folder: Path, done: int) -> None:  # noqa: ARG002  (the rows tell)
         """Say that a run begins, or goes on."""
-        progress = RunProgress(config, folder, clock=self._clock)
+        progress = RunProgress(about, folder, clock=self._clock)
         self._sample = progress.last_sample()
         self._stage = ""
         self._progress = progress
@@ -103,7 +103,7 @@ class LiveDashboard:
             self._body(progress, width - 4, console.size.height - 3),
             title=Text(f" esalign: {one_line(str(progress.folder), width - 20)} ", style="bold"),
             title_align="left",
-            subtitle=Text(f" {progress.config.describe()} "),
+            subtitle=Text(f" {progress.about.description} "),
             subtitle_align="left",
             border_style="cyan",
             width=width,
@@ -184,7 +184,7 @@ def _bar(progress: RunProgress, width: int) -> "RenderableType":
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
-    total, done = progress.config.run.generations, progress.done
+    total, done = progress.about.limits.generations, progress.done
     text = f"{done} of {total}"
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="bold")

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from esalign.config.sections import Experiment
 from esalign.report.terminal.progress import RunProgress
 from esalign.report.words import as_estimate, concerns, count, duration, number, one_line, score, set_name
+from esalign.run.run import About
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,11 +34,11 @@ class PlainReporter:
     def __exit__(self, *_: object) -> None:
         """Nothing to close."""
 
-    def start(self, config: Experiment, folder: Path, done: int) -> None:
+    def start(self, about: About, folder: Path, done: int) -> None:
         """Say that a run begins, or goes on after so many generations."""
-        self._progress = RunProgress(config, folder)
+        self._progress = RunProgress(about, folder)
         verb = f"goes on after {done} of" if done else "begins:"
-        self._print(f"run {folder} {verb} {config.run.generations} {self._progress.words.step}s, {config.describe()}")
+        self._print(f"run {folder} {verb} {about.limits.generations} {self._progress.words.step}s, {about.description}")
 
     def stage(self, text: str) -> None:
         """Say what goes on now."""
@@ -50,7 +50,7 @@ class PlainReporter:
             return
         self._progress.add(row)
         self._print(_start_line(row) if row["generation"] == 0 else self._line(row, self._progress))
-        for kind, text in concerns(row, max_tokens=self._progress.config.sampling.max_tokens).items():
+        for kind, text in concerns(row, max_tokens=self._progress.about.max_tokens).items():
             if kind not in self._told:
                 self._told.add(kind)
                 self.warn(text)
@@ -60,7 +60,7 @@ class PlainReporter:
         self._print(f"warning: {one_line(text, LONGEST_LINE)}")
 
     def _line(self, row: Mapping[str, Any], progress: RunProgress) -> str:
-        fitness, limit = row.get("fitness") or {}, progress.config.run.generations
+        fitness, limit = row.get("fitness") or {}, progress.about.limits.generations
         parts = [
             f"{row['generation']:>{len(str(limit))}}/{limit}",
             "fitness "

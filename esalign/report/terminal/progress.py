@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from esalign.config.sections import Experiment
 from esalign.files import read_json_lines
-from esalign.report.words import ERRORS, as_estimate, concerns, words_for
+from esalign.report.words import ERRORS, WORDS, as_estimate, concerns
+from esalign.run.run import About
 from esalign.run.statistics import Estimate
 
 SHOWN = 200  # generations that a sparkline may show
@@ -20,7 +20,7 @@ class RunProgress:
     """The rows of a run so far.
 
     Args:
-        config: what the run does.
+        about: what the run does.
         folder: its directory; rows of an earlier part of the same run are read from its ``metrics.jsonl``.
         clock: tells seconds.
 
@@ -33,10 +33,10 @@ class RunProgress:
         received: when the last row came, on the clock.
     """
 
-    def __init__(self, config: Experiment, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, about: About, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self.config, self.folder = config, folder
-        self.words = words_for(config.model_dump(mode="json"))
+        self.about, self.folder = about, folder
+        self.words = WORDS[about.kind]
         self.rows: list[Mapping[str, Any]] = []
         self.concerns: list[str] = []
         self._errors: dict[str, float] = {}
@@ -51,13 +51,13 @@ class RunProgress:
         validation = as_estimate(row.get("validation"))
         if validation is not None:
             self.validated = (row["generation"], validation)
-            if self.best is None or validation.mean > self.best[1].mean:
+            if self.best is None or validation.mean >= self.best[1].mean:
                 self.best = self.validated
         self.rows = [*self.rows, row]  # a new list, as another thread may be drawing the old one
         for key, value in row.items():
             if key.startswith(ERRORS):
                 self._errors[key] = self._errors.get(key, 0.0) + (value or 0.0)
-        self.concerns = list(concerns({**row, **self._errors}, max_tokens=self.config.sampling.max_tokens).values())
+        self.concerns = list(concerns({**row, **self._errors}, max_tokens=self.about.max_tokens).values())
         self.received = self._clock()
 
     @property
@@ -89,7 +89,7 @@ class RunProgress:
         if counted < 1:
             return None
         search, held_out = (self._recent("machine", f"{kind}_seconds") / counted for kind in ("search", "held_out"))
-        limits, last = self.config.run, self.rows[-1]["machine"]
+        limits, last = self.about.limits, self.rows[-1]["machine"]
         left = float(limits.generations - self.done)
         if limits.max_minutes is not None and search > 0:
             left = min(left, math.ceil(max(60 * limits.max_minutes - last["search_seconds"], 0.0) / search))

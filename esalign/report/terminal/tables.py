@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from esalign.report.words import (
     SEARCH,
@@ -21,13 +21,12 @@ from esalign.report.words import (
     score,
     set_name,
 )
-from esalign.types import Sample
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from esalign.config.run import RunConfig
+    from esalign.run.plan import Plan
     from esalign.run.run import Result
     from esalign.run.verify import Verification
 
@@ -36,42 +35,6 @@ LABEL_WIDTH = 12
 NAME_WIDTH = 14  # of a held-out set; the five columns then fill 80
 STYLES = {"better": "bold green", "worse": "bold red", "unclear": "bold", "none": "bold"}
 PROBE = "probe"
-
-
-class Plan(Protocol):
-    """What a dry run found out."""
-
-    @property
-    def dim(self) -> int:
-        """Length of the search vector."""
-
-    @property
-    def problems(self) -> tuple[int, int, int]:
-        """Number of training, validation and test problems."""
-
-    @property
-    def answers(self) -> int:
-        """Answers that all generations take."""
-
-    @property
-    def tokens(self) -> int:
-        """Generated tokens that all generations should take."""
-
-    @property
-    def seconds(self) -> float:
-        """Search time that all generations should take."""
-
-    @property
-    def columns(self) -> Mapping[str, str]:
-        """Role -> the data's column that was taken for it without being told so."""
-
-    @property
-    def concerns(self) -> tuple[str, ...]:
-        """What should worry the user."""
-
-    @property
-    def samples(self) -> tuple[Sample, ...]:
-        """Answers of the start, with their rewards."""
 
 
 def show_result(
@@ -138,14 +101,16 @@ def comparison_table(result: "Result", words: Words, *, wide: bool) -> "Table":
     return table
 
 
-def show_plan(console: "Console", config: "RunConfig", plan: Plan) -> None:
+def show_plan(console: "Console", plan: "Plan") -> None:
     """Print what a run would do, as a dry run found by one real batch."""
     training, validation, test = plan.problems
+    config = plan.config
     facts = {
         "search": f"{config.run.generations} generations, {config.describe()}",
         "dimension": f"{count(plan.dim)} singular values are searched",
         "problems": f"{count(training)} to train on, {count(validation)} for validation, {count(test)} for the test",
-        "answers": f"{count(plan.answers)}, about {compact(plan.tokens)} generated tokens",
+        "resolution": f"gains below {number(plan.resolution)} on the {count(validation)} validation problems are noise",
+        "tokens": f"about {compact(plan.tokens)} generated tokens in all generations",
         "time": f"about {duration(plan.seconds)} of search, as one generation took; judgements come on top",
     }
     if plan.columns:
@@ -160,7 +125,7 @@ def show_plan(console: "Console", config: "RunConfig", plan: Plan) -> None:
         console.print()
         room = max(console.width - LABEL_WIDTH, 40)
         _fact(console, "problem", one_line(prompt_text(sample.prompt), room))
-        _fact(console, "answer", one_line(sample.completion, 3 * room))
+        _fact(console, "completion", one_line(sample.completion, 3 * room))
         _fact(console, "reward", "none (abstained)" if sample.reward is None else f"{sample.reward:g}")
     console.print()
 

@@ -15,13 +15,12 @@ from esalign.protocols import Backend
 from esalign.run.evaluate import evaluate
 from esalign.run.run import HeldOut
 from esalign.run.statistics import estimate
-from esalign.seeds import derive_seed
+from esalign.seeds import Use, derive
 from esalign.space import SvdLora
 from esalign.types import Array
 
 CURVE_PROBLEMS = 500
 KL_PROBLEMS = 64
-VALIDATION, TEST, PROBE, KL = range(4)  # as in a run
 DECODINGS = {"greedy": 0.0, "sampled": 1.0}
 
 
@@ -44,38 +43,38 @@ class Judge:
     def validate(self, snapshot: Path | None) -> dict[str, float]:
         """Return the mean scores on the validation problems, by decoding."""
         with self._open(snapshot) as (backend, zero):
-            scores = {name: self._scores(backend, zero, self._validation, VALIDATION, name) for name in DECODINGS}
+            scores = {name: self._scores(backend, zero, self._validation, Use.VALIDATION, name) for name in DECODINGS}
         return {name: float(values.mean()) for name, values in scores.items()}
 
     def test(self, snapshot: Path | None, *, problems: int) -> dict[str, Array]:
         """Return the scores of the first test problems, by decoding."""
         held_out = replace(self._test, examples=self._test.examples[:problems])
         with self._open(snapshot) as (backend, zero):
-            return {name: self._scores(backend, zero, held_out, TEST, name) for name in DECODINGS}
+            return {name: self._scores(backend, zero, held_out, Use.TEST, name) for name in DECODINGS}
 
     def probe(self, snapshot: Path | None) -> Array | None:
         """Return the scores on the off-task probe, greedy."""
         if self._probe is None:
             return None
         with self._open(snapshot) as (backend, zero):
-            return self._scores(backend, zero, self._probe, PROBE, "greedy")
+            return self._scores(backend, zero, self._probe, Use.PROBE, "greedy")
 
     def kl(self, snapshot: Path | None) -> float:
         """Estimate KL(snapshot || start) in nats a token by k3, from answers that the snapshot samples."""
         prompts = [example.prompt for example in self._validation.examples[:KL_PROBLEMS]]
         with self._open(snapshot) as (backend, zero):
-            rows = backend.generate(zero[None], prompts, self._sampling(KL, "sampled"))
+            rows = backend.generate(zero[None], prompts, self._sampling(Use.KL_TO_START, "sampled"))
             pairs = [(backend.encode(p), c.token_ids) for p, c in zip(prompts, rows[0], strict=True)]
             own = np.concatenate(backend.score(zero[None], pairs)[0]).astype(np.float64)
         with self._open(None) as (backend, zero):
             log_ratio = np.concatenate(backend.score(zero[None], pairs)[0]) - own
         return float(np.mean(np.expm1(log_ratio) - log_ratio))
 
-    def _scores(self, backend: Backend, zero: Array, held_out: HeldOut, use: int, decoding: str) -> Array:
+    def _scores(self, backend: Backend, zero: Array, held_out: HeldOut, use: Use, decoding: str) -> Array:
         return evaluate(backend, held_out.pool, zero, held_out.examples, self._sampling(use, decoding)).scores
 
-    def _sampling(self, use: int, decoding: str) -> Any:
-        sampling = self._config.sampling.make(seed=derive_seed(self._config.run.seed, use, 1))
+    def _sampling(self, use: Use, decoding: str) -> Any:
+        sampling = self._config.sampling.make(seed=derive(self._config.run.seed, use))
         return replace(sampling, temperature=DECODINGS[decoding])
 
     @contextmanager

@@ -16,7 +16,7 @@ from esalign.data import MiniBatches
 from esalign.fitness import FitnessParts
 from esalign.fitness.reward import RewardFitness
 from esalign.loop import search
-from esalign.protocols import Fitness, Optimizer
+from esalign.protocols import Fitness, Optimizer, Space
 from esalign.registry import make_optimizer
 from esalign.space import SvdLora
 from esalign.space.adapter import Adapter, write_adapter
@@ -28,12 +28,12 @@ ENDLESS = 1_000_000
 def train_search(config: RunConfig, meter: Meter) -> None:
     """Run a configuration of `esalign run` by esalign's own loop, until the budget is spent."""
     with ExitStack() as closing:
-        parts = make_parts(config, meter.folder, closing)
-        mean = lambda folder: _save_mean(parts.space, parts.optimizer, folder)  # noqa: E731 - names what is saved
-        run_search(parts.optimizer, parts.fitness, meter, mean)
+        learner = make_parts(config, closing).learner
+        mean = lambda folder: _save_mean(learner.space, learner.optimizer, folder)  # noqa: E731 - names what is saved
+        run_search(learner.optimizer, learner.fitness, meter, mean)
 
 
-def _save_mean(space: SvdLora, optimizer: Optimizer, folder: Path) -> None:
+def _save_mean(space: Space, optimizer: Optimizer, folder: Path) -> None:
     space.save_pretrained(optimizer.mean, folder / "adapter")
 
 

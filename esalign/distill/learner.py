@@ -1,0 +1,112 @@
+"""The learner of `esalign distill`: a student, made closer to its teacher by gradients."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from esalign.distill.held_out import held_out_distance
+from esalign.distill.rollout import Pair, Rollout, RolloutOptions
+from esalign.distill.trainer import Trainer
+from esalign.fitness.completions import SHOWN_SAMPLES
+from esalign.protocols import Backend
+from esalign.run.evaluate import HeldOutResult, evaluate
+from esalign.run.learner import MINUS_REVERSE_KL, REWARD, HeldOut, Step
+from esalign.types import Sample, Sampling, State
+
+APART = ("rollout_tokens", "prompt_tokens", "rollout_seconds", "update_seconds")  # shown under other names
+
+
+class Distillation:
+    """A student that learns.
+
+    Args:
+        trainer: does the updates.
+        pair: student and teacher.
+        backend: the student as a backend of one candidate without search vector, which judges it as any other model.
+        decode: from token ids to text.
+        measures: what it is judged by, the first deciding; see `measures_for`.
+        reverse_kl_prompts: held-out problems for the reverse KL.
+        sequences: completions decoded together for it.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        pair: Pair,
+        backend: Backend,
+        decode: Callable[[Sequence[int]], str],
+        *,
+        measures: tuple[str, ...],
+        reverse_kl_prompts: int = 64,
+        sequences: int = 16,
+    ) -> None:
+        self._trainer, self._pair, self._backend, self._decode = trainer, pair, backend, decode
+        self._measures, self._reverse_kl_prompts, self._sequences = measures, reverse_kl_prompts, sequences
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Reward where there are rewards, and minus the reverse KL to the teacher."""
+        return self._measures
+
+    @property
+    def fingerprint(self) -> str:
+        """That of what learns."""
+        return self._trainer.fingerprint
+
+    def advance(self, number: int) -> Step:
+        """Do one update. What it maximises is minus the loss."""
+        metrics, rollouts = self._trainer.update(number - 1)
+        tokens, prompt_tokens = metrics["rollout_tokens"], metrics["prompt_tokens"]
+        seconds = metrics["rollout_seconds"]
+        return Step(
+            metrics={
+                "fitness": {"mean": -metrics["loss"]},
+                **{name: value for name, value in metrics.items() if name not in APART},
+            },
+            samples=[self._sample(rollout) for rollout in rollouts[:SHOWN_SAMPLES]],
+            generated_tokens=tokens,
+            prompt_tokens=prompt_tokens,
+            scored_tokens=tokens + prompt_tokens,
+            machine={
+                "rollout_seconds": round(seconds, 4),
+                "update_seconds": round(metrics["update_seconds"], 4),
+                "rollout_tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
+            },
+        )
+
+    def _sample(self, rollout: Rollout) -> Sample:
+        return Sample(self._decode(rollout.prompt_ids), self._decode(rollout.token_ids), None)
+
+    def judge(self, measure: str, held_out: HeldOut, sampling: Sampling) -> HeldOutResult:
+        """Score the student's completions by reward, or by minus their reverse KL to the teacher."""
+        if measure == REWARD:
+            return evaluate(self._backend, held_out.pool, np.zeros(0), held_out.examples, sampling)
+        prompts = [self._backend.encode(example.prompt) for example in held_out.examples[: self._reverse_kl_prompts]]
+        options = RolloutOptions(sampling.max_tokens, sequences=self._sequences)
+        distance = held_out_distance(self._pair, prompts, options, seed=sampling.seed)
+        return HeldOutResult(-distance.nats, generated_tokens=distance.generated_tokens)
+
+    def kl_to_start(self, held_out: HeldOut, sampling: Sampling) -> None:  # the start is not kept
+        """It is not known: the weights of the start are gone."""
+
+    def snapshot(self) -> State:
+        """Return a copy of what learns."""
+        return dict(self._trainer.weights())
+
+    def restore(self, snapshot: State) -> None:
+        """Set what learns."""
+        self._trainer.load_weights(snapshot)
+
+    def state_dict(self) -> State:
+        """The trainer's."""
+        return self._trainer.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from there."""
+        self._trainer.load_state_dict(state)
+
+
+def measures_for(rewards: Sequence[Any], reverse_kl_prompts: int) -> tuple[str, ...]:
+    """Return what a student is judged by: reward where there are rewards, and the reverse KL unless it is left out."""
+    return (*([REWARD] if rewards else []), *([MINUS_REVERSE_KL] if reverse_kl_prompts else []))

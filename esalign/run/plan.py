@@ -1,0 +1,34 @@
+"""What a dry run finds out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from esalign.config.run import RunConfig
+from esalign.types import Sample
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do, from one real batch.
+
+    Args:
+        config: the configuration, defaults of the plugs filled in.
+        dim: length of the search vector.
+        problems: number of training, validation and test problems.
+        resolution: the smallest gain on the validation problems that is no noise (95 %), if pairing helps nothing.
+        tokens: generated tokens in all, from the mean length of the batch.
+        seconds: search time in all, from the batch's speed.
+        columns: role -> the data's column that was taken for it without being told so.
+        concerns: what should worry the user.
+        samples: completions of the first population with their rewards.
+    """
+
+    config: RunConfig
+    dim: int
+    problems: tuple[int, int, int]
+    resolution: float
+    tokens: int
+    seconds: float
+    columns: Mapping[str, str]
+    concerns: tuple[str, ...]
+    samples: tuple[Sample, ...]
