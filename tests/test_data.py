@@ -115,7 +115,7 @@ def test_verl_rows_give_their_ground_truth(tmp_path):
             "extra_info": {"index": 0},
         }
     ]
-    data = load_dataset(Source(write_parquet(tmp_path / "a.parquet", rows)))
+    data = load_dataset(Source(source=write_parquet(tmp_path / "a.parquet", rows)))
     assert data.examples[0].prompt == ({"role": "user", "content": "1 + 1?"},)
     assert data.examples[0].columns["answer"] == "2"
     assert data.examples[0].columns["extra_info"] == {"index": 0}
@@ -270,7 +270,7 @@ def prompts(data):
 
 def test_carved_splits_share_nothing_and_use_everything(tmp_path):
     rows = ROWS + ROWS[:20] + [{**row, "question": row["question"] + "\n "} for row in ROWS[20:30]]
-    source = Source(write_jsonl(tmp_path / "a.jsonl", rows))
+    source = Source(source=write_jsonl(tmp_path / "a.jsonl", rows))
     splits = make_splits(source, validation_size=10, test_size=15, seed=1)
     parts = [{canonical(prompt) for prompt in prompts(part)} for part in (splits.train, splits.validation, splits.test)]
     assert [len(part) for part in parts] == [35, 10, 15]
@@ -279,7 +279,7 @@ def test_carved_splits_share_nothing_and_use_everything(tmp_path):
 
 
 def test_splits_depend_on_the_seed_and_held_out_ones_not_on_the_training_size(tmp_path):
-    source = Source(write_jsonl(tmp_path / "a.jsonl", ROWS))
+    source = Source(source=write_jsonl(tmp_path / "a.jsonl", ROWS))
     small = make_splits(source, train_size=5, validation_size=10, test_size=15, seed=1)
     large = make_splits(source, train_size=30, validation_size=10, test_size=15, seed=1)
     other = make_splits(source, train_size=5, validation_size=10, test_size=15, seed=2)
@@ -289,7 +289,7 @@ def test_splits_depend_on_the_seed_and_held_out_ones_not_on_the_training_size(tm
 
 
 def test_generated_splits_are_filled_with_problems_that_differ():
-    source = Source("reasoning-gym:countdown", options=COUNTDOWN)
+    source = Source(source="reasoning-gym:countdown", options=COUNTDOWN)
     splits = make_splits(source, train_size=300, validation_size=50, test_size=150)
     everything = [*splits.train.examples, *splits.validation.examples, *splits.test.examples]
     assert len(everything) == 500
@@ -312,19 +312,19 @@ def test_a_task_that_runs_out_of_problems_says_how_many_it_has():
         DataError, match=r"gives \d+ different problems, fewer than the 400 asked for .*widen data.options"
     ):
         make_splits(
-            Source("reasoning-gym:countdown", options=options), train_size=300, validation_size=50, test_size=50
+            Source(source="reasoning-gym:countdown", options=options), train_size=300, validation_size=50, test_size=50
         )
 
 
 def test_a_file_too_small_for_its_splits_says_so(tmp_path):
-    source = Source(write_jsonl(tmp_path / "a.jsonl", ROWS))
+    source = Source(source=write_jsonl(tmp_path / "a.jsonl", ROWS))
     with pytest.raises(DataError, match="gives 60 different problems, fewer than the 61 asked for"):
         make_splits(source, validation_size=30, test_size=30)
 
 
 def test_separate_sources_that_overlap_are_refused_with_an_example(tmp_path):
-    train = Source(write_jsonl(tmp_path / "train.jsonl", ROWS[:40]))
-    test = Source(write_jsonl(tmp_path / "test.jsonl", ROWS[37:]))
+    train = Source(source=write_jsonl(tmp_path / "train.jsonl", ROWS[:40]))
+    test = Source(source=write_jsonl(tmp_path / "test.jsonl", ROWS[37:]))
     with pytest.raises(
         DataError, match=r"3 problems are in both the train .*train.jsonl\) and the test .*'What is 3\d"
     ):
@@ -332,8 +332,8 @@ def test_separate_sources_that_overlap_are_refused_with_an_example(tmp_path):
 
 
 def test_separate_sources_are_taken_as_they_are(tmp_path):
-    train = Source(write_jsonl(tmp_path / "train.jsonl", ROWS[:30]))
-    test = Source(write_jsonl(tmp_path / "test.jsonl", ROWS[40:]))
+    train = Source(source=write_jsonl(tmp_path / "train.jsonl", ROWS[:30]))
+    test = Source(source=write_jsonl(tmp_path / "test.jsonl", ROWS[40:]))
     splits = make_splits(train, validation_size=10, test_size=20, test=test)
     assert sorted(prompts(splits.test)) == sorted(row["question"] for row in ROWS[40:])
     assert len(splits.train.examples) == 20

@@ -14,9 +14,9 @@ import esalign
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # a module may import from its own layer and the ones before it
     {"types", "errors", "protocols", "seeds", "files", "registry", "assets"},
+    {"config"},
     {"space", "data", "rewards"},
-    {"optimizers", "engines", "fitness"},
-    {"loop", "config"},
+    {"optimizers", "engines", "fitness", "loop"},
     {"run", "sft"},
     {"distill"},
     {"report"},

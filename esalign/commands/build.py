@@ -9,8 +9,8 @@ from typing import Any
 
 from esalign.assets import adapter_path, model_path
 from esalign.config.run import BackendSection, RunConfig
-from esalign.config.sections import Experiment, ProbeSection, RewardSection, ScoringSection, SourceSection
-from esalign.data import MiniBatches, Source, Splits, load_dataset, make_splits
+from esalign.config.sections import Experiment, ProbeSection, RewardSection, ScoringSection
+from esalign.data import MiniBatches, Splits, load_dataset, make_splits
 from esalign.fitness import FitnessParts
 from esalign.protocols import Backend, Fitness, Space
 from esalign.registry import FITNESS, check_options, find, load_backend, make_optimizer, make_space, merge
@@ -59,21 +59,16 @@ def make_backend(section: BackendSection, model: str, space: Space | None) -> Ba
     )
 
 
-def make_source(section: SourceSection) -> Source:
-    """Return the source of problems that a section describes."""
-    return Source(**{name: getattr(section, name) for name in SourceSection.model_fields})
-
-
 def load_splits(config: Experiment) -> Splits:
     """Load training, validation and test problems."""
     data = config.data
     return make_splits(
-        make_source(data),
+        data,
         train_size=data.train_size,
         validation_size=data.validation_size,
         test_size=data.test_size,
-        validation=make_source(data.validation) if data.validation else None,
-        test=make_source(data.test) if data.test else None,
+        validation=data.validation,
+        test=data.test,
         seed=config.run.seed,
     )
 
@@ -102,7 +97,7 @@ def make_held_out(config: Experiment, splits: Splits, closing: ExitStack) -> Hel
     return HeldOutSets(
         validation=HeldOut(splits.validation.examples, pool),
         test=HeldOut(splits.test.examples, pool),
-        probe=_make_probe(config.probe, config, closing),
+        probe=make_probe(config.probe, config, closing),
     )
 
 
@@ -159,9 +154,9 @@ def _make_fitness(config: RunConfig, backend: Backend, space: Space, splits: Spl
     return fitness
 
 
-def _make_probe(section: ProbeSection | None, config: Experiment, closing: ExitStack) -> HeldOut | None:
+def make_probe(section: ProbeSection | None, config: Experiment, closing: ExitStack) -> HeldOut | None:
     """Load the off-task probe and start the processes that score it, or return None when there is none."""
     if section is None:
         return None
-    examples = load_dataset(make_source(section), size=section.size, seed=config.run.seed).examples
+    examples = load_dataset(section, size=section.size, seed=config.run.seed).examples
     return HeldOut(examples, closing.enter_context(make_pool(section.rewards, config.scoring)))

@@ -13,8 +13,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
-class SourceSection(Section):
-    """Where problems come from."""
+class Source(Section):
+    """Where problems come from, and how a row becomes one."""
 
     source: str = Field(
         description="Hugging Face data set id or folder, a jsonl, json, parquet or csv file, or reasoning-gym:<task>."
@@ -27,14 +27,14 @@ class SourceSection(Section):
     system_prompt: str | None = Field(None, description="System message; makes chat messages of text prompts.")
 
 
-class DataSection(SourceSection):
+class DataSection(Source):
     """Problems to train on, to choose the best mean by, and to report on; the three never overlap."""
 
     train_size: int | None = Field(None, ge=1, description="Training problems; none takes all that are left.")
     validation_size: int = Field(256, ge=1, description="Problems that choose the best mean during the run.")
     test_size: int = Field(1000, ge=1, description="Problems read only for the start and the final result.")
-    validation: SourceSection | None = Field(None, description="Separate source of the validation problems.")
-    test: SourceSection | None = Field(None, description="Separate source of the test problems.")
+    validation: Source | None = Field(None, description="Separate source of the validation problems.")
+    test: Source | None = Field(None, description="Separate source of the test problems.")
 
 
 class RewardSection(Section):
@@ -66,7 +66,7 @@ class SamplingSection(Section):
         return Sampling(seed=seed, **self.model_dump())
 
 
-class ProbeSection(SourceSection):
+class ProbeSection(Source):
     """An off-task probe: problems that the search does not see, as the measure of forgetting."""
 
     size: int = Field(256, ge=1, description="Number of problems.")

@@ -1,7 +1,8 @@
 """Problems: where they come from, how they are split, and the seeded mini-batches of a run."""
 
+from esalign.config.sections import Source
 from esalign.data.batches import MiniBatches
-from esalign.data.examples import Dataset, Source, build_dataset, load_dataset, load_examples
+from esalign.data.examples import Dataset, build_dataset, load_dataset, load_examples
 from esalign.data.splits import Splits, canonical, make_splits, problem_key
 
 __all__ = [

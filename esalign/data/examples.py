@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any
 
+from esalign.config.sections import Source
 from esalign.data.gym import PREFIX, generate_rows
 from esalign.data.rows import Row, read_rows
 from esalign.errors import DataError
@@ -26,31 +27,6 @@ RESERVED = ("prompts", "completions")
 
 
 @dataclass(frozen=True)
-class Source:
-    r"""Where problems come from, and how a row becomes one.
-
-    Args:
-        source: Hugging Face data set id or folder; a jsonl, json, parquet or csv file; or ``reasoning-gym:<task>``.
-        config: configuration (subset) of a Hugging Face data set.
-        split: split of a Hugging Face data set; None takes the only one, or ``"train"``.
-        options: the reasoning-gym task's configuration, or further arguments of ``datasets.load_dataset``.
-        columns: names of columns, ``{"prompt": theirs, "answer": theirs}``; any other key gives a reward the column
-            under that name.
-        template: text around the prompt, e.g. ``"{question}\nPut your answer in \\boxed{{}}."``: the names in braces
-            are columns, ``{prompt}`` the prompt's.
-        system_prompt: system message; makes chat messages of text prompts.
-    """
-
-    source: str
-    config: str | None = None
-    split: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    columns: Mapping[str, str] = field(default_factory=dict)
-    template: str | None = None
-    system_prompt: str | None = None
-
-
-@dataclass(frozen=True)
 class Dataset:
     """Problems, and how they were read.
 
@@ -65,25 +41,13 @@ class Dataset:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_examples(
-    source: str,
-    *,
-    config: str | None = None,
-    split: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    columns: Mapping[str, str] | None = None,
-    template: str | None = None,
-    system_prompt: str | None = None,
-    size: int | None = None,
-    seed: int = 0,
-) -> list[Example]:
-    """Return problems; `load_dataset` with the arguments of `Source` spelt out.
+def load_examples(source: str, *, size: int | None = None, seed: int = 0, **reading: Any) -> list[Example]:
+    """Return problems; `load_dataset` with the fields of `Source` as arguments.
 
     Raises:
         DataError: see `load_dataset`.
     """
-    spec = Source(source, config, split, options or {}, columns or {}, template, system_prompt)
-    return list(load_dataset(spec, size=size, seed=seed).examples)
+    return list(load_dataset(Source(source=source, **reading), size=size, seed=seed).examples)
 
 
 def load_dataset(source: Source, *, size: int | None = None, seed: int = 0) -> Dataset:

@@ -5,7 +5,8 @@ import unicodedata
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from esalign.data.examples import Dataset, Source, build_dataset, is_task, load_dataset, source_rows
+from esalign.config.sections import Source
+from esalign.data.examples import Dataset, build_dataset, is_task, load_dataset, source_rows
 from esalign.errors import DataError
 from esalign.seeds import Use, generator
 from esalign.types import Example, Prompt

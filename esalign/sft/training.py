@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esalign.config.sft import SftOptions
 from esalign.errors import AdapterError, ConfigError, MissingPackageError
 from esalign.sft.demonstrations import Demonstration, read_demonstrations, tokenize
 from esalign.types import Example
@@ -24,60 +25,6 @@ if TYPE_CHECKING:
 
 OnStep = Callable[[int, float], None]
 """Called with (steps done, loss of the last step)."""
-
-PAPER_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-@dataclass(frozen=True)
-class SftOptions:
-    """How the adapter is trained.
-
-    Args:
-        rank: of each LoRA pair, at least 1.
-        alpha: the update is scaled by ``alpha / rank``; None is twice the rank.
-        target_modules: names of the linear layers to adapt; the paper's are the four attention projections.
-        learning_rate: the peak of a cosine schedule with a short warm-up.
-        epochs: passes over the examples, when ``max_steps`` is None.
-        max_steps: optimiser steps, when given.
-        batch_size: examples per step.
-        gradient_accumulation: parts into which a step's examples are cut to save memory; divides ``batch_size``.
-        max_length: longest prompt plus answer, in tokens; what is longer is cut.
-        seed: of the adapter's start and of the order of the examples.
-        dtype: of the base model, a torch name such as ``"float32"`` or ``"bfloat16"``.
-        device: ``"cpu"``, or ``"cuda"``, the trainer's default where there is one; None lets the trainer choose.
-    """
-
-    rank: int = 8
-    alpha: int | None = None
-    target_modules: tuple[str, ...] = PAPER_MODULES
-    learning_rate: float = 2e-4
-    epochs: float = 3.0
-    max_steps: int | None = None
-    batch_size: int = 16
-    gradient_accumulation: int = 1
-    max_length: int = 1024
-    seed: int = 0
-    dtype: str = "float32"
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        for name, fits, expected in (
-            ("rank", self.rank >= 1, "at least 1"),
-            ("target_modules", bool(self.target_modules), "at least one name"),
-            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
-            ("epochs", 0 < self.epochs < math.inf, "above 0"),
-            ("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1, or None"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            (
-                "gradient_accumulation",
-                self.gradient_accumulation >= 1 and self.batch_size % max(1, self.gradient_accumulation) == 0,
-                f"a divisor of batch_size ({self.batch_size})",
-            ),
-            ("max_length", self.max_length >= 2, "at least 2"),
-            ("device", self.device in (None, "cpu", "cuda"), "'cpu', 'cuda' or None"),
-        ):
-            if not fits:
-                raise ValueError(f"sft.{name} is {getattr(self, name)!r}, expected {expected}")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from random import Random
 
 from make_data import DEMONSTRATIONS, countdown
 
-from esalign.sft.training import SftOptions, train_sft
+from esalign.sft import SftOptions, train_sft
 from esalign.types import Example
 
 
