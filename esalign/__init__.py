@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from esalign.protocols import Backend as Backend
     from esalign.protocols import Fitness as Fitness
     from esalign.protocols import Optimizer as Optimizer
+    from esalign.protocols import Space as Space
     from esalign.registry import load_backend as load_backend
     from esalign.registry import make_optimizer as make_optimizer
+    from esalign.registry import make_space as make_space
     from esalign.rewards import load_reward as load_reward
     from esalign.space import SvdLora as SvdLora
     from esalign.types import Completion as Completion
@@ -30,10 +32,12 @@ _HOMES = {
     "Fitness": "protocols",
     "Optimizer": "protocols",
     "Sampling": "types",
+    "Space": "protocols",
     "SvdLora": "space",
     "load_backend": "registry",
     "load_reward": "rewards",
     "make_optimizer": "registry",
+    "make_space": "registry",
     "search": "loop",
 }
 

@@ -25,6 +25,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+OwnConfig = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="CONFIG.yaml ... [section.key=value ...]",
+        help="YAML files, the later over the earlier, and single values over them.",
+    ),
+]
 Config = Annotated[
     list[str] | None,
     typer.Argument(
@@ -73,7 +80,7 @@ def run(
 
 
 @app.command(context_settings=ANY)
-def sft(config: Config = None) -> None:
+def sft(config: OwnConfig = None) -> None:
     """Make a warm start: train a LoRA adapter on a few demonstrations, the only step with gradients."""
     from esalign.commands.sft import warm_start
     from esalign.config.reading import load_config
@@ -97,7 +104,7 @@ def sft(config: Config = None) -> None:
 
 @app.command(context_settings=ANY)
 def distill(
-    config: Config = None,
+    config: OwnConfig = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this name.")] = False,
 ) -> None:
     """Distil a teacher into a student on-policy, early rollouts drawn from a trust region between the two (TRB)."""
@@ -108,7 +115,9 @@ def distill(
 
     files, overrides = split_arguments(config or [])
     if not files:
-        raise ConfigError("esalign distill needs a configuration with student, teacher, data and rewards")
+        raise ConfigError(
+            "esalign distill needs a configuration with student, teacher and data: see docs/distillation.md"
+        )
     settings = load_config(files, overrides, schema=DistillConfig)
     console = _console()
     with terminal.make_reporter(console) as reporter, _first_interrupt(reporter) as interrupts:

@@ -38,7 +38,7 @@ class Sampling:
         top_p: nucleus of the distribution to draw from, in (0, 1].
         top_k: number of tokens to draw from; 0 is all.
         seed: the answer to prompt ``j`` of a call draws from a random stream of its own, derived from (seed, j) and
-            from nothing else. So all candidates share the luck of a prompt, and several samples of one prompt are
+            from nothing else. So all candidates draw alike at a prompt, and several samples of one prompt are
             that prompt repeated.
         stop: strings that end an answer; the answer's text ends before the first of them.
     """

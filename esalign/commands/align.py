@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from esalign.assets import model_path
-from esalign.commands.build import make_parts, open_tracker, resolve, settle_measure
+from esalign.commands.build import make_parts, resolve
+from esalign.commands.drive import drive, finish, settle
 from esalign.config.run import RunConfig
 from esalign.loop import search
-from esalign.report.card import CardFacts, write_card
-from esalign.report.page import write_report
+from esalign.report.card import CardFacts
 from esalign.report.words import SEARCH, concerns
-from esalign.rewards import doubts
+from esalign.rewards import audit
 from esalign.run.evolution import Evolution
-from esalign.run.folder import ADAPTER, Outcome, alone_in, choose_folder, prepare_folder, write_result
+from esalign.run.folder import ADAPTER, Outcome, choose_folder
 from esalign.run.plan import Plan
-from esalign.run.run import About, Reporter, Run, order_measures
+from esalign.run.run import Reporter, order_measures
 from esalign.run.statistics import resolution
 from esalign.run.verify import Verification, save_adapter, verify_adapter
 from esalign.types import Completion, Example
@@ -42,35 +42,28 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
     reporter.stage("loading data, rewards and engine")
     with ExitStack() as closing:
         parts = make_parts(config, closing)
-        config = config.model_copy(update=settle_measure(config.run, parts.learner.measures))
-        closing.enter_context(alone_in(folder))
-        prepare_folder(folder, config, resume=resume)
-        run = Run(
-            parts.learner,
+        config, learner = settle(config, parts.learner), parts.learner
+        result = drive(
+            config,
             folder,
-            About("search", config.describe(), config.run, config.sampling.max_tokens),
-            sampling=config.sampling.make(seed=config.run.seed),
-            **vars(parts.held_out),
+            learner,
+            parts.held_out,
+            kind="search",
+            resume=resume,
+            reporter=reporter,
+            interrupts=interrupts,
+            closing=closing,
             flat_limit=config.run.flat_limit,
             kl_prompts=config.run.kl_prompts,
-            reporter=reporter,
-            tracker=open_tracker(config, folder, closing),
-            interrupts=interrupts,
         )
-        result = run.execute()
         if result is None:
             return Outcome(folder)
-        learner = parts.learner
         adapter = save_adapter(learner.space, learner.vector, folder / ADAPTER)
         prompts, completions = _complete_to_verify(config, learner, parts.held_out.validation.examples)
     reporter.stage("loading the saved adapter with transformers and peft, and comparing its answers")
     verification = _verify(config, adapter, prompts, completions)
-    if not verification.good:
-        reporter.warn(verification.note)
-    write_card(adapter, config.run.name, _facts(config), result, verification)
-    write_result(folder, result, verification)
-    write_report(folder)
-    return Outcome(folder, result, verification)
+    name, facts = config.run.name, _facts(config)
+    return finish(folder, adapter, result, verification, name=name, facts=facts, reporter=reporter)
 
 
 def plan(config: RunConfig) -> Plan:
@@ -95,7 +88,7 @@ def plan(config: RunConfig) -> Plan:
             seconds=generations * seconds,
             columns=splits.train.aliases,
             concerns=(
-                *doubts(validation.pool, validation.examples[:TRIED_ANSWERS]),
+                *audit(validation.pool, validation.examples[:TRIED_ANSWERS]),
                 *concerns(row, max_tokens=config.sampling.max_tokens).values(),
             ),
             samples=evaluation.samples,

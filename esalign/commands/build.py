@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from esalign.assets import adapter_path, model_path
 from esalign.config.run import BackendSection, RunConfig
@@ -17,8 +16,7 @@ from esalign.registry import FITNESS, check_options, find, load_backend, make_op
 from esalign.rewards import load_reward
 from esalign.rewards.pool import RewardPool
 from esalign.run.evolution import Evolution
-from esalign.run.learner import HeldOut
-from esalign.run.run import order_measures
+from esalign.run.learner import HeldOut, HeldOutSets
 from esalign.run.trackers import Tracker, make_tracker
 
 
@@ -32,11 +30,6 @@ def resolve(config: RunConfig) -> RunConfig:
         if getattr(fitness, name) is None and name in defaults and defaults[name].default is not inspect.Parameter.empty
     }
     return config.model_copy(update={"fitness": fitness.model_copy(update=missing)})
-
-
-def settle_measure(run: Any, measures: Sequence[str]) -> dict[str, Any]:
-    """Return the update of a ``run`` section that says what the best is chosen by, for the files of the run."""
-    return {"run": run.model_copy(update={"select_by": order_measures(measures, run.select_by)[0]})}
 
 
 def open_space(config: RunConfig) -> Space:
@@ -80,15 +73,6 @@ def make_pool(rewards: Sequence[RewardSection], scoring: ScoringSection) -> Rewa
         workers=scoring.workers,
         timeout=scoring.timeout,
     )
-
-
-@dataclass(frozen=True)
-class HeldOutSets:
-    """The problems that a run is judged on."""
-
-    validation: HeldOut
-    test: HeldOut
-    probe: HeldOut | None = None
 
 
 def make_held_out(config: Experiment, splits: Splits, closing: ExitStack) -> HeldOutSets:

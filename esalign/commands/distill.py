@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from esalign.commands.build import HeldOutSets, load_splits, make_held_out, open_tracker, settle_measure
+from esalign.commands.build import load_splits, make_held_out
+from esalign.commands.drive import drive, finish, settle
 from esalign.config.distill import DistillConfig
 from esalign.data import MiniBatches, Splits
 from esalign.distill.engine import StudentEngine
@@ -15,11 +16,11 @@ from esalign.distill.learner import Distillation, measures_for
 from esalign.distill.models import Loaded, load_model, load_student, make_pair, save_student
 from esalign.distill.rollout import Pair
 from esalign.distill.trainer import Trainer
-from esalign.report.card import CardFacts, write_card
-from esalign.report.page import write_report
+from esalign.report.card import CardFacts
 from esalign.report.words import DISTILLATION
-from esalign.run.folder import ADAPTER, MODEL, Outcome, alone_in, choose_folder, prepare_folder, write_result
-from esalign.run.run import About, Reporter, Result, Run
+from esalign.run.folder import ADAPTER, MODEL, Outcome, choose_folder
+from esalign.run.learner import HeldOutSets
+from esalign.run.run import Reporter, Result
 from esalign.run.verify import REQUIRED_AGREEMENT, Verification
 
 
@@ -54,20 +55,18 @@ def run_distill(
     with ExitStack() as closing:
         parts = make_parts(config, closing)
         warn_of_templates(parts, reporter)
-        config = config.model_copy(update=settle_measure(config.run, parts.learner.measures))
-        closing.enter_context(alone_in(folder))
-        prepare_folder(folder, config, resume=resume)
-        run = Run(
-            parts.learner,
+        config = settle(config, parts.learner)
+        result = drive(
+            config,
             folder,
-            About("distillation", config.describe(), config.run, config.sampling.max_tokens),
-            sampling=config.sampling.make(seed=config.run.seed),
-            **vars(parts.held_out),
+            parts.learner,
+            parts.held_out,
+            kind="distillation",
+            resume=resume,
             reporter=reporter,
-            tracker=open_tracker(config, folder, closing),
             interrupts=interrupts,
+            closing=closing,
         )
-        result = run.execute()
         if result is None:
             return Outcome(folder)
         return write_outcome(config, folder, parts, result, reporter)
@@ -137,12 +136,8 @@ def write_outcome(
     saved = save_student(parts.student, config.student, folder / (MODEL if whole else ADAPTER))
     reporter.stage("loading what was saved with transformers and peft, and comparing its answers")
     verification = _verify(config, saved, parts)
-    if not verification.good:
-        reporter.warn(verification.note)
-    write_card(saved, config.run.name, _facts(config), result, verification)
-    write_result(folder, result, verification)
-    write_report(folder)
-    return Outcome(folder, result, verification)
+    name, facts = config.run.name, _facts(config)
+    return finish(folder, saved, result, verification, name=name, facts=facts, reporter=reporter)
 
 
 def _verify(config: DistillConfig, saved: Path, parts: StudentParts) -> Verification:

@@ -30,7 +30,7 @@ def held_out_distance(pair: Pair, prompts: Sequence[Sequence[int]], options: Rol
         pair: the models.
         prompts: token ids.
         options: how the answers are drawn; their support is not used.
-        seed: of the answers' random streams, so that two students share their luck.
+        seed: of the answers' random streams, so that two students draw the same random numbers.
     """
     nats, tokens = [], 0
     for first in range(0, len(prompts), options.sequences):  # a batch at a time: full distributions are large

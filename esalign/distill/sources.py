@@ -24,7 +24,7 @@ TokenIds = tuple[int, ...]
 
 
 class RolloutSource(Protocol):
-    """Draws answers that all candidates will be judged on, with the teacher's opinion of every token."""
+    """Draws answers that all candidates will be judged on, with the teacher's distribution at every token."""
 
     @property
     def vocabulary(self) -> SharedVocabulary:

@@ -2,6 +2,6 @@
 
 from esalign.rewards.load import Reward, load_reward
 from esalign.rewards.pool import RewardPool, Scores
-from esalign.rewards.preview import Preview, doubts, preview
+from esalign.rewards.preview import Preview, audit, preview
 
-__all__ = ["Preview", "Reward", "RewardPool", "Scores", "doubts", "load_reward", "preview"]
+__all__ = ["Preview", "Reward", "RewardPool", "Scores", "audit", "load_reward", "preview"]

@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Self
 
 from esalign.errors import RewardError
-from esalign.rewards.crew import Crew
 from esalign.rewards.judge import Item, Outcome, judge
 from esalign.rewards.load import Reward, RewardFunction, load_reward
+from esalign.rewards.scorers import Scorers
 from esalign.types import Example
 
 
@@ -73,7 +73,7 @@ class RewardPool:
         self._error_reward = error_reward
         self._numbers = itertools.count()
         self._batch = _Batch(self._numbers)
-        self._crew = Crew(self._rewards, workers=workers, timeout=timeout) if workers else None
+        self._scorers = Scorers(self._rewards, workers=workers, timeout=timeout) if workers else None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,10 +90,10 @@ class RewardPool:
         if place is None:
             return
         item = Item(example.prompt, example.columns, completion)
-        if self._crew is None:
+        if self._scorers is None:
             self._batch.outcomes[place] = [judge(reward, item) for reward in self._rewards]
         else:
-            self._crew.submit(place, item)
+            self._scorers.submit(place, item)
 
     def collect(self) -> Scores:
         """Wait for all that was submitted, and return it.
@@ -102,8 +102,8 @@ class RewardPool:
             RewardError: a reward breaks its contract, or cannot be loaded by the workers.
         """
         batch, self._batch = self._batch, _Batch(self._numbers)
-        if self._crew is not None:
-            batch.outcomes.update(self._crew.collect())
+        if self._scorers is not None:
+            batch.outcomes.update(self._scorers.collect())
         return self._combine(batch)
 
     def score(self, examples: Sequence[Example], completions: Sequence[str]) -> Scores:
@@ -137,8 +137,8 @@ class RewardPool:
 
     def close(self) -> None:
         """End the processes. Calling it twice is harmless."""
-        if self._crew is not None:
-            self._crew.close()
+        if self._scorers is not None:
+            self._scorers.close()
 
     def __enter__(self) -> Self:
         return self

@@ -60,7 +60,7 @@ def preview(reward: Reward, examples: Sequence[Example], completions: Sequence[s
     return Preview(tuple(right), tuple(given))
 
 
-def doubts(pool: RewardPool, examples: Sequence[Example]) -> list[str]:
+def audit(pool: RewardPool, examples: Sequence[Example]) -> list[str]:
     """Say what looks wrong when a run's rewards judge the right answers of a few problems, in its own processes.
 
     Args:

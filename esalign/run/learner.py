@@ -22,6 +22,21 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class HeldOutSets:
+    """What a run is judged on.
+
+    Args:
+        validation: chooses the best state.
+        test: read only for the start and the result.
+        probe: off-task problems, the measure of forgetting.
+    """
+
+    validation: HeldOut
+    test: HeldOut
+    probe: HeldOut | None = None
+
+
+@dataclass(frozen=True)
 class Step:
     """What one generation, or one update, came to.
 

@@ -14,7 +14,7 @@ from esalign.errors import CheckpointError, ConfigError
 from esalign.files import JsonLines
 from esalign.run.checkpoint import Checkpoints
 from esalign.run.evaluate import HeldOutResult
-from esalign.run.learner import REWARD, HeldOut, Learner, Step
+from esalign.run.learner import REWARD, HeldOut, HeldOutSets, Learner, Step
 from esalign.run.statistics import Estimate, estimate, paired_difference, within_noise
 from esalign.run.trackers import Tracker
 from esalign.seeds import Use, derive
@@ -124,9 +124,7 @@ class Run:
         folder: the run's directory.
         about: what people are told, with the limits to keep.
         sampling: how completions are decoded; the seed is the run's own for each use.
-        validation: problems that choose the best state.
-        test: problems that are read only for the start and the result.
-        probe: off-task problems, the measure of forgetting.
+        held_out: the problems that it is judged on.
         flat_limit: generations in which all candidates are equal, before it stops; 0 for no limit.
         kl_prompts: validation problems for the KL to the start; 0 leaves it out.
         reporter: who tells the user.
@@ -145,9 +143,7 @@ class Run:
         about: About,
         *,
         sampling: Sampling,
-        validation: HeldOut,
-        test: HeldOut,
-        probe: HeldOut | None = None,
+        held_out: HeldOutSets,
         flat_limit: int = UNLIMITED,
         kl_prompts: int = 0,
         reporter: Reporter,
@@ -155,10 +151,11 @@ class Run:
         interrupts: Sequence[int] = (),
     ) -> None:
         self._learner, self._about, self._limits, self._sampling = learner, about, about.limits, sampling
-        self._validation, self._test, self._probe = validation, test, probe
+        self._held_out = held_out
         self._flat_limit, self._kl_prompts = flat_limit, kl_prompts
         self._reporter, self._tracker, self._interrupts = reporter, tracker, interrupts
         self._measures = order_measures(learner.measures, about.limits.select_by)
+        folder.mkdir(parents=True, exist_ok=True)
         self._checkpoints = Checkpoints(folder / "checkpoints")
         self._metrics = JsonLines(folder / "metrics.jsonl")
         self._samples = JsonLines(folder / "samples.jsonl")
@@ -274,13 +271,16 @@ class Run:
             return None
         if generation == 0:
             return 0.0
-        few = replace(self._validation, examples=self._validation.examples[: self._kl_prompts])
+        validation = self._held_out.validation
+        few = replace(validation, examples=validation.examples[: self._kl_prompts])
         return self._learner.kl_to_start(few, self._decoding(Use.KL_TO_START, self._sampling.temperature))
 
     def _judge_validation(self) -> dict[str, HeldOutResult]:
         """Return the result of every measure on the validation problems, the one that decides first."""
         temperature = self._sampling.temperature
-        return {name: self._judge(name, self._validation, Use.VALIDATION, temperature) for name in self._measures}
+        return {
+            name: self._judge(name, self._held_out.validation, Use.VALIDATION, temperature) for name in self._measures
+        }
 
     def _judge_held_out(self) -> dict[str, HeldOutResult]:
         """Judge on the test problems and the off-task probe, the measure and the decoding that decide first."""
@@ -289,12 +289,12 @@ class Run:
         results = {}
         for measure in self._measures:
             if measure != REWARD:
-                results[f"test/{measure}"] = self._judge(measure, self._test, Use.TEST, own)
+                results[f"test/{measure}"] = self._judge(measure, self._held_out.test, Use.TEST, own)
                 continue
             for name in sorted(decodings, key=lambda name: decodings[name] != own):
-                results[name] = self._judge(REWARD, self._test, Use.TEST, decodings[name])
-        if self._probe is not None:
-            results["probe"] = self._judge(REWARD, self._probe, Use.PROBE, 0.0)
+                results[name] = self._judge(REWARD, self._held_out.test, Use.TEST, decodings[name])
+        if self._held_out.probe is not None:
+            results["probe"] = self._judge(REWARD, self._held_out.probe, Use.PROBE, 0.0)
         return results
 
     def _judge(self, measure: str, held_out: HeldOut, use: Use, temperature: float) -> HeldOutResult:

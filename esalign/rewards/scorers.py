@@ -15,7 +15,7 @@ MAX_BLOCK = 32
 """Items sent to a process at once. One by one, sending costs more than a cheap reward."""
 
 
-class Crew:
+class Scorers:
     """Worker processes, each driven by a thread that takes work from a common queue.
 
     Args:
@@ -73,7 +73,7 @@ class Crew:
             thread.join()
 
     def _drive(self, worker: Worker) -> None:
-        """Feed a worker until the crew is closed or a reward turns out to be broken."""
+        """Feed a worker until they are closed or a reward turns out to be broken."""
         try:
             worker.start()
             while block := self._take():
@@ -89,7 +89,7 @@ class Crew:
                 self._changed.notify_all()
 
     def _take(self) -> list[tuple[int, Item]]:
-        """Wait for work and take a fair share of it; nothing once the crew is closed."""
+        """Wait for work and take a fair share of it; nothing once they are closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed or self._failure)
             if self._closed or self._failure:

@@ -1,0 +1,76 @@
+"""What `esalign run` and `esalign distill` share: a learner is driven in its folder, and what it leaves is written."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeVar
+
+from esalign.commands.build import open_tracker
+from esalign.config.distill import DistillConfig
+from esalign.config.run import RunConfig
+from esalign.report.card import CardFacts, write_card
+from esalign.report.page import write_report
+from esalign.run.folder import Outcome, alone_in, prepare_folder, write_result
+from esalign.run.learner import HeldOutSets, Learner
+from esalign.run.run import About, Reporter, Result, Run, order_measures
+from esalign.run.verify import Verification
+
+C = TypeVar("C", RunConfig, DistillConfig)
+
+
+def settle(config: C, learner: Learner) -> C:
+    """Return the configuration with the measure that chooses the best written out, for the files of the run."""
+    run = config.run
+    chosen = order_measures(learner.measures, run.select_by)[0]
+    return config.model_copy(update={"run": run.model_copy(update={"select_by": chosen})})
+
+
+def drive(
+    config: C,
+    folder: Path,
+    learner: Learner,
+    held_out: HeldOutSets,
+    *,
+    kind: str,
+    resume: bool,
+    reporter: Reporter,
+    interrupts: Sequence[int],
+    closing: ExitStack,
+    flat_limit: int = 0,
+    kl_prompts: int = 0,
+) -> Result | None:
+    """Run a learner in its folder, alone; afterwards it is the result. None when the run was interrupted."""
+    closing.enter_context(alone_in(folder))
+    prepare_folder(folder, config, resume=resume)
+    run = Run(
+        learner,
+        folder,
+        About(kind, config.describe(), config.run, config.sampling.max_tokens),
+        sampling=config.sampling.make(seed=config.run.seed),
+        held_out=held_out,
+        flat_limit=flat_limit,
+        kl_prompts=kl_prompts,
+        reporter=reporter,
+        tracker=open_tracker(config, folder, closing),
+        interrupts=interrupts,
+    )
+    return run.execute()
+
+
+def finish(
+    folder: Path,
+    saved: Path,
+    result: Result,
+    verification: Verification,
+    *,
+    name: str,
+    facts: CardFacts,
+    reporter: Reporter,
+) -> Outcome:
+    """Write model card, result and report of what was saved."""
+    if not verification.good:
+        reporter.warn(verification.note)
+    write_card(saved, name, facts, result, verification)
+    write_result(folder, result, verification)
+    write_report(folder)
+    return Outcome(folder, result, verification)
