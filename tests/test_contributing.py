@@ -115,6 +115,7 @@ def test_the_space_has_checked_options():
         registry.make_space("subspace", model=None, adapter=str(ADAPTER), size="big")
 
 
+@pytest.mark.slow
 def test_an_engine_takes_the_space_as_it_is(space):
     backend = esalign.load_backend("torch", model=str(MODEL), space=space, dtype="float32", device="cpu")
     rows = backend.generate(np.zeros((2, 5)), ["Make 5 of 2 and 3"], esalign.Sampling(max_tokens=4))
@@ -146,6 +147,7 @@ def subject():
 QUICK = {"keeps_to_max_tokens", "reports_each_answer_once", "answers_nothing_to_no_prompts", "closes_twice"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "claim", [claim for claim in BACKEND_CLAIMS if claim.__name__ in QUICK], ids=lambda claim: claim.__name__
 )
