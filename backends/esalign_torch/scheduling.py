@@ -12,7 +12,7 @@ from esalign_torch.decoding import Batch, Engine, Request, Row
 PARKING_SHARE = 0.25  # of a batch's rows: when no more are left, they wait for company
 
 
-def answer_all(
+def complete_all(
     engine: Engine, request: Request, rows: Sequence[Row], limits: Limits
 ) -> Iterator[tuple[Row, Completion]]:
     """Yield all answers as they finish. When the memory runs out, those that are missing are begun again, in halves.
@@ -24,7 +24,7 @@ def answer_all(
     while missing:
         done = set()
         try:
-            for row, completion in _answer_once(engine, request, missing, limits):
+            for row, completion in _complete_once(engine, request, missing, limits):
                 done.add(row[:2])
                 yield row, completion
         except torch.OutOfMemoryError as error:
@@ -38,7 +38,7 @@ def answer_all(
         missing = [row for row in missing if row[:2] not in done]
 
 
-def _answer_once(
+def _complete_once(
     engine: Engine, request: Request, rows: Sequence[Row], limits: Limits
 ) -> Iterator[tuple[Row, Completion]]:
     """Yield all answers, the longest prompts first.
