@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from esalign.distill.engine import StudentEngine
-from esalign.distill.models import Loaded
 from esalign.distill.rollout import Pair
 from esalign.distill.trainer import Trainer
+from esalign.engines.loading import LoadedModel
+from esalign.protocols import Backend
 from esalign.run.run import HeldOut
 from esalign.run.trackers import Tracker
 
@@ -14,11 +14,11 @@ from esalign.run.trackers import Tracker
 class Parts:
     """What a distillation is made of."""
 
-    student: Loaded
-    teacher: Loaded
+    student: LoadedModel
+    teacher: LoadedModel
     pair: Pair
     trainer: Trainer
-    engine: StudentEngine
+    engine: Backend
     validation: HeldOut
     test: HeldOut
     probe: HeldOut | None

@@ -70,7 +70,7 @@ def load_model(
     """
     check_choice("dtype", dtype, DTYPES)
     label = f"{role} '{path}'"
-    target = find_device(device)
+    target = _find_device(device)
     common = {"trust_remote_code": trust_remote_code, "revision": revision}
     model: Any
     info: Any
@@ -109,7 +109,7 @@ def load_tokenizer(path: str) -> Any:
         return AutoTokenizer.from_pretrained(path)
 
 
-def find_device(name: str) -> "torch.device":
+def _find_device(name: str) -> "torch.device":
     """Return the device of a name; auto is the GPU where there is one.
 
     Raises:
