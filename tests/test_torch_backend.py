@@ -133,7 +133,7 @@ def test_one_answer_that_does_not_fit_the_memory_is_an_error(llama, monkeypatch)
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Batch, "_step", no_memory)
-    with pytest.raises(BackendError, match="does not hold one answer of 24 tokens"):
+    with pytest.raises(BackendError, match="does not hold one completion of 24 tokens"):
         llama.backend.generate(llama.candidates[:2], llama.prompts, GREEDY)
 
 

@@ -50,14 +50,14 @@ class LlamaCppBackend:
             each one anew, ``"auto"`` takes the first that passes its checks.
         threads: CPU threads; None for half of the processors, which is one per core where a core counts as two. More
             threads than idle cores are much slower than fewer.
-        context: the most tokens of a prompt with its answer; None grows with what is asked, up to the model's own.
+        context: the most tokens of a prompt with its completion; None grows with what is asked, up to the model's own.
         sequences: sequences answered together, 1 to 255; None for 32, or fewer where their cache would be too large.
         batch: the most tokens of one step.
         kv_type: type of the key-value cache: f32, f16 or q8_0; None goes by dtype.
         kv_memory_gb: memory for the key-value cache, in GB, where ``sequences`` is None.
         flash_attention: None leaves it to llama.cpp, but with a float32 cache it is off.
-        kv_unified: one cache for all sequences. Mostly a bit faster, but with quantised weights an answer then depends
-            on which others are in its batch.
+        kv_unified: one cache for all sequences. Mostly a bit faster, but with quantised weights a completion then
+            depends on which others are in its batch.
         gpu_layers: layers on the GPU; None for all.
         chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": False}``.
 

@@ -16,7 +16,7 @@ from esalign_torch.sampling import choose
 
 
 class Row(NamedTuple):
-    """One answer to be found: candidate's index, prompt's index, and the prompt's ids."""
+    """One completion to be found: candidate's index, prompt's index, and the prompt's ids."""
 
     candidate: int
     prompt: int
@@ -104,7 +104,7 @@ class Batch:
     Args:
         engine: the model and its companions.
         request: what the rows share.
-        rows: what to answer.
+        rows: what to complete.
         tables: what is known of the rows.
         cache: their keys and values.
     """
@@ -153,7 +153,7 @@ class Batch:
         self.cache.shrink(self.live)
 
     def run(self, until: int) -> Iterator[tuple[Row, Completion]]:
-        """Decode until no more than so many rows are live, and yield the answers as they finish."""
+        """Decode until no more than so many rows are live, and yield the completions as they finish."""
         if self.live and not int(self.tables.counts[0]):
             yield from self._release(self._first)
         self._show_values()
@@ -220,7 +220,7 @@ class Batch:
 
     @torch.inference_mode()
     def _release(self, chosen: Tensor) -> list[tuple[Row, Completion]]:
-        """Note the newest tokens. Returns the answers that they finish, and closes the ranks of the others."""
+        """Note the newest tokens. Returns the completions that they finish, and closes the ranks of the others."""
         tables = self.tables
         counts = tables.counts[: self.live]
         tables.tokens[: self.live].scatter_(1, counts[:, None], chosen[:, None])  # row by row at its own count
@@ -228,8 +228,8 @@ class Batch:
         finished = self._finished(chosen, counts)
         if not finished:
             return []
-        answers = zip(tables.tokens[finished].tolist(), counts[finished].tolist(), strict=True)
-        done = [(self.rows[at], ids[:count]) for at, (ids, count) in zip(finished, answers, strict=True)]
+        completions = zip(tables.tokens[finished].tolist(), counts[finished].tolist(), strict=True)
+        done = [(self.rows[at], ids[:count]) for at, (ids, count) in zip(finished, completions, strict=True)]
         self._close_ranks(finished)
         return [(row, self.engine.codec.complete(ids, self.request.sampling.stop)) for row, ids in done]
 

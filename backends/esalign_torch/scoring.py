@@ -1,4 +1,4 @@
-"""Teacher-forced log-probabilities of given answers."""
+"""Teacher-forced log-probabilities of given completions."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +12,14 @@ from esalign_torch.decoding import Engine
 
 
 class ScoreRow(NamedTuple):
-    """One answer to be scored.
+    """One completion to be scored.
 
     Args:
         candidate: the candidate's index.
         sequence: the sequence's index.
-        ids: prompt and answer.
-        start: where the answer begins in ids, at least 1.
-        wanted: ids of interest at each place of the answer, shape (tokens, k).
+        ids: prompt and completion.
+        start: where the completion begins in ids, at least 1.
+        wanted: ids of interest at each place of the completion, shape (tokens, k).
     """
 
     candidate: int
@@ -54,13 +54,13 @@ def only_at(head: nn.Module, flat: Tensor) -> Iterator[None]:
 def cut_scoring(rows: Sequence[ScoreRow], limits: Limits, vocab: int) -> Iterator[list[ScoreRow]]:
     """Cut rows, the longest first, into batches that keep the limits on tokens and logits."""
     batch: list[ScoreRow] = []
-    answers = 0
+    scored = 0
     for row in sorted(rows, key=lambda row: -len(row.ids)):
-        answers += len(row.wanted)
+        scored += len(row.wanted)
         tokens = (len(batch) + 1) * len((batch or [row])[0].ids)
-        if batch and (tokens > limits.tokens or answers * vocab > limits.logits):
+        if batch and (tokens > limits.tokens or scored * vocab > limits.logits):
             yield batch
-            batch, answers = [], len(row.wanted)
+            batch, scored = [], len(row.wanted)
         batch.append(row)
     if batch:
         yield batch

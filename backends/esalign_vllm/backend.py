@@ -39,7 +39,7 @@ class VllmBackend:
             that works, with a warning if it is not the first.
         slots: the most candidates of one call of vLLM, at least 1; a larger population takes several calls. None for
             256, or in the modes that hold a matrix per slot and layer, 32.
-        seed: seed that vLLM is given; no answer depends on it.
+        seed: seed that vLLM is given; no completion depends on it.
         chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": False}``.
         **options: arguments of ``vllm.LLM``, e.g. ``tensor_parallel_size`` or ``max_model_len``.
 
