@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import esalign
-from esalign import registry
 from esalign.assets import asset
 from esalign.errors import ConfigError, RewardError
 from esalign.testing import BACKEND_CLAIMS, OPTIMIZER_CLAIMS, Subject
@@ -92,7 +91,7 @@ def test_the_optimiser_has_checked_options():
 
 @pytest.fixture
 def space():
-    return registry.make_space("subspace", model=str(MODEL), adapter=str(ADAPTER), size=5)
+    return esalign.make_space("subspace", model=str(MODEL), adapter=str(ADAPTER), size=5)
 
 
 def test_the_space_starts_at_the_adapter_and_folds_what_engines_compute(space, tmp_path):
@@ -105,14 +104,14 @@ def test_the_space_starts_at_the_adapter_and_folds_what_engines_compute(space, t
     ):
         update = module.b.U @ np.diag(s_b[0]) @ module.core @ np.diag(s_a[0]) @ module.a.Vt
         assert np.allclose(update, adapted.B @ adapted.A, atol=1e-5)
-    other = registry.make_space("subspace", model=None, adapter=str(ADAPTER), size=5, seed=1)
+    other = esalign.make_space("subspace", model=None, adapter=str(ADAPTER), size=5, seed=1)
     assert other.fingerprint != space.fingerprint
     assert esalign.SvdLora.from_pretrained(space.save_pretrained(np.ones(5), tmp_path)).dim == 256
 
 
 def test_the_space_has_checked_options():
     with pytest.raises(ConfigError, match="option 'size' is 'big', input should be a valid integer"):
-        registry.make_space("subspace", model=None, adapter=str(ADAPTER), size="big")
+        esalign.make_space("subspace", model=None, adapter=str(ADAPTER), size="big")
 
 
 @pytest.mark.slow

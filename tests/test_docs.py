@@ -4,6 +4,8 @@ A block of code that is a fragment has ``<!-- fragment -->`` on the line before 
 block that begins with ``# name.py`` is written to that file, for the blocks that come after it on the page.
 """
 
+import ast
+import importlib
 import os
 import re
 import subprocess
@@ -27,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGE_FILES = sorted(DOCS.rglob("*.md"))
 GUIDES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md", "CHANGELOG.md")]
+EXAMPLES = [file for file in sorted((ROOT / "examples").rglob("*.py")) if "benchmarks" not in file.parts]
 WITH_CODE = [ROOT / "README.md", *PAGE_FILES]
 BLOCK = re.compile(r"^(<!-- fragment -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCHEMAS = {"student": DistillConfig, "out": SftConfig}  # by a key that no other kind of configuration has
@@ -82,6 +85,24 @@ def test_the_page_of_resuming_names_every_key_that_may_change():
 def test_the_optimiser_of_the_documents_is_that_of_the_contributing_guide():
     shown = [code for _, code in blocks(DOCS / "optimizers.md", "python") if "class Climb" in code]
     assert shown == [code for _, code in blocks(ROOT / "CONTRIBUTING.md", "python") if "class Climb" in code]
+
+
+def test_the_architecture_page_names_every_part_of_the_package():
+    text = (DOCS / "architecture.md").read_text()
+    parts = [file.name for file in (ROOT / "esalign").iterdir() if not file.name.startswith("_")]
+    parts = [name if name.endswith(".py") else f"{name}/" for name in parts]
+    assert not [name for name in parts if name not in text]
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=short)
+def test_an_example_imports_public_names_alone(file):
+    """Those that `esalign`, or a package of it, offers; no module inside one."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "esalign":
+            module = importlib.import_module(node.module)
+            assert hasattr(module, "__path__"), f"{node.module} is no package"
+            public = getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")])
+            assert {alias.name for alias in node.names} <= set(public)
 
 
 @pytest.mark.parametrize("file", [file for file in WITH_CODE if blocks(file, "yaml")], ids=short)

@@ -85,7 +85,7 @@ def _about(field: Any, section: type[Section]) -> str:
 def _table(section: type[Section], leave_out: Any = ()) -> Iterator[str]:
     yield "| key | type | default | meaning |"
     yield "|---|---|---|---|"
-    for name, field in section.model_fields.items():
+    for name, field in sorted(section.model_fields.items(), key=lambda item: not item[1].is_required()):
         if name not in leave_out:
             default = "required" if field.is_required() else f"`{_default(field)}`"
             meaning = (field.description or "").replace("<", "&lt;")

@@ -8,8 +8,8 @@ from random import Random
 
 from make_data import DEMONSTRATIONS, countdown
 
+from esalign import Example
 from esalign.sft import SftOptions, train_sft
-from esalign.types import Example
 
 
 def main() -> None:
