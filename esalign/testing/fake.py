@@ -6,8 +6,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from esalign.engines.checks import as_asked, check_choice, check_positive, check_sequences, opened
+from esalign.engines.sampling import seed_sequence
 from esalign.engines.text import TextCodec
-from esalign.errors import BackendError
 from esalign.protocols import Space
 from esalign.types import Array, Completion, Message, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 
@@ -61,18 +62,20 @@ class FakeBackend:
         context: int = 4096,
         seed: int = 0,
     ) -> None:
-        for name, value, known in (("dtype", dtype, ("auto", "float32")), ("device", device, ("auto", "cpu"))):
-            if value not in known:
-                raise BackendError(f"{name} is {value!r}, expected one of {', '.join(known)}")
-        if not confidence > 0:
-            raise BackendError(f"confidence is {confidence!r}, expected a number above 0")
+        check_choice("dtype", dtype, ("auto", "float32"))
+        check_choice("device", device, ("auto", "cpu"))
+        check_positive("confidence", confidence)
         self.label = str(model)
         self.dim = space.dim if space is not None else 0
         self._completions = completions
         self._confidence = confidence
-        self._context = context
         self._codec = TextCodec(
-            ByteTokenizer(), vocab=VOCAB, ends=frozenset({END}), chat_template_kwargs={}, label=self.label
+            ByteTokenizer(),
+            vocab=VOCAB,
+            ends={END},
+            context=context,
+            chat_template_kwargs=None,
+            label=f"model '{model}'",
         )
         self._model: ByteModel | None = ByteModel(self.dim, seed)
 
@@ -84,11 +87,9 @@ class FakeBackend:
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """Answer every prompt with every candidate; see `esalign.protocols.Backend`."""
-        self._open()
+        opened(self._model)
         table = as_candidates(candidates, self.dim)
-        encoded = [self._codec.encode(prompt, f"prompt {j}") for j, prompt in enumerate(prompts)]
-        for j, ids in enumerate(encoded):
-            self._check_context(f"prompt {j}", len(ids), sampling.max_tokens)
+        encoded = self._codec.encode_prompts(prompts, sampling.max_tokens)
         rows: list[list[Completion]] = []
         for i, candidate in enumerate(table):
             rows.append([])
@@ -102,24 +103,14 @@ class FakeBackend:
         self, candidates: Array, sequences: Sequences, support: Sequence[Array] | None = None
     ) -> list[list[Array]]:
         """Give the teacher-forced log-probabilities of given answers; see `esalign.protocols.Backend`."""
-        self._open()
-        table = as_candidates(candidates, self.dim)
-        pairs = [self._check_pair(j, *pair) for j, pair in enumerate(sequences)]
-        wanted = [
-            np.array(answer, dtype=np.int64)[:, None] if support is None else _check_support(support[j], j, len(answer))
-            for j, (_, answer) in enumerate(pairs)
-        ]
-        rows = []
-        for candidate in table:
-            scores = [
-                self._score(candidate, prompt, answer, ids) for (prompt, answer), ids in zip(pairs, wanted, strict=True)
-            ]
-            rows.append([score[:, 0] for score in scores] if support is None else scores)
-        return rows
+        opened(self._model)
+        given = check_sequences(self._codec, sequences, support)
+        rows = [[self._score(candidate, *one) for one in given] for candidate in as_candidates(candidates, self.dim)]
+        return as_asked(rows, support)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids that the engine feeds for a prompt: the bytes of its text."""
-        self._open()
+        opened(self._model)
         return self._codec.encode(prompt)
 
     def close(self) -> None:
@@ -128,8 +119,8 @@ class FakeBackend:
 
     def _answer(self, candidate: Array, prompt: tuple[int, ...], sampling: Sampling, j: int) -> Completion:
         """Write the answer to prompt j, shape (dim,) being the candidate's."""
-        writing = Writing(self._open(), candidate, prompt, self._told(candidate, prompt), self._confidence)
-        uniforms = np.random.default_rng([sampling.seed % 2**64, j]).random(sampling.max_tokens)
+        writing = Writing(opened(self._model), candidate, prompt, self._told(candidate, prompt), self._confidence)
+        uniforms = np.random.default_rng(seed_sequence(sampling.seed, j)).random(sampling.max_tokens)
         for uniform in uniforms:
             writing.append(choose(writing.logits(), sampling, float(uniform)))
             text = self._codec.decode(writing.answer)
@@ -139,7 +130,7 @@ class FakeBackend:
 
     def _score(self, candidate: Array, prompt: tuple[int, ...], answer: tuple[int, ...], wanted: Array) -> Array:
         """Return the log-probabilities of the wanted ids (tokens, k) at each place of an answer, float32."""
-        writing = Writing(self._open(), candidate, prompt, self._told(candidate, prompt), self._confidence)
+        writing = Writing(opened(self._model), candidate, prompt, self._told(candidate, prompt), self._confidence)
         scores = np.empty(wanted.shape, dtype=np.float32)
         for place, token in enumerate(answer):
             logits = writing.logits()
@@ -156,24 +147,6 @@ class FakeBackend:
             self._completions(candidate.copy(), text) if callable(self._completions) else self._completions.get(text)
         )
         return () if found is None else (*found.encode(), END)
-
-    def _check_pair(self, j: int, prompt: Any, answer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        ids = self._codec.encode(prompt, f"the prompt of sequence {j}")
-        written = tuple(self._codec.check_ids(answer, f"the answer of sequence {j}"))
-        self._check_context(f"the prompt of sequence {j}", len(ids), len(written))
-        return ids, written
-
-    def _check_context(self, name: str, prompt: int, answer: int) -> None:
-        if prompt + answer > self._context:
-            raise BackendError(
-                f"{name} has {prompt} tokens and its answer may have {answer}, but model '{self.label}' has a context "
-                f"of {self._context}: shorten the prompt or lower max_tokens"
-            )
-
-    def _open(self) -> "ByteModel":
-        if self._model is None:
-            raise BackendError("the engine was closed: make a new one")
-        return self._model
 
 
 class ByteTokenizer:
@@ -277,16 +250,3 @@ def choose(logits: Array, sampling: Sampling, uniform: float) -> int:
         probabilities[order[before >= sampling.top_p]] = 0.0
     cumulative = np.cumsum(probabilities)
     return min(int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right")), len(logits) - 1)
-
-
-def _check_support(support: Any, j: int, tokens: int) -> Array:
-    """Return the ids of interest of sequence j, or say what is wrong with them."""
-    wanted = np.asarray(support)
-    if wanted.ndim != 2 or len(wanted) != tokens or wanted.dtype.kind not in "iu":
-        raise BackendError(
-            f"support {j} has shape {wanted.shape} and type {wanted.dtype}, expected integers of shape ({tokens}, k): "
-            "one row per token of the answer"
-        )
-    if wanted.size and not 0 <= wanted.min() <= wanted.max() < VOCAB:
-        raise BackendError(f"support {j} holds ids outside of the vocabulary, 0 to {VOCAB - 1}")
-    return wanted
