@@ -12,9 +12,9 @@ from runs import esalign, reproducible, write_run
 from esalign.data import MiniBatches
 from esalign.distill.divergence import coarsen, reverse_kl
 from esalign.distill.fitness import extended_support, fold_ends, make_fitness
-from esalign.distill.models import load_model
 from esalign.distill.sources import set_student
 from esalign.distill.vocabulary import SharedVocabulary
+from esalign.engines.loading import load_model
 from esalign.errors import ConfigError, DistillationError
 from esalign.fitness import FitnessParts
 from esalign.registry import load_backend

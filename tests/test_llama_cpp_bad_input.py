@@ -125,12 +125,21 @@ def test_an_adapter_with_unknown_layers_is_refused(gguf, space):
 def test_a_context_too_small_is_refused_and_says_what_to_do(tiny, space):
     zero = np.zeros((1, space.dim))
     backend = LlamaCppBackend(tiny.model, space, threads=1, context=16)
-    refused(lambda: backend.generate(zero, [[5], [5] * 13], GREEDY), "prompt 1 has 13 tokens", "is 16", "'context'")
+    refused(
+        lambda: backend.generate(zero, [[5], [5] * 13], GREEDY),
+        "prompt 1 has 13 tokens",
+        "a context of 16",
+        "'context'",
+    )
     refused(lambda: backend.score(zero, [([5] * 13, [5] * 4)]), "sequence 0 has 13 tokens", "may have 4")
     assert len(backend.generate(zero, [[5] * 12], GREEDY)[0]) == 1
     backend.close()
     backend = LlamaCppBackend(tiny.model, space, threads=1)
-    refused(lambda: backend.generate(zero, [[5] * 253], GREEDY), "is 256", "shorten the prompt or lower max_tokens")
+    refused(
+        lambda: backend.generate(zero, [[5] * 253], GREEDY),
+        "a context of 256",
+        "shorten the prompt or lower max_tokens",
+    )
     backend.close()
 
 

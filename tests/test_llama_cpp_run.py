@@ -82,7 +82,7 @@ def refused(done, *told):
         ("backend.options={context: 12}", "raise the option 'context'"),
         ("backend.dtype=int8", "dtype is 'int8', expected one of auto, float32"),
         ("backend.device=cuda", "llama.cpp was built without GPUs"),
-        ("sampling.max_tokens=256", "the context of "),
+        ("sampling.max_tokens=256", "a context of "),
         ("model.path=/nowhere.gguf", "'/nowhere.gguf' cannot be read: No such file"),
         ("model.path=/nowhere", "model '/nowhere' is neither a GGUF file nor a folder"),
         ("model.adapter=/nowhere.gguf", "'/nowhere.gguf' cannot be read: No such file"),

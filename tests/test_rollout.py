@@ -11,9 +11,10 @@ from esalign.distill.behaviour import Schedule, Speculative, Temperature, TrustR
 from esalign.distill.decoder import Decoder
 from esalign.distill.divergence import coarsen, reverse_kl
 from esalign.distill.forced import answer_logits, in_batches
-from esalign.distill.rollout import RolloutOptions, draw, draw_uniforms, roll_out
+from esalign.distill.rollout import RolloutOptions, roll_out
 from esalign.distill.trust_region import trust_region_blend
 from esalign.distill.vocabulary import SharedVocabulary, share_vocabulary
+from esalign.engines.sampling import draw_uniforms, invert
 from esalign.errors import DistillationError
 
 PROMPTS = [(5, 9, 200), (7,), (100, 101, 102, 103, 104, 105), (30, 31), (5, 9, 200)]
@@ -39,7 +40,7 @@ def test_lock_step_rollout_equals_plain_forward_passes_token_by_token(pair):
     """Caches, left padding, positions and rows that leave the batch: nothing of it may show."""
     options = RolloutOptions(max_tokens=20, support=8)
     rollouts = roll_out(pair, PROMPTS, TRB, options, seed=3)
-    uniforms = draw_uniforms(3, len(PROMPTS), 20)
+    uniforms = torch.from_numpy(draw_uniforms(3, len(PROMPTS), 20, np.float64))
     assert len({len(rollout.token_ids) for rollout in rollouts}) > 1
     for row, rollout in enumerate(rollouts):
         assert rollout.prompt_ids == PROMPTS[row]
@@ -47,7 +48,7 @@ def test_lock_step_rollout_equals_plain_forward_passes_token_by_token(pair):
         for at, token in enumerate(rollout.token_ids):
             student, teacher = (distribution(m, pair.vocabulary, ids) for m in (pair.student, pair.teacher))
             blend = trust_region_blend(student[None], teacher[None], 0.05)
-            assert int(draw(blend.logprobs, uniforms[row, at : at + 1])) == token
+            assert int(invert(blend.logprobs.exp(), uniforms[row, at : at + 1])) == token
             assert abs(float(blend.beta) - float(rollout.stats["beta"][at])) < 1e-3
             assert float(rollout.stats["kl_student"][at]) <= 0.05 + 1e-6
             support = rollout.support[at]
@@ -156,12 +157,12 @@ def test_budgets_lead_from_the_student_to_the_teacher(llama):
 
 
 def test_draw_follows_the_distribution_and_never_takes_a_masked_token():
-    logprobs = torch.tensor([0.0, 0.5, 0.0, 0.2, 0.3, 0.0]).log()[None].expand(20_000, -1)
+    mass = torch.tensor([0.0, 0.5, 0.0, 0.2, 0.3, 0.0])[None].expand(20_000, -1)
     uniforms = torch.from_numpy(np.random.default_rng(0).random(20_000))
-    counts = draw(logprobs, uniforms).bincount(minlength=6) / 20_000
+    counts = invert(mass, uniforms).bincount(minlength=6) / 20_000
     assert torch.allclose(counts, torch.tensor([0.0, 0.5, 0.0, 0.2, 0.3, 0.0]), atol=0.02)
     ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    assert draw(logprobs[:2], ends).tolist() == [1, 4]
+    assert invert(mass[:2], ends).tolist() == [1, 4]
 
 
 def test_decoder_keeps_the_sequences_it_is_told_to(llama):
@@ -289,4 +290,5 @@ def test_student_ends_by_its_own_id_when_the_teacher_has_another(tmp_path):
 
 
 def test_uniforms_of_a_row_do_not_depend_on_the_others():
-    assert torch.equal(draw_uniforms(7, 3, 5), draw_uniforms(7, 9, 8)[:3, :5])
+    for dtype in (np.float32, np.float64):
+        assert np.array_equal(draw_uniforms(7, 3, 5, dtype), draw_uniforms(7, 9, 8, dtype)[:3, :5])

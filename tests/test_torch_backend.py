@@ -11,10 +11,11 @@ import pytest
 import torch
 from esalign_torch import TorchBackend
 from esalign_torch.decoding import Batch
-from esalign_torch.text import StopStrings
 from models import ARCHITECTURES, drop_tokenizer_entry, make_adapter, make_model, make_tiny
 from transformers import AutoModelForCausalLM
 
+from esalign.engines.loading import load_model
+from esalign.engines.stops import StopStrings
 from esalign.errors import BackendError, MissingPackageError
 from esalign.space import SvdLora
 from esalign.testing import BACKEND_CLAIMS, Reference, Subject
@@ -49,6 +50,16 @@ def llama(subjects):
     return subjects("llama")
 
 
+@pytest.fixture(scope="module")
+def given(llama):
+    """The same model, handed over as an object."""
+
+    def make():
+        return TorchBackend(load_model("model", str(llama.model), dtype="float32", device="cpu"), llama.space)
+
+    return Subject(make, model=llama.model, space=llama.space)
+
+
 @pytest.fixture
 def copied(llama, tmp_path):
     """A copy of the Llama model's folder, to be spoilt."""
@@ -58,6 +69,11 @@ def copied(llama, tmp_path):
 @pytest.mark.parametrize("claim", BACKEND_CLAIMS, ids=lambda claim: claim.__name__)
 def test_torch_engine_holds_the_contract(llama, claim):
     claim(llama)
+
+
+@pytest.mark.parametrize("claim", BACKEND_CLAIMS, ids=lambda claim: claim.__name__)
+def test_a_model_that_is_loaded_already_holds_the_contract(given, claim):
+    claim(given)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
@@ -117,7 +133,7 @@ def test_one_answer_that_does_not_fit_the_memory_is_an_error(llama, monkeypatch)
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Batch, "_step", no_memory)
-    with pytest.raises(BackendError, match="does not hold one answer of 24 tokens"):
+    with pytest.raises(BackendError, match="does not hold one completion of 24 tokens"):
         llama.backend.generate(llama.candidates[:2], llama.prompts, GREEDY)
 
 
@@ -200,17 +216,18 @@ def test_stop_strings_are_found_across_the_borders_of_tokens(llama):
     codec = llama.backend._engine.codec
     for at in range(len(text) - 1):
         stop = text[at : at + 2]
-        finder = StopStrings(codec, (stop,), torch.device("cpu"))
+        finder = StopStrings(codec, (stop,))
         first = next(n for n in range(1, len(ids) + 1) if stop in codec.decode(ids[:n]))
-        found = next(n for n in range(1, len(ids) + 1) if finder.may_complete[ids[n - 1]] and finder.completed(ids[:n]))
+        found = next(n for n in range(1, len(ids) + 1) if finder.may_complete(ids[n - 1]) and finder.completed(ids[:n]))
         assert found == first, stop
         assert codec.complete(list(ids[:found]), (stop,)).text == text[: text.index(stop)]
 
 
 def test_a_stop_string_reads_few_answers(llama):
-    finder = StopStrings(llama.backend._engine.codec, ("\n",), torch.device("cpu"))
-    visible = finder.may_complete.sum().item()
-    assert visible < 0.6 * len(finder.may_complete)  # this vocabulary is half of broken bytes, which may be anything
+    codec = llama.backend._engine.codec
+    finder = StopStrings(codec, ("\n",))
+    visible = sum(map(finder.may_complete, range(codec.vocab)))
+    assert visible < 0.6 * codec.vocab  # this vocabulary is half of broken bytes, which may be anything
 
 
 def test_a_tokenizer_without_padding_token_will_do(llama, copied):
@@ -259,11 +276,11 @@ def test_prompts_of_no_known_kind_are_errors(llama, prompt):
     ("options", "message"),
     [
         ({"dtype": "float8"}, "dtype is 'float8', expected one of float32"),
-        ({"quantization": "int3"}, "quantization is 'int3', expected 'int8', 'int4'"),
+        ({"quantization": "int3"}, "quantization is 'int3', expected one of int8, int4"),
         ({"device": "abacus"}, "device is 'abacus', expected 'auto'"),
         ({"device": "cuda:99"}, "device is 'cuda:99', but this machine has"),
         ({"memory_gb": 0}, "memory_gb is 0, expected a number above 0"),
-        ({"max_rows": -1}, "max_rows is -1, expected a number above 0"),
+        ({"max_rows": -1}, "max_rows is -1, expected a whole number of at least 1"),
         ({"attn_implementation": "psychic"}, "cannot be loaded"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
@@ -329,7 +346,7 @@ def test_int4_refuses_widths_that_are_no_multiple_of_its_groups(tmp_path):
 
 def test_what_exceeds_the_context_says_by_how_much(llama):
     with pytest.raises(
-        BackendError, match=r"prompt 1 has 250 tokens and its answer may have 24, but .* context of 256"
+        BackendError, match=r"prompt 1 has 250 tokens and its completion may have 24, but .* context of 256"
     ):
         llama.backend.generate(llama.candidates, ["3", [5] * 250], GREEDY)
 

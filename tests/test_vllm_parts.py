@@ -17,6 +17,7 @@ from esalign_vllm.options import choose_dtype, cpu_cache_bytes
 from esalign_vllm.scoring import Scorer
 from models import make_adapter, make_tiny
 
+from esalign.engines.checks import Given
 from esalign.errors import BackendError, ConfigError, MissingPackageError
 from esalign.space import SvdLora
 from esalign.types import Sampling
@@ -309,7 +310,7 @@ def test_tested_vllm_is_silent(recwarn: pytest.WarningsRecorder) -> None:
 
 
 def test_model_that_is_not_there_is_refused() -> None:
-    with pytest.raises(BackendError, match=r"model '/nowhere' cannot be read"):
+    with pytest.raises(BackendError, match=r"model '/nowhere' cannot be loaded"):
         load_config("/nowhere", trust_remote_code=False)
 
 
@@ -376,7 +377,7 @@ def test_second_model_runner_is_asked_for_the_supports_ids_alone() -> None:
     if not hasattr(SamplingParams, "prompt_logprob_token_ids"):
         pytest.skip("this vLLM has no such request")
     support = np.array([[5, 6], [7, 8], [9, 9]])
-    plan = Scorer(fake_llm(second_runner=True), 20).plan([1, 2], [3, 4, 5], support)
+    plan = Scorer(fake_llm(second_runner=True), 20).plan(Given((1, 2), (3, 4, 5), support), wide=True)
     assert plan.ids == [1, 2, 3, 4, 5]
     assert plan.values == 6
     plan.parameters._validate_logprobs(SimpleNamespace(max_logprobs=-1, max_model_len=16, get_vocab_size=lambda: 20))
@@ -388,10 +389,11 @@ def test_second_model_runner_is_asked_for_the_supports_ids_alone() -> None:
 
 def test_sequence_that_fills_the_context_leaves_its_last_token_to_be_generated() -> None:
     scorer = Scorer(fake_llm(second_runner=True, context=5), 20)
-    plan = scorer.plan([1, 2], [3, 4, 5], None)
+    own = np.array([[3], [4], [5]])
+    plan = scorer.plan(Given((1, 2), (3, 4, 5), own), wide=False)
     assert plan.ids == [1, 2, 3, 4]
     assert plan.parameters.allowed_token_ids == [5]
-    assert scorer.plan([1], [3, 4, 5], None).parameters.allowed_token_ids is None
+    assert scorer.plan(Given((1,), (3, 4, 5), own), wide=False).parameters.allowed_token_ids is None
 
 
 # --- small things

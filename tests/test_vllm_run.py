@@ -122,14 +122,14 @@ def refused(outcome: tuple[Any, str, list[str]], told: str) -> None:
     [
         ("backend.options={max_model_length: 64}", "no option 'max_model_length', did you mean 'max_model_len'?"),
         ("backend.options={max_loras: 4}", "option 'max_loras' of backend 'vllm' is set by the backend"),
-        ("backend.options={mode: fast}", "is 'fast', expected auto, shared-basis, slots, files"),
+        ("backend.options={mode: fast}", "is 'fast', expected one of auto, shared-basis, slots, files"),
         ("backend.options={fully_sharded_loras: true, mode: slots}", "fully_sharded_loras also splits the rank"),
         ("backend.device=cuda", "the installed vLLM computes on 'cpu' alone"),
         ("backend.dtype=int8", "got dtype 'int8', expected auto, float32"),
         ("backend.options={max_model_len: 1000}", "vLLM cannot start model"),
         ("backend.options={max_model_len: 12}", "raise the option max_model_len"),
         ("sampling.max_tokens=256", "has a context of 256: shorten the prompt, lower max_tokens"),
-        ("model.path=/nowhere", "model '/nowhere' cannot be read"),
+        ("model.path=/nowhere", "model '/nowhere' cannot be loaded"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(folder: Path, call: Any, override: str, told: str) -> None:

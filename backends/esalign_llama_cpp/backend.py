@@ -7,27 +7,22 @@ from typing import Any
 
 import numpy as np
 
+from esalign.engines.checks import as_asked, check_choice, check_count, check_positive, check_sequences, opened
+from esalign.engines.loading import load_tokenizer
+from esalign.engines.sampling import draw_uniforms
+from esalign.engines.stops import StopStrings
 from esalign.engines.text import TextCodec
-from esalign.errors import BackendError
 from esalign.space import SvdLora
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
-from esalign_llama_cpp.consumers import Answers, Scores, group_by_prompt
+from esalign_llama_cpp.consumers import Completions, Scores, group_by_prompt
 from esalign_llama_cpp.context import CACHE_TYPES
 from esalign_llama_cpp.engine import Engine, SingularValues
 from esalign_llama_cpp.library import load_library
 from esalign_llama_cpp.model import GgufModel, Vocabulary
-from esalign_llama_cpp.options import (
-    check_choice,
-    check_count,
-    check_room,
-    default_threads,
-    find_device,
-    make_settings,
-)
-from esalign_llama_cpp.sampling import draw_uniforms
+from esalign_llama_cpp.options import check_sequence_count, default_threads, find_device, make_settings
 from esalign_llama_cpp.sources import KIND_OF_DTYPE, QUANTIZATIONS, Source, find_source
 from esalign_llama_cpp.switch import METHODS, Method
-from esalign_llama_cpp.text import GgufTokenizer, StopStrings, load_tokenizer
+from esalign_llama_cpp.text import GgufTokenizer
 
 
 class LlamaCppBackend:
@@ -55,14 +50,14 @@ class LlamaCppBackend:
             each one anew, ``"auto"`` takes the first that passes its checks.
         threads: CPU threads; None for half of the processors, which is one per core where a core counts as two. More
             threads than idle cores are much slower than fewer.
-        context: the most tokens of a prompt with its answer; None grows with what is asked, up to the model's own.
+        context: the most tokens of a prompt with its completion; None grows with what is asked, up to the model's own.
         sequences: sequences answered together, 1 to 255; None for 32, or fewer where their cache would be too large.
         batch: the most tokens of one step.
         kv_type: type of the key-value cache: f32, f16 or q8_0; None goes by dtype.
         kv_memory_gb: memory for the key-value cache, in GB, where ``sequences`` is None.
         flash_attention: None leaves it to llama.cpp, but with a float32 cache it is off.
-        kv_unified: one cache for all sequences. Mostly a bit faster, but with quantised weights an answer then depends
-            on which others are in its batch.
+        kv_unified: one cache for all sequences. Mostly a bit faster, but with quantised weights a completion then
+            depends on which others are in its batch.
         gpu_layers: layers on the GPU; None for all.
         chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": False}``.
 
@@ -101,11 +96,11 @@ class LlamaCppBackend:
             ("kv_type", kv_type, (None, *CACHE_TYPES)),
         ):
             check_choice(name, value, choices)
-        for name, count in (("threads", threads), ("context", context), ("sequences", sequences)):
-            check_count(name, 1 if count is None else count)
-        check_count("batch", batch)
-        check_count("gpu_layers", 0 if gpu_layers is None else gpu_layers, least=0)
-        check_room(sequences=sequences, batch=batch, kv_memory_gb=kv_memory_gb)
+        for name, count in (("threads", threads), ("context", context), ("sequences", sequences), ("batch", batch)):
+            check_count(name, count)
+        check_count("gpu_layers", gpu_layers, least=0)
+        check_positive("kv_memory_gb", kv_memory_gb)
+        check_sequence_count(sequences, batch=batch)
         library = load_library()
         layers, gpu = find_device(device, gpu_layers, gpus=bool(library.api.llama_supports_gpu_offload()))
         threads = threads or default_threads()
@@ -124,7 +119,7 @@ class LlamaCppBackend:
                 flash_attention=flash_attention,
                 kv_unified=kv_unified,
             )
-            self._codec = _make_codec(loaded, self._source, tokenizer, chat_template_kwargs or {})
+            self._codec = _make_codec(loaded, self._source, tokenizer, context, chat_template_kwargs)
             self._engine: Engine | None = Engine(
                 loaded,
                 space,
@@ -143,54 +138,47 @@ class LlamaCppBackend:
         sampling: Sampling,
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
-        """Answer every prompt with every candidate; see `esalign.protocols.Backend`."""
-        engine = self._open()
+        """Complete every prompt with every candidate; see `esalign.protocols.Backend`."""
+        engine = opened(self._engine)
         table = self._tabulate(candidates)
-        encoded = [self._codec.encode(prompt, f"prompt {j}") for j, prompt in enumerate(prompts)]
-        for j, ids in enumerate(encoded):
-            engine.check_length(f"prompt {j}", len(ids), sampling.max_tokens)
+        encoded = self._codec.encode_prompts(prompts, sampling.max_tokens)
         groups = group_by_prompt(encoded, range(len(encoded)))
         longest = max(map(len, encoded), default=0) + sampling.max_tokens
-        uniforms = [draw_uniforms(sampling, j) for j in range(len(encoded))]
+        uniforms = draw_uniforms(sampling.seed, len(encoded), sampling.max_tokens) if sampling.temperature else None
         stops = StopStrings(self._codec, sampling.stop) if sampling.stop else None
         rows = []
         for i, values in enumerate(table):
-            answers: dict[int, Completion] = {}
+            done: dict[int, Completion] = {}
 
-            def finish(j: int, answer: Completion, i: int = i, answers: dict[int, Completion] = answers) -> None:
-                answers[j] = answer
+            def finish(j: int, completion: Completion, i: int = i, done: dict[int, Completion] = done) -> None:
+                done[j] = completion
                 if on_completion is not None:
-                    on_completion(i, j, answer)
+                    on_completion(i, j, completion)
 
-            consumer = Answers(self._codec, sampling, stops, uniforms, finish)
+            consumer = Completions(self._codec, sampling, stops, uniforms, finish)
             engine.run(values, groups, consumer, longest=longest)
-            rows.append([answers[j] for j in range(len(encoded))])
+            rows.append([done[j] for j in range(len(encoded))])
         return rows
 
     def score(
         self, candidates: Array, sequences: Sequences, support: Sequence[Array] | None = None
     ) -> list[list[Array]]:
-        """Give the teacher-forced log-probabilities of given answers; see `esalign.protocols.Backend`."""
-        engine = self._open()
+        """Give the teacher-forced log-probabilities of given completions; see `esalign.protocols.Backend`."""
+        engine = opened(self._engine)
         table = self._tabulate(candidates)
-        prompts, answers, wanted = [], [], []
-        for j, (prompt, answer) in enumerate(sequences):
-            prompts.append(self._codec.encode(prompt, f"the prompt of sequence {j}"))
-            answers.append(self._codec.encode(answer, f"the answer of sequence {j}") if len(answer) else ())
-            engine.check_length(f"the prompt of sequence {j}", len(prompts[j]), len(answers[j]))
-            wanted.append(self._check_support(j, answers[j], None if support is None else support[j]))
-        groups = group_by_prompt(prompts, [j for j, answer in enumerate(answers) if answer])
-        longest = max((len(p) + len(a) for p, a in zip(prompts, answers, strict=True)), default=0)
+        given = check_sequences(self._codec, sequences, support)
+        groups = group_by_prompt([one.prompt for one in given], [j for j, one in enumerate(given) if one.completion])
+        longest = max((len(one.prompt) + len(one.completion) for one in given), default=0)
         rows = []
         for values in table:
-            scores = Scores(answers, wanted)
+            scores = Scores(given)
             engine.run(values, groups, scores, longest=longest)
-            rows.append(scores.values if support is not None else [part[:, 0] for part in scores.values])
-        return rows
+            rows.append(scores.values)
+        return as_asked(rows, support)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids that the engine feeds for a prompt."""
-        self._open()
+        opened(self._engine)
         return self._codec.encode(prompt)
 
     def close(self) -> None:
@@ -200,11 +188,6 @@ class LlamaCppBackend:
             self._engine = None
             self._source.close()
 
-    def _open(self) -> Engine:
-        if self._engine is None:
-            raise BackendError("the engine was closed: make a new one")
-        return self._engine
-
     def _tabulate(self, candidates: Array) -> list[SingularValues]:
         """Return per candidate the singular values of A and B of every module."""
         if self.space is None:
@@ -212,21 +195,13 @@ class LlamaCppBackend:
         pairs = self.space.singular_values(candidates)
         return [[(a[i], b[i]) for a, b in pairs] for i in range(len(np.asarray(candidates)))]
 
-    def _check_support(self, j: int, answer: tuple[int, ...], support: Array | None) -> Array:
-        """Return the ids of interest of sequence j, shape (tokens, k)."""
-        wanted = np.asarray(answer, dtype=np.int64)[:, None] if support is None else np.asarray(support)
-        if wanted.ndim != 2 or len(wanted) != len(answer) or wanted.dtype.kind not in "iu":
-            raise BackendError(
-                f"support {j} has shape {wanted.shape} and type {wanted.dtype}, expected integers of shape "
-                f"({len(answer)}, k): one row per token of the answer"
-            )
-        if wanted.size and not 0 <= wanted.min() <= wanted.max() < self._codec.vocab:
-            raise BackendError(f"support {j} holds ids outside of the vocabulary, 0 to {self._codec.vocab - 1}")
-        return wanted.astype(np.int64)
-
 
 def _make_codec(
-    model: GgufModel, source: Source, tokenizer: str | Path | None, chat_template_kwargs: Mapping[str, Any]
+    model: GgufModel,
+    source: Source,
+    tokenizer: str | Path | None,
+    context: int | None,
+    chat_template_kwargs: Mapping[str, Any] | None,
 ) -> TextCodec:
     """Return the codec of the tokenizer that was asked for, of the folder's, or of the GGUF file's vocabulary."""
     home = tokenizer or source.folder
@@ -234,12 +209,15 @@ def _make_codec(
     if home is None:
         chosen: Any = GgufTokenizer(model)
     else:
-        chosen = load_tokenizer(home)
+        chosen = load_tokenizer(str(home))
         ends |= {chosen.eos_token_id} - {None}
+    longer = "raise the option 'context', " if context is not None else ""
     return TextCodec(
         chosen,
         vocab=model.vocab_size,
         ends=ends,
+        context=context or model.context,
+        remedy=f"{longer}shorten the prompt or lower max_tokens",
         chat_template_kwargs=chat_template_kwargs,
-        label=str(model.path if home is None else home),
+        label=f"model '{model.path if home is None else home}'",
     )

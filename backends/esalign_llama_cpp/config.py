@@ -68,7 +68,7 @@ class ModelConfig:
         norm_epsilon: of the RMS norms.
         tied: whether the head is the embedding.
         rope: position embedding.
-        ends: ids that end an answer.
+        ends: ids that end a completion.
     """
 
     architecture: str

@@ -1,25 +1,27 @@
-"""What is done with the logits: answering prompts, and scoring given answers."""
+"""What is done with the logits: completing prompts, and scoring given completions."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from esalign.engines.checks import Given
+from esalign.engines.stops import StopStrings
 from esalign.engines.text import TextCodec
 from esalign.types import Array, Completion, Sampling
 from esalign_llama_cpp.decoder import Group
 from esalign_llama_cpp.sampling import choose, log_probabilities
-from esalign_llama_cpp.text import StopStrings
 
 
-class Answers:
-    """Answers one candidate's prompts, token by token; a member is a prompt.
+class Completions:
+    """Completes prompts with one candidate, token by token; a member is a prompt.
 
     Args:
         codec: of the model.
         sampling: how to decode.
         stops: finds stop strings; None where there are none.
-        uniforms: each prompt's random numbers, common to all candidates.
-        finish: called with (prompt, answer) as each one ends.
+        uniforms: each prompt's random numbers, common to all candidates, shape (prompts, max_tokens); None when greedy.
+        finish: called with (prompt, completion) as each one ends.
     """
 
     def __init__(
@@ -27,7 +29,7 @@ class Answers:
         codec: TextCodec,
         sampling: Sampling,
         stops: StopStrings | None,
-        uniforms: Sequence[Array | None],
+        uniforms: Array | None,
         finish: Callable[[int, Completion], None],
     ) -> None:
         self._codec = codec
@@ -35,41 +37,38 @@ class Answers:
         self._stops = stops
         self._uniforms = uniforms
         self._finish = finish
-        self._ids: list[list[int]] = [[] for _ in uniforms]
+        self._ids: defaultdict[int, list[int]] = defaultdict(list)
 
     def consume(self, member: int, logits: Array) -> Sequence[int]:
-        """Choose a token, and feed it unless the answer has ended."""
-        ids = self._ids[member]
-        uniforms = self._uniforms[member]
-        token = choose(logits[-1], self._sampling, None if uniforms is None else uniforms[len(ids)])
+        """Choose a token, and feed it unless the completion has ended."""
+        ids, stops = self._ids[member], self._stops
+        token = choose(logits[-1], self._sampling, None if self._uniforms is None else self._uniforms[member, len(ids)])
         ids.append(token)
         ended = token in self._codec.ends or len(ids) == self._sampling.max_tokens
-        if ended or (self._stops is not None and self._stops.completed(ids)):
+        if ended or (stops is not None and stops.may_complete(token) and stops.completed(ids)):
             self._finish(member, self._codec.complete(ids, self._sampling.stop))
             return ()
         return (token,)
 
 
 class Scores:
-    """Collects one candidate's log-probabilities of given answers; a member is a sequence.
+    """Collects one candidate's log-probabilities of given completions; a member is a sequence.
 
-    Args:
-        answers: the given ids.
-        wanted: per answer the ids of interest at each position, shape (tokens, k).
+    Attributes:
+        values: per sequence, of the ids of interest at each token, shape (tokens, k), float32.
     """
 
-    def __init__(self, answers: Sequence[tuple[int, ...]], wanted: Sequence[Array]) -> None:
-        self._answers = answers
-        self._wanted = wanted
-        self._filled = [0] * len(answers)
-        self.values = [np.empty(ids.shape, np.float32) for ids in wanted]
+    def __init__(self, given: Sequence[Given]) -> None:
+        self._given = given
+        self._filled = [0] * len(given)
+        self.values = [np.empty(one.wanted.shape, np.float32) for one in given]
 
     def consume(self, member: int, logits: Array) -> Sequence[int]:
-        """Note the log-probabilities, and feed the answer once the prompt is read."""
+        """Note the log-probabilities, and feed the completion once the prompt is read."""
         start = self._filled[member]
         stop = self._filled[member] = start + len(logits)
-        self.values[member][start:stop] = log_probabilities(logits, self._wanted[member][start:stop])
-        return self._answers[member][:-1] if start == 0 else ()
+        self.values[member][start:stop] = log_probabilities(logits, self._given[member].wanted[start:stop])
+        return self._given[member].completion[:-1] if start == 0 else ()
 
 
 def group_by_prompt(prompts: Sequence[tuple[int, ...]], members: Sequence[int]) -> list[Group]:

@@ -2,7 +2,7 @@
 
 Sequences enter as groups that share a prompt. What all prompts have in common is read once per candidate, a group's
 prompt once per group; the cache is copied from there. What is fed behind the prompt, one chosen token at a time or a
-whole answer, is the consumer's choice.
+whole completion, is the consumer's choice.
 
 Without a unified cache llama.cpp only computes sequences together whose numbers are consecutive. So the sequences in
 work always are 1, 2, 3 and so on: when one ends, the last one moves into its place.
@@ -144,9 +144,9 @@ class Decoder:
     def _choose(self, work: list[_Work]) -> tuple[list[int], int]:
         """Return the numbers of the sequences to feed, and how many tokens of each.
 
-        Those come first that have the most left, so that prompts are read before answers go on. Only such with equally
-        many are fed together: llama.cpp would cut the batch where the shortest ends, and how a prompt is cut up, which
-        quantised weights make felt, must not depend on its company.
+        Those come first that have the most left, so that prompts are read before completions go on. Only such with
+        equally many are fed together: llama.cpp would cut the batch where the shortest ends, and how a prompt is cut
+        up, which quantised weights make felt, must not depend on its company.
         """
         settings = self._context.settings
         left, silent = max((len(sequence.tokens), sequence.silent) for sequence in work)

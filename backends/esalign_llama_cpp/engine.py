@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from esalign.errors import BackendError
 from esalign.space import SvdLora
 from esalign.types import Array
 from esalign_llama_cpp.context import GRANULARITY, Context, Settings
@@ -22,7 +21,7 @@ class Engine:
         space: the frozen factors, or None.
         settings: of contexts.
         method: how to switch candidates.
-        sequences: answered together; None for a default.
+        sequences: completed together; None for a default.
         context: the most tokens of a sequence; None for the model's own context.
         kv_bytes: memory for the key-value cache where sequences is None.
     """
@@ -40,26 +39,12 @@ class Engine:
     ) -> None:
         self.model = model
         self.settings = settings
-        self.limit = context or model.context
+        self._limit = context or model.context
         self._fixed_context = context is not None
         self._sequences = sequences
         self._kv_bytes = kv_bytes
         self._context: Context | None = None
         self._switch = make_switch(space, model, method)
-
-    def check_length(self, name: str, prompt: int, answer: int) -> None:
-        """Refuse what does not fit.
-
-        Raises:
-            BackendError: prompt and answer together are longer than the context.
-        """
-        if prompt + answer <= self.limit:
-            return
-        remedy = "raise the option 'context', shorten the prompt" if self._fixed_context else "shorten the prompt"
-        raise BackendError(
-            f"{name} has {prompt} tokens and its answer may have {answer}, but the context of '{self.model.path.name}' "
-            f"is {self.limit}: {remedy} or lower max_tokens"
-        )
 
     def run(self, values: SingularValues, groups: Sequence[Group], consumer: Consumer, *, longest: int) -> None:
         """Feed groups to a candidate.
@@ -80,7 +65,7 @@ class Engine:
         """Return a context for sequences of a length, making a larger one where the present one is too small."""
         if self._context is None or self._context.tokens < longest:
             self._close_context()
-            tokens = self.limit if self._fixed_context else -(-longest // GRANULARITY) * GRANULARITY
+            tokens = self._limit if self._fixed_context else -(-longest // GRANULARITY) * GRANULARITY
             count = count_sequences(self._sequences, self.model, self.settings, tokens, self._kv_bytes)
             self._context = Context(self.model, self.settings, sequences=count + 1, tokens=tokens)
         return self._context

@@ -175,7 +175,7 @@ class Vocabulary:
 
     @cached_property
     def ends(self) -> frozenset[int]:
-        """The ids that end an answer."""
+        """The ids that end a completion."""
         is_end = self._api.llama_vocab_is_eog
         return frozenset(token for token in range(self.size) if is_end(self._vocab, token))
 

@@ -2,8 +2,6 @@
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 from esalign.errors import BackendError
 from esalign_llama_cpp.context import CACHE_BYTES, MOST_SEQUENCES, Settings
@@ -13,23 +11,8 @@ DEFAULT_SEQUENCES = 32
 LOGITS_ELEMENTS = 2**24  # of one step, which bounds them to 64 MiB
 
 
-def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Refuse what is none of the choices."""
-    if value not in choices:
-        listed = ", ".join(str(choice) for choice in choices if choice is not None)
-        raise BackendError(f"{name} is {value!r}, expected one of {listed}")
-
-
-def check_count(name: str, value: Any, *, least: int = 1) -> None:
-    """Refuse what is no whole number of at least so much."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise BackendError(f"{name} is {value!r}, expected a whole number of at least {least}")
-
-
-def check_room(*, sequences: int | None, batch: int, kv_memory_gb: float) -> None:
-    """Refuse more sequences than a step has tokens, or no memory for them."""
-    if not kv_memory_gb > 0:
-        raise BackendError(f"kv_memory_gb is {kv_memory_gb!r}, expected a number above 0")
+def check_sequence_count(sequences: int | None, *, batch: int) -> None:
+    """Refuse more sequences than a step has tokens."""
     most = min(MOST_SEQUENCES, batch) - 1  # one more holds what prompts share; llama.cpp aborts beyond
     if (sequences or 1) > most:
         raise BackendError(

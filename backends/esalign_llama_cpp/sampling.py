@@ -4,19 +4,6 @@ import numpy as np
 
 from esalign.types import Array, Sampling
 
-ALMOST_ONE = np.float32(1.0 - 2.0**-23)
-
-
-def draw_uniforms(sampling: Sampling, prompt: int) -> Array | None:
-    """Return the random numbers of a prompt, shape (max_tokens,), in [0, 1); None when greedy.
-
-    They come from (seed, prompt) alone: not from the other prompts, nor from the candidates.
-    """
-    if sampling.temperature == 0.0:
-        return None
-    generator = np.random.default_rng([sampling.seed % 2**64, prompt])
-    return generator.random(sampling.max_tokens, dtype=np.float32).clip(max=ALMOST_ONE)
-
 
 def choose(logits: Array, sampling: Sampling, uniform: float | None) -> int:
     """Return the next token, from logits of shape (vocab,).

@@ -27,7 +27,7 @@ class Source:
     Args:
         gguf: the GGUF file.
         folder: the Hugging Face folder that it was made from; None where the user gave a GGUF file.
-        ends: ids that end an answer, as the folder says.
+        ends: ids that end a completion, as the folder says.
         temporary: holds the file where no cache folder was given; it goes when this object goes.
     """
 

@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from esalign.engines.stops import StopStrings
 from esalign.engines.text import TextCodec
 from esalign.types import Completion, Sampling
 from esalign_torch.cache import RowCache
 from esalign_torch.lora import SingularValues
 from esalign_torch.sampling import choose
-from esalign_torch.text import StopStrings
 
 
 class Row(NamedTuple):
-    """One answer to be found: candidate's index, prompt's index, and the prompt's ids."""
+    """One completion to be found: candidate's index, prompt's index, and the prompt's ids."""
 
     candidate: int
     prompt: int
@@ -53,13 +53,15 @@ class Request:
         table: singular values of all candidates, shape (population, width).
         uniforms: the prompts' random numbers, shape (prompts, max_tokens), or (prompts, 0) when greedy.
         stops: finder of stop strings, or None.
-        ends: ids that end an answer, shape (ends,).
+        may_complete: which ids may complete a stop string, shape (vocab,), bool; None without stop strings.
+        ends: ids that end a completion, shape (ends,).
     """
 
     sampling: Sampling
     table: Tensor
     uniforms: Tensor
     stops: StopStrings | None
+    may_complete: Tensor | None
     ends: Tensor
 
 
@@ -102,7 +104,7 @@ class Batch:
     Args:
         engine: the model and its companions.
         request: what the rows share.
-        rows: what to answer.
+        rows: what to complete.
         tables: what is known of the rows.
         cache: their keys and values.
     """
@@ -151,7 +153,7 @@ class Batch:
         self.cache.shrink(self.live)
 
     def run(self, until: int) -> Iterator[tuple[Row, Completion]]:
-        """Decode until no more than so many rows are live, and yield the answers as they finish."""
+        """Decode until no more than so many rows are live, and yield the completions as they finish."""
         if self.live and not int(self.tables.counts[0]):
             yield from self._release(self._first)
         self._show_values()
@@ -162,16 +164,18 @@ class Batch:
         """Fill the cache with the prompts, and choose the first tokens."""
         ids, lengths = [row.ids for row in self.rows], self.tables.lengths
         width = max(map(len, ids))
+        # Prompts stand at the right, so that all rows write their next token into one slot; shape (rows, width).
         padded = torch.tensor([[self.engine.pad] * (width - len(x)) + list(x) for x in ids], device=self.engine.device)
-        slots = torch.arange(width, device=self.engine.device)[None]
+        slots = torch.arange(width, device=self.engine.device)[None]  # (1, width)
         chosen = []
         most = max(1, most_tokens // width)
         for first in range(0, self.live, most):
             part = slice(first, min(first + most, self.live))
             self.cache.focus(part.start, part.stop)
             self.engine.values.show(self.tables.values[part])
-            blank = width - lengths[part, None]
+            blank = width - lengths[part, None]  # slots of padding before each prompt, (rows, 1)
             mask = None if self.even else slots >= blank
+            # A position counts from the prompt's first token, whatever padding stands before it; (rows, width).
             positions = slots if self.even else (slots - blank).clamp(min=0)
             chosen.append(self._choose(self._forward(padded[part], mask, positions), part))
         self.cache.advance(width)
@@ -181,8 +185,9 @@ class Batch:
     def _step(self) -> Tensor:
         """Feed the newest tokens. Returns the next ones, shape (live,)."""
         live, tables, filled = self.live, self.tables, self.cache.filled
-        newest = tables.tokens[:live].gather(1, tables.counts[:live, None] - 1)
-        lengths = tables.lengths[:live, None]
+        newest = tables.tokens[:live].gather(1, tables.counts[:live, None] - 1)  # (live, 1)
+        lengths = tables.lengths[:live, None]  # also the position of the newest token, the first being 0; (live, 1)
+        # The last ``length`` filled slots are the row's own, and the one that is written now; (live, filled + 1).
         mask = None if self.even else torch.arange(filled + 1, device=lengths.device)[None] >= filled - lengths
         logits = self._forward(newest, mask, lengths[:1] if self.even else lengths)
         self.cache.advance(1)
@@ -215,16 +220,16 @@ class Batch:
 
     @torch.inference_mode()
     def _release(self, chosen: Tensor) -> list[tuple[Row, Completion]]:
-        """Note the newest tokens. Returns the answers that they finish, and closes the ranks of the others."""
+        """Note the newest tokens. Returns the completions that they finish, and closes the ranks of the others."""
         tables = self.tables
         counts = tables.counts[: self.live]
-        tables.tokens[: self.live].scatter_(1, counts[:, None], chosen[:, None])
+        tables.tokens[: self.live].scatter_(1, counts[:, None], chosen[:, None])  # row by row at its own count
         counts += 1
         finished = self._finished(chosen, counts)
         if not finished:
             return []
-        answers = zip(tables.tokens[finished].tolist(), counts[finished].tolist(), strict=True)
-        done = [(self.rows[at], ids[:count]) for at, (ids, count) in zip(finished, answers, strict=True)]
+        completions = zip(tables.tokens[finished].tolist(), counts[finished].tolist(), strict=True)
+        done = [(self.rows[at], ids[:count]) for at, (ids, count) in zip(finished, completions, strict=True)]
         self._close_ranks(finished)
         return [(row, self.engine.codec.complete(ids, self.request.sampling.stop)) for row, ids in done]
 
@@ -233,9 +238,9 @@ class Batch:
         stops = self.request.stops
         ended = torch.isin(chosen, self.request.ends) | (counts == self.request.sampling.max_tokens)
         places: list[int] = ended.nonzero()[:, 0].tolist()
-        if stops is None:
+        if stops is None or self.request.may_complete is None:
             return places
-        suspects: list[int] = (~ended & stops.may_complete[chosen]).nonzero()[:, 0].tolist()
+        suspects: list[int] = (~ended & self.request.may_complete[chosen]).nonzero()[:, 0].tolist()
         texts = zip(self.tables.tokens[suspects].tolist(), counts[suspects].tolist(), strict=True)
         stopped = [at for at, (ids, count) in zip(suspects, texts, strict=True) if stops.completed(ids[:count])]
         return sorted(places + stopped)
@@ -244,6 +249,7 @@ class Batch:
         """Move the last live rows to the places of finished ones."""
         live = self.live - len(finished)
         gone = set(finished)
+        # As many live rows lie behind the new border as finished ones before it, so that one copy each is enough.
         sources = [at for at in range(live, self.live) if at not in gone]
         targets = [at for at in finished if at < live]
         self.live = live

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from esalign.engines.loading import LoadedModel
 from esalign.errors import BackendError
 from esalign.space import SvdLora, SvdModule
 from esalign.types import Array
@@ -40,6 +41,7 @@ class SingularValues:
     def tabulate(self, space: SvdLora, candidates: Array) -> Array:
         """Return all singular values of candidates, shape (population, width), float32."""
         pairs = space.singular_values(candidates)
+        # One candidate's columns: for each group s_A of all its modules, then s_B; each part is (population, rank).
         columns = [pairs[place][factor] for group in self.groups for factor in (0, 1) for place in group]
         return np.concatenate(columns, axis=1)
 
@@ -72,6 +74,7 @@ class SharedInput(nn.Module):
         self.values = values
         self.place = 2 * place
         down = torch.from_numpy(np.concatenate([module.a.Vt.T for module in modules], axis=1))  # (in, rank)
+        # M^T of each layer is a block: no layer's V_A^T x may leak into another's update; (rank, rank) of the group.
         core = torch.block_diag(*(torch.from_numpy(np.ascontiguousarray(module.core.T)) for module in modules))
         self.down = nn.Buffer(down.to(device=device, dtype=dtype), persistent=False)
         self.core = nn.Buffer(core.to(device=device, dtype=dtype), persistent=False)  # (rank, rank)
@@ -86,10 +89,10 @@ class SharedInput(nn.Module):
                 "'torch' cannot adapt layers that see tokens regrouped, such as experts"
             )
         if self._input() is not x:
-            s_a, s_b = self.values.factors[self.place : self.place + 2]
+            s_a, s_b = self.values.factors[self.place : self.place + 2]  # each (rows, 1, rank): one of every row
             inner = (((x @ self.down) * s_a) @ self.core) * s_b
             self._output = inner.view(-1, inner.shape[-1])
-            self._input = weakref.ref(x)
+            self._input = weakref.ref(x)  # weak, so that the activation can be freed; None, when it was, is no x
         return self._output
 
 
@@ -124,35 +127,26 @@ class PopulationLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x of shape (rows, tokens, in) to (rows, tokens, out)."""
-        inner = self.shared(x)[:, self.columns]
-        y: Tensor = self.base(x)
+        inner = self.shared(x)[:, self.columns]  # (rows * tokens, rank), scaled by s_B
+        y: Tensor = self.base(x)  # (rows, tokens, out), fresh memory, so it may be added to in place
         y.view(-1, y.shape[-1]).addmm_(inner, self.up)
         return y
 
 
-def attach(
-    model: nn.Module,
-    space: SvdLora,
-    *,
-    probe: Callable[[], object],
-    label: str,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> SingularValues:
+def attach(loaded: LoadedModel, space: SvdLora, *, probe: Callable[[], object], dtype: torch.dtype) -> SingularValues:
     """Wrap every layer that the space adapts. Returns the table that the wrapped layers read.
 
     Args:
-        model: the base model; it is changed.
+        loaded: the base model; it is changed.
         space: the frozen factors.
         probe: runs the model once, to find out which layers read the same tensor.
-        label: the model's name, for error messages.
         dtype: type of the computation.
-        device: where the model is.
 
     Raises:
         BackendError: a layer is missing, is not linear, or has another shape than the adapter's factors.
     """
-    layers = [_find(model, module, label) for module in space.modules]
+    model, device = loaded.model, loaded.model.device
+    layers = [_find(model, module, loaded.label) for module in space.modules]
     groups = _group_by_input(layers, probe)
     values = SingularValues()
     values.arrange(groups, [module.rank for module in space.modules])
@@ -198,20 +192,20 @@ def _find(model: nn.Module, module: SvdModule, label: str) -> nn.Module:
         base = model.get_submodule(module.name)
     except AttributeError:
         raise BackendError(
-            f"the adapter adapts {module.name!r}, which model '{label}' does not have: "
+            f"the adapter adapts {module.name!r}, which {label} does not have: "
             "use the model that the adapter was trained on"
         ) from None
     shape = _linear_shape(base)
     if shape is None:
         raise BackendError(
-            f"the adapter adapts {module.name!r}, which in model '{label}' is a {type(base).__name__}, "
+            f"the adapter adapts {module.name!r}, which in {label} is a {type(base).__name__}, "
             "expected a linear layer: train the adapter on linear layers only"
         )
     expected = (module.a.Vt.shape[1], module.b.U.shape[0])
     if shape != expected:
         raise BackendError(
             f"the adapter's factors for {module.name!r} map {expected[0]} to {expected[1]} features, but the layer of "
-            f"model '{label}' maps {shape[0]} to {shape[1]}: use the model that the adapter was trained on"
+            f"{label} maps {shape[0]} to {shape[1]}: use the model that the adapter was trained on"
         )
     return base
 

@@ -1,4 +1,4 @@
-"""In which batches the answers of a call are found."""
+"""In which batches the completions of a call are found."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,36 +12,36 @@ from esalign_torch.decoding import Batch, Engine, Request, Row
 PARKING_SHARE = 0.25  # of a batch's rows: when no more are left, they wait for company
 
 
-def answer_all(
+def complete_all(
     engine: Engine, request: Request, rows: Sequence[Row], limits: Limits
 ) -> Iterator[tuple[Row, Completion]]:
-    """Yield all answers as they finish. When the memory runs out, those that are missing are begun again, in halves.
+    """Yield all completions as they finish. When the memory runs out, the missing ones are begun again, in halves.
 
     Raises:
-        BackendError: the memory does not hold a single answer.
+        BackendError: the memory does not hold a single completion.
     """
     missing = sorted(rows, key=lambda row: -len(row.ids))
     while missing:
         done = set()
         try:
-            for row, completion in _answer_once(engine, request, missing, limits):
+            for row, completion in _complete_once(engine, request, missing, limits):
                 done.add(row[:2])
                 yield row, completion
         except torch.OutOfMemoryError as error:
             if limits.rows == 1:
                 raise BackendError(
-                    f"the device's memory does not hold one answer of {request.sampling.max_tokens} tokens to a prompt "
-                    f"of {len(missing[0].ids)}: lower max_tokens, or use a smaller dtype or quantization"
+                    f"the device's memory does not hold one completion of {request.sampling.max_tokens} tokens to a "
+                    f"prompt of {len(missing[0].ids)}: lower max_tokens, or use a smaller dtype or quantization"
                 ) from error
             limits = limits.halved(len(missing))
             torch.cuda.empty_cache()
         missing = [row for row in missing if row[:2] not in done]
 
 
-def _answer_once(
+def _complete_once(
     engine: Engine, request: Request, rows: Sequence[Row], limits: Limits
 ) -> Iterator[tuple[Row, Completion]]:
-    """Yield all answers, the longest prompts first.
+    """Yield all completions, the longest prompts first.
 
     A step with few rows costs nearly as much as one with many. So when most rows of a batch have finished, the others
     are parked, and decoded on with those of other batches.

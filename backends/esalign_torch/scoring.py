@@ -1,6 +1,7 @@
-"""Teacher-forced log-probabilities of given answers."""
+"""Teacher-forced log-probabilities of given completions."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -11,14 +12,14 @@ from esalign_torch.decoding import Engine
 
 
 class ScoreRow(NamedTuple):
-    """One answer to be scored.
+    """One completion to be scored.
 
     Args:
         candidate: the candidate's index.
         sequence: the sequence's index.
-        ids: prompt and answer.
-        start: where the answer begins in ids, at least 1.
-        wanted: ids of interest at each place of the answer, shape (tokens, k).
+        ids: prompt and completion.
+        start: where the completion begins in ids, at least 1.
+        wanted: ids of interest at each place of the completion, shape (tokens, k).
     """
 
     candidate: int
@@ -28,40 +29,45 @@ class ScoreRow(NamedTuple):
     wanted: Tensor
 
 
-class PositionPicker:
-    """Lets the model's head see chosen positions only: the logits of all would not fit the memory.
+@contextmanager
+def only_at(head: nn.Module, flat: Tensor) -> Iterator[None]:
+    """Let a model's head see chosen positions only: the logits of all would not fit the memory.
 
     It picks before the head rather than after the trunk, as some models change the logits behind their head.
+
+    Args:
+        head: the output head.
+        flat: the positions, counted through all rows, shape (chosen,).
     """
 
-    def __init__(self, head: nn.Module) -> None:
-        self.flat: Tensor | None = None
-        head.register_forward_pre_hook(self._pick)
+    def pick(_head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0]  # (rows, tokens, features)
+        return (hidden.reshape(1, -1, hidden.shape[-1])[:, flat], *args[1:])  # (1, chosen, features)
 
-    def _pick(self, _head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self.flat is None:
-            return None
-        hidden = args[0]
-        return (hidden.reshape(1, -1, hidden.shape[-1])[:, self.flat], *args[1:])
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def cut_scoring(rows: Sequence[ScoreRow], limits: Limits, vocab: int) -> Iterator[list[ScoreRow]]:
     """Cut rows, the longest first, into batches that keep the limits on tokens and logits."""
     batch: list[ScoreRow] = []
-    answers = 0
+    scored = 0
     for row in sorted(rows, key=lambda row: -len(row.ids)):
-        answers += len(row.wanted)
+        scored += len(row.wanted)
         tokens = (len(batch) + 1) * len((batch or [row])[0].ids)
-        if batch and (tokens > limits.tokens or answers * vocab > limits.logits):
+        if batch and (tokens > limits.tokens or scored * vocab > limits.logits):
             yield batch
-            batch, answers = [], len(row.wanted)
+            batch, scored = [], len(row.wanted)
         batch.append(row)
     if batch:
         yield batch
 
 
 @torch.inference_mode()
-def score_batch(engine: Engine, picker: PositionPicker, rows: Sequence[ScoreRow], table: Tensor) -> list[Tensor]:
+def score_batch(engine: Engine, rows: Sequence[ScoreRow], table: Tensor) -> list[Tensor]:
     """Return the log-probabilities of each row's wanted ids, each of shape (tokens, k), float32, on the CPU.
 
     Answers stand at the left and padding at the right, where causal attention does not see it: no mask is needed.
@@ -71,11 +77,8 @@ def score_batch(engine: Engine, picker: PositionPicker, rows: Sequence[ScoreRow]
     ids = [list(row.ids[:-1]) + [engine.pad] * (width + 1 - len(row.ids)) for row in rows]
     flat = [i * width + at for i, row in enumerate(rows) for at in range(row.start - 1, len(row.ids) - 1)]
     engine.values.show(table[torch.tensor([row.candidate for row in rows], device=device)])
-    picker.flat = torch.tensor(flat, device=device)
-    try:
-        logits = engine.model(input_ids=torch.tensor(ids, device=device), use_cache=False).logits[0]
-    finally:
-        picker.flat = None
+    with only_at(engine.model.get_output_embeddings(), torch.tensor(flat, device=device)):
+        logits = engine.model(input_ids=torch.tensor(ids, device=device), use_cache=False).logits[0]  # (chosen, vocab)
     wanted = _stack([row.wanted for row in rows]).to(device)
     scores = _log_probabilities(logits, wanted).cpu()
     counts = [len(row.wanted) for row in rows]

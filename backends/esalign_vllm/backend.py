@@ -5,15 +5,16 @@ from typing import Any
 
 import numpy as np
 
+from esalign.engines.checks import as_asked, check_choice, check_count, check_sequences, opened
+from esalign.engines.loading import list_ends
 from esalign.engines.text import TextCodec
-from esalign.errors import BackendError, ConfigError
 from esalign.space import SvdLora
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_vllm.basis import MODES
 from esalign_vllm.decoding import generation_parameters
 from esalign_vllm.engine import Engine, start_engine
 from esalign_vllm.environment import import_vllm
-from esalign_vllm.fit import check_fit, check_kernels, find_ends, load_config
+from esalign_vllm.fit import check_fit, check_kernels, load_config, load_generation_config
 from esalign_vllm.options import check_device, check_options, choose_dtype, default_arguments
 from esalign_vllm.requests import Request
 from esalign_vllm.scoring import Scorer
@@ -38,14 +39,14 @@ class VllmBackend:
             that works, with a warning if it is not the first.
         slots: the most candidates of one call of vLLM, at least 1; a larger population takes several calls. None for
             256, or in the modes that hold a matrix per slot and layer, 32.
-        seed: seed that vLLM is given; no answer depends on it.
+        seed: seed that vLLM is given; no completion depends on it.
         chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": False}``.
         **options: arguments of ``vllm.LLM``, e.g. ``tensor_parallel_size`` or ``max_model_len``.
 
     Raises:
         MissingPackageError: vLLM is not installed.
-        ConfigError: an unknown option, or one that the backend sets itself.
-        BackendError: vLLM does not start, or the adapter is of another model.
+        ConfigError: an unknown option of vLLM, or one that the backend sets itself.
+        BackendError: vLLM does not start, an own option is out of range, or the adapter is of another model.
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class VllmBackend:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        _check_own_options(mode, slots)
+        check_choice("mode", mode, ("auto", *MODES))
+        check_count("slots", slots)
         check_version(installed_version())
         import_vllm()
         on_cpu = check_device(device)
@@ -84,26 +86,26 @@ class VllmBackend:
         )
         llm = self._engine.llm
         self._scorer = Scorer(llm, config.get_text_config().vocab_size)
-        self._context = self._scorer.context
         tokenizer = llm.get_tokenizer()
-        self._ends = find_ends(self.label, config, tokenizer)
         self._codec = TextCodec(
             tokenizer,
             vocab=config.get_text_config().vocab_size,
-            ends=self._ends,
-            chat_template_kwargs=chat_template_kwargs or {},
-            label=self.label,
+            ends=list_ends(load_generation_config(self.label, config), tokenizer),
+            context=self._scorer.context,
+            remedy="shorten the prompt, lower max_tokens, or raise the option max_model_len",
+            chat_template_kwargs=chat_template_kwargs,
+            label=f"model '{model}'",
         )
 
     @property
     def engine(self) -> Engine:
         """The running engine, for measurements: `Engine.llm` is vLLM's own object."""
-        return self._open()
+        return opened(self._engine)
 
     @property
     def mode(self) -> str:
         """How candidates reach vLLM: ``shared-basis``, ``slots`` or ``files``; ``bare`` without a space."""
-        return self._open().mode
+        return opened(self._engine).mode
 
     def generate(
         self,
@@ -112,14 +114,12 @@ class VllmBackend:
         sampling: Sampling,
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
-        """Answer every prompt with every candidate; see `esalign.protocols.Backend`."""
-        self._open()
+        """Complete every prompt with every candidate; see `esalign.protocols.Backend`."""
+        opened(self._engine)
         vectors = as_candidates(candidates, self.space.dim if self.space else 0)
-        encoded = [list(self._codec.encode(prompt, f"prompt {j}")) for j, prompt in enumerate(prompts)]
-        for j, ids in enumerate(encoded):
-            self._check_context(f"prompt {j}", len(ids), sampling.max_tokens)
-        ends = sorted(self._ends)
-        parameters = [generation_parameters(sampling, j, ends) for j in range(len(encoded))]
+        encoded = self._codec.encode_prompts(prompts, sampling.max_tokens)
+        ends = sorted(self._codec.ends)
+        work = [(j, list(ids), generation_parameters(sampling, j, ends)) for j, ids in enumerate(encoded)]
         rows: list[list[Any]] = [[None] * len(encoded) for _ in vectors]
 
         def finish(key: tuple[int, int], output: Any) -> None:
@@ -128,27 +128,22 @@ class VllmBackend:
             if on_completion is not None:
                 on_completion(i, j, rows[i][j])
 
-        self._run(vectors, list(zip(range(len(encoded)), encoded, parameters, strict=True)), finish)
+        self._run(vectors, work, finish)
         return rows
 
     def score(
         self, candidates: Array, sequences: Sequences, support: Sequence[Array] | None = None
     ) -> list[list[Array]]:
-        """Give the log-probabilities of given answers; see `esalign.protocols.Backend`.
+        """Give the log-probabilities of given completions; see `esalign.protocols.Backend`.
 
         With support, most versions of vLLM return those of the whole vocabulary, which is slow where that is large.
         """
-        self._open()
+        opened(self._engine)
         vectors = as_candidates(candidates, self.space.dim if self.space else 0)
-        checked = [self._check_sequence(j, *sequence) for j, sequence in enumerate(sequences)]
-        wanted = [self._check_support(j, checked[j][1], support) for j in range(len(checked))]
-        plans = {
-            j: self._scorer.plan(prompt, answer, ids)
-            for j, ((prompt, answer), ids) in enumerate(zip(checked, wanted, strict=True))
-            if answer
-        }
-        empty = [np.empty((0,) if ids is None else ids.shape, dtype=np.float32) for ids in wanted]
-        rows = [[part.copy() for part in empty] for _ in vectors]
+        given = check_sequences(self._codec, sequences, support)
+        wide = support is not None
+        plans = {j: self._scorer.plan(one, wide=wide) for j, one in enumerate(given) if one.completion}
+        rows = [[np.empty(one.wanted.shape, dtype=np.float32) for one in given] for _ in vectors]
 
         def finish(key: tuple[int, int], output: Any) -> None:
             i, j = key
@@ -157,11 +152,11 @@ class VllmBackend:
         most = max((plan.values for plan in plans.values()), default=1)
         work = [(j, plan.ids, plan.parameters) for j, plan in plans.items()]
         self._run(vectors, work, finish, together=max(1, MOST_SCORES // most))
-        return rows
+        return as_asked(rows, support)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids that the engine feeds for a prompt."""
-        self._open()
+        opened(self._engine)
         return self._codec.encode(prompt)
 
     def close(self) -> None:
@@ -179,7 +174,7 @@ class VllmBackend:
             finish: called with (candidate, number) and vLLM's output.
             together: the most requests at a time; None for all.
         """
-        engine = self._open()
+        engine = opened(self._engine)
         most = together or max(1, len(vectors) * len(work))
         parts = -(-len(vectors) // engine.slots)
         first = 0
@@ -193,41 +188,3 @@ class VllmBackend:
                 for start in range(0, len(requests), most):
                     engine.run(requests[start : start + most], finish)
             first += len(part)
-
-    def _check_sequence(self, j: int, prompt: Sequence[int], answer: Sequence[int]) -> tuple[list[int], list[int]]:
-        ids = list(self._codec.encode(prompt, f"the prompt of sequence {j}"))
-        checked = self._codec.check_ids(answer, f"the answer of sequence {j}")
-        self._check_context(f"the prompt of sequence {j}", len(ids), len(checked))
-        return ids, checked
-
-    def _check_support(self, j: int, answer: list[int], support: Sequence[Array] | None) -> Array | None:
-        if support is None:
-            return None
-        ids = np.asarray(support[j])
-        if ids.ndim != 2 or len(ids) != len(answer) or ids.dtype.kind not in "iu":
-            raise BackendError(
-                f"support {j} has shape {ids.shape} and type {ids.dtype}, expected integers of shape "
-                f"({len(answer)}, k): one row per token of the answer"
-            )
-        if ids.size and not 0 <= ids.min() <= ids.max() < self._codec.vocab:
-            raise BackendError(f"support {j} holds ids outside of the vocabulary, 0 to {self._codec.vocab - 1}")
-        return ids
-
-    def _check_context(self, name: str, prompt: int, answer: int) -> None:
-        if prompt + answer > self._context:
-            raise BackendError(
-                f"{name} has {prompt} tokens and its answer may have {answer}, but model '{self.label}' has a context "
-                f"of {self._context}: shorten the prompt, lower max_tokens, or raise the option max_model_len"
-            )
-
-    def _open(self) -> Engine:
-        if self._engine is None:
-            raise BackendError("the engine was closed: make a new one")
-        return self._engine
-
-
-def _check_own_options(mode: str, slots: int | None) -> None:
-    if mode not in ("auto", *MODES):
-        raise ConfigError(f"option mode of backend 'vllm' is {mode!r}, expected auto, {', '.join(MODES)}")
-    if slots is not None and (not isinstance(slots, int) or slots < 1):
-        raise ConfigError(f"option slots of backend 'vllm' is {slots!r}, expected a whole number of at least 1")

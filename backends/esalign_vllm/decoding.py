@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from esalign.engines.sampling import seed_sequence
 from esalign.types import Sampling
 
 
@@ -37,4 +38,4 @@ def stream_seed(seed: int, prompt: int) -> int:
     >>> stream_seed(0, 1) == stream_seed(0, 1), stream_seed(0, 1) == stream_seed(1, 0)
     (True, False)
     """
-    return int(np.random.SeedSequence([seed % 2**64, prompt]).generate_state(1, np.uint64)[0] >> 1)
+    return int(seed_sequence(seed, prompt).generate_state(1, np.uint64)[0] >> 1)

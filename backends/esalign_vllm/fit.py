@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import Any
 
+from esalign.engines.loading import one_line_errors
 from esalign.errors import BackendError
 from esalign.space import SvdLora, SvdModule
 
@@ -13,13 +14,10 @@ def load_config(model: str, *, trust_remote_code: bool) -> Any:
     Raises:
         BackendError: there is no readable model.
     """
-    from transformers import AutoConfig
+    with one_line_errors(f"model '{model}'"):
+        from transformers import AutoConfig
 
-    try:
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise BackendError(f"model '{model}' cannot be read: {first}") from error
 
 
 def check_kernels(config: Any, label: str, *, on_cpu: bool) -> None:
@@ -54,17 +52,14 @@ def weight_bits(settings: Any) -> set[int]:
     return {width for width in widths if width is not None}
 
 
-def find_ends(model: str, config: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the ids that end an answer: those of the model's generation configuration, and the tokenizer's."""
+def load_generation_config(model: str, config: Any) -> Any:
+    """Return the model's generation configuration in transformers, from its configuration where it has none."""
     from transformers import GenerationConfig
 
     try:
-        generation = GenerationConfig.from_pretrained(model)
+        return GenerationConfig.from_pretrained(model)
     except OSError:
-        generation = GenerationConfig.from_model_config(config)
-    configured = generation.eos_token_id
-    listed = configured if isinstance(configured, list | tuple) else [configured]
-    return frozenset(token for token in (*listed, tokenizer.eos_token_id) if token is not None)
+        return GenerationConfig.from_model_config(config)
 
 
 def check_fit(space: SvdLora, config: Any, label: str) -> None:

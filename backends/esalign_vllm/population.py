@@ -69,7 +69,9 @@ class Population:
     def _install_table(self) -> tuple[Tensor, Tensor]:
         """Put a stand-in into each LoRA layer. Returns their table, and its columns of a candidate's row."""
         orders = [table_columns([part for _, part in layer.parts]) for layer in self.layers]
+        # The row of a candidate has layer after layer of the space; the table has them as vLLM fuses its layers.
         columns = torch.tensor([column for order in orders for column in order], dtype=torch.int64)
+        # A row per slot, and one of zeros that index -1 finds; its columns are split among the layers as views.
         table = torch.zeros(self.slots + 1, len(columns), device=self.manager.device)
         shares = table.split([len(order) for order in orders], dim=1)
         for layer, share in zip(self.layers, shares, strict=True):
@@ -81,7 +83,10 @@ class Population:
         return table, columns
 
     def _silence_others(self) -> None:
-        """Spare layers without an adapter their LoRA work, and all layers the memory of a matrix per slot."""
+        """Spare layers without an adapter their LoRA work, and all layers the memory of a matrix per slot.
+
+        With a stand-in nothing computes with the stacks, so one slot's memory is shown as that of all.
+        """
         adapted = {id(layer.module) for layer in self.layers}
         for module in self.manager.modules.values():
             if id(module) not in adapted:
@@ -117,14 +122,14 @@ class Population:
         """Write the side that all candidates share into every slot, once."""
         for layer in self.layers:
             for number, part in layer.parts:
-                stack = layer.module.lora_a_stacked[number]
+                stack = layer.module.lora_a_stacked[number]  # (slots, 1, largest rank, in); rows beyond the rank are 0
                 stack.zero_()
                 stack[:, 0, : part.rank, : part.down.shape[1]] = part.down.to(stack.device, stack.dtype)
 
     def write(self, raw: bytes, population: int) -> None:
         """Make candidates current: their rows of singular values, float32 of shape (population, width), as bytes."""
         rows = torch.from_numpy(np.frombuffer(raw, dtype=np.float32).reshape(population, self.width).copy())
-        slots = torch.tensor(self.slot_of_id[:population])
+        slots = torch.tensor(self.slot_of_id[:population])  # candidate i is vLLM's adapter i + 1; (population,)
         if self.mode == SHARED_BASIS:
             self.table[slots.to(self.table.device)] = rows[:, self.columns].to(self.table.device)
             return
@@ -134,9 +139,10 @@ class Population:
 
     def _write_up(self, stack: Tensor, slots: Tensor, part: SliceFactors, rows: Tensor) -> None:
         """Write ``up diag(s_B) core diag(s_A)`` of each candidate into its slot."""
-        values_a, values_b = rows[:, part.columns].to(stack.device).split(part.rank, dim=1)
+        values_a, values_b = rows[:, part.columns].to(stack.device).split(part.rank, dim=1)  # each (population, rank)
         inner = values_b[:, :, None] * part.core.to(stack.device) * values_a[:, None, :]  # (population, rank, rank)
         matrices = part.up.to(stack.device) @ inner  # (population, out, rank)
+        # The stack is (slots, 1, out, largest rank); columns beyond the part's rank meet zeros of the other side.
         stack[slots.to(stack.device), 0, : matrices.shape[1], : part.rank] = matrices.to(stack.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Running requests through vLLM's engine, each answer handed on as soon as it is finished."""
+"""Running requests through vLLM's engine, each completion handed on as soon as it is finished."""
 
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager, nullcontext

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from esalign.engines.checks import Given
 from esalign.types import Array
 
 ALL = -1
@@ -19,7 +21,7 @@ class Scoring:
     Args:
         ids: what is fed as the prompt.
         parameters: vLLM's SamplingParams.
-        read: takes the log-probabilities out of vLLM's output: shape (tokens,), or (tokens, k) with support, float32.
+        read: takes the log-probabilities of the wanted ids out of vLLM's output, shape (tokens, k), float32.
         values: how many log-probabilities vLLM will return.
     """
 
@@ -50,33 +52,27 @@ class Scorer:
             getattr(config, "use_v2_model_runner", False)
         )
 
-    def plan(self, prompt: list[int], answer: list[int], support: Array | None) -> Scoring:
-        """Return how to score an answer of at least one token.
+    def plan(self, given: Given, *, wide: bool) -> Scoring:
+        """Return how to score a completion of at least one token.
 
         vLLM insists on generating a token. A sequence that fills the context leaves no room for one: then its last
         token is generated, by allowing no other; vLLM takes log-probabilities before it restricts the choice.
 
         Args:
-            prompt: token ids.
-            answer: token ids, at least one.
-            support: ids of interest per token, shape (tokens, k); None for the answer's own.
+            given: what to score.
+            wide: other ids are wanted than the completion's own.
         """
-        ids = [*prompt, *answer]
+        ids, first, wanted = [*given.prompt, *given.completion], len(given.prompt), given.wanted
         full = len(ids) == self.context
-        if support is not None and self.picks_ids and not full:
-            picked = {"prompt_logprob_token_ids": support, "prompt_logprob_start": len(prompt) - 1}
-            return Scoring(ids, _parameters(**picked), _read_picked, support.size)
-        number = 0 if support is None else ALL
+        if wide and self.picks_ids and not full:
+            picked = {"prompt_logprob_token_ids": wanted, "prompt_logprob_start": first - 1}
+            return Scoring(ids, _parameters(**picked), _read_picked, wanted.size)
+        number = ALL if wide else 0
         settings: dict[str, Any] = {"prompt_logprobs": number, "flat_logprobs": True}
         if full:
             settings |= {"allowed_token_ids": [ids.pop()], "logprobs": number}
-        wanted = np.asarray(answer)[:, None] if support is None else support
-        first = len(prompt)
-
-        def read(output: Any) -> Array:
-            return _read(output, wanted, first) if support is not None else _read(output, wanted, first)[:, 0]
-
-        return Scoring(ids, _parameters(**settings), read, len(ids) * (1 if support is None else self.vocab))
+        read = partial(_read, wanted=wanted, first=first)
+        return Scoring(ids, _parameters(**settings), read, len(ids) * (self.vocab if wide else 1))
 
 
 def _parameters(**settings: Any) -> Any:

@@ -25,7 +25,6 @@ from esalign.run.verify import Verification, save_adapter, verify_adapter
 from esalign.types import Completion, Example
 
 TRIED_ANSWERS = 16  # right answers that a dry run shows to the rewards
-WIDEST_SPREAD = 0.5  # standard deviation of a reward of 0 or 1, half of them right
 
 
 def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interrupts: Sequence[int] = ()) -> Outcome:
@@ -67,12 +66,13 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
 
 
 def plan(config: RunConfig) -> Plan:
-    """Load everything, let the first population complete one batch, and estimate what the whole run would take."""
+    """Load everything, judge the start, let the first population do one batch, and estimate what a run would take."""
     config = resolve(config)
     with ExitStack() as closing:
         parts = make_parts(config, closing)
         learner, splits, validation = parts.learner, parts.splits, parts.held_out.validation
-        order_measures(learner.measures, config.run.select_by)
+        measure = order_measures(learner.measures, config.run.select_by)[0]
+        start = learner.judge(measure, validation, config.sampling.make(seed=config.run.seed))
         began = time.perf_counter()
         [generation] = search(learner.optimizer, learner.fitness, generations=1)
         seconds = time.perf_counter() - began
@@ -83,7 +83,7 @@ def plan(config: RunConfig) -> Plan:
             config=config,
             dim=learner.space.dim,
             problems=(len(splits.train.examples), len(splits.validation.examples), len(splits.test.examples)),
-            resolution=resolution(evaluation.metrics.get("reward_std", WIDEST_SPREAD), len(validation.examples)),
+            resolution=resolution(start.scores),
             tokens=generations * evaluation.generated_tokens,
             seconds=generations * seconds,
             columns=splits.train.aliases,

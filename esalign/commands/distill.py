@@ -11,11 +11,13 @@ from esalign.commands.build import load_splits, make_held_out
 from esalign.commands.drive import drive, finish, settle
 from esalign.config.distill import DistillConfig
 from esalign.data import MiniBatches, Splits
-from esalign.distill.engine import StudentEngine
 from esalign.distill.learner import Distillation, measures_for
-from esalign.distill.models import Loaded, load_model, load_student, make_pair, save_student
+from esalign.distill.models import load_student, make_judge, make_pair, save_student
 from esalign.distill.rollout import Pair
 from esalign.distill.trainer import Trainer
+from esalign.engines.loading import LoadedModel, load_model
+from esalign.errors import DistillationError
+from esalign.protocols import Backend
 from esalign.report.card import CardFacts
 from esalign.report.words import DISTILLATION
 from esalign.run.folder import ADAPTER, MODEL, Outcome, choose_folder
@@ -28,10 +30,10 @@ from esalign.run.verify import REQUIRED_AGREEMENT, Verification
 class StudentParts:
     """What a distillation is made of."""
 
-    student: Loaded
-    teacher: Loaded
+    student: LoadedModel
+    teacher: LoadedModel
     pair: Pair
-    engine: StudentEngine
+    engine: Backend
     learner: Distillation
     held_out: HeldOutSets
 
@@ -79,14 +81,8 @@ def make_parts(config: DistillConfig, closing: ExitStack) -> StudentParts:
     student, parameters = load_student(config.student, device=training.device, seed=config.run.seed)
     teacher = load_model("teacher", section.path, section.adapter, dtype=section.dtype, device=training.device)
     pair = make_pair(student, teacher)
-    engine = StudentEngine(
-        student,
-        pair.vocabulary,
-        sequences=training.sequences,
-        batch_tokens=training.batch_tokens,
-        max_prompt_tokens=training.max_prompt_tokens,
-    )
-    _check_prompts(engine, splits)
+    engine = make_judge(student, pair.vocabulary, sequences=training.sequences)
+    _check_prompts(engine, splits, most=training.max_prompt_tokens)
     trainer = Trainer(
         pair,
         parameters,
@@ -110,11 +106,15 @@ def make_parts(config: DistillConfig, closing: ExitStack) -> StudentParts:
     return StudentParts(student, teacher, pair, engine, learner, make_held_out(config, splits, closing))
 
 
-def _check_prompts(engine: StudentEngine, splits: Splits) -> None:
+def _check_prompts(engine: Backend, splits: Splits, *, most: int) -> None:
     """Encode every prompt once, so that a bad one is found before the first update."""
     for dataset in (splits.train, splits.validation, splits.test):
         for example in dataset.examples:
-            engine.encode(example.prompt)
+            count = len(engine.encode(example.prompt))
+            if count > most:
+                raise DistillationError(
+                    f"a prompt has {count} tokens, expected 1 to {most}: drop it, or raise training.max_prompt_tokens"
+                )
 
 
 def warn_of_templates(parts: StudentParts, reporter: Reporter) -> None:
@@ -146,14 +146,13 @@ def _verify(config: DistillConfig, saved: Path, parts: StudentParts) -> Verifica
     whole = section.tuning == "full"
     path, adapter = (str(saved), None) if whole else (section.path, str(saved))
     again = load_model("student", path, adapter, dtype=section.dtype, device=training.device)
-    limits = {"sequences": training.sequences, "max_prompt_tokens": training.max_prompt_tokens}
-    engines = [StudentEngine(model, parts.pair.vocabulary, **limits) for model in (parts.student, again)]
+    reread = make_judge(again, parts.pair.vocabulary, sequences=training.sequences)
     sampling = replace(config.sampling.make(seed=0), temperature=0.0, stop=())
     prompts = [
         parts.engine.encode(example.prompt)
         for example in parts.held_out.validation.examples[: config.run.verify_prompts]
     ]
-    meant, read = (engine.generate(np.zeros((1, 0)), prompts, sampling)[0] for engine in engines)
+    meant, read = (engine.generate(np.zeros((1, 0)), prompts, sampling)[0] for engine in (parts.engine, reread))
     equal = [one.token_ids == other.token_ids for one, other in zip(meant, read, strict=True)]
     agreement = sum(equal) / len(equal)
     note = f"{sum(equal)} of {len(equal)} greedy answers are the same after loading with transformers + peft"

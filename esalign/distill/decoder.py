@@ -1,42 +1,10 @@
-"""Decoding in lock-step: one token per sequence and step; sequences that end leave the batch."""
+"""One model's side of decoding in lock-step: one token per sequence and step; sequences that end leave the batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-
-
-def decode(
-    decoders: "Sequence[Decoder]",
-    choose: "Callable[[Sequence[Tensor], Tensor, int], Tensor]",
-    ended: Callable[[Tensor, Tensor], Tensor],
-    *,
-    sequences: int,
-    max_tokens: int,
-) -> None:
-    """Decode sequences with one or several models, which are all fed the same tokens.
-
-    Args:
-        decoders: one per model, on one device, with the same sequences.
-        choose: gets each model's logits, the live sequences' numbers, shape (live,), and the count of tokens so far;
-            returns the next token of each, shape (live,).
-        ended: gets the live sequences' numbers and newest tokens; tells which end with it, shape (live,), bool.
-        sequences: their number, at least 1.
-        max_tokens: the most tokens of a sequence, at least 1.
-    """
-    logits = [decoder.read() for decoder in decoders]
-    live = torch.arange(sequences, device=logits[0].device)
-    for at in range(max_tokens):
-        tokens = choose(logits, live, at)
-        going = (~ended(live, tokens)).nonzero()[:, 0]
-        if not len(going) or at + 1 == max_tokens:
-            return
-        if len(going) < len(live):
-            live, tokens = live[going], tokens[going]
-            for decoder in decoders:
-                decoder.keep(going)
-        logits = [decoder.feed(tokens) for decoder in decoders]
 
 
 class Decoder:
@@ -54,10 +22,13 @@ class Decoder:
         self._model = model
         self._cache = DynamicCache(config=model.config)
         device = model.device
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # tokens fed so far, (sequences,)
         width = int(lengths.max())
+        # Prompts stand at the right, so that the newest token of all is in one column; shape (sequences, width).
         self._ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         self._lengths = lengths
+        # What attention may see, shape (sequences, slots of the cache): all but the padding. None where there is no
+        # padding: without a mask, transformers can leave causality to the attention kernel.
         self._mask: Tensor | None = None
         if bool((lengths < width).any()):
             self._mask = (torch.arange(width, device=device) >= (width - lengths)[:, None]).long()
@@ -65,6 +36,7 @@ class Decoder:
     def read(self) -> Tensor:
         """Read the prompts. Returns the logits of the next token, shape (sequences, rows of the head)."""
         width = self._ids.shape[1]
+        # Positions count from a prompt's first token, whatever stands before it; shape (sequences, width).
         positions = torch.arange(width, device=self._ids.device)[None] - (width - self._lengths)[:, None]
         return self._forward(self._ids, positions.clamp_min(0))
 
@@ -72,7 +44,7 @@ class Decoder:
         """Feed one token to each sequence, shape (sequences,). Returns the logits of the next."""
         if self._mask is not None:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        positions = self._lengths[:, None]
+        positions = self._lengths[:, None]  # the first position is 0, so the next one is the count; (sequences, 1)
         self._lengths = self._lengths + 1
         return self._forward(tokens[:, None], positions)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from esalign.data import MiniBatches
 from esalign.distill.behaviour import Schedule, Shape, TrustRegion
 from esalign.distill.divergence import append_tail, reverse_kl
-from esalign.distill.models import load_model, make_pair
+from esalign.distill.models import make_pair
 from esalign.distill.rollout import Rollout, RolloutOptions
 from esalign.distill.sources import (
     BlendedRollouts,
@@ -28,6 +28,7 @@ from esalign.distill.sources import (
     on_cpu,
     vocabulary_of_engine,
 )
+from esalign.engines.loading import load_model
 from esalign.errors import ConfigError, DistillationError
 from esalign.fitness import FitnessParts
 from esalign.protocols import Backend

@@ -1,4 +1,4 @@
-"""How far the student is from the teacher where the student itself goes: on held-out prompts that it answers alone."""
+"""How far the student is from the teacher where the student itself goes: on held-out prompts, completed alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +12,10 @@ from esalign.types import Array
 
 @dataclass(frozen=True)
 class Distance:
-    """Reverse KL of held-out answers.
+    """Reverse KL of held-out completions.
 
     Args:
-        nats: mean over each answer's tokens, shape (prompts,).
+        nats: mean over each completion's tokens, shape (prompts,).
         generated_tokens: tokens generated for it.
     """
 
@@ -24,13 +24,13 @@ class Distance:
 
 
 def held_out_distance(pair: Pair, prompts: Sequence[Sequence[int]], options: RolloutOptions, *, seed: int) -> Distance:
-    """Return the reverse KL from student to teacher along answers that the student samples, on the full vocabulary.
+    """Return the reverse KL from student to teacher along completions that the student samples, on the full vocabulary.
 
     Args:
         pair: the models.
         prompts: token ids.
-        options: how the answers are drawn; their support is not used.
-        seed: of the answers' random streams, so that two students draw the same random numbers.
+        options: how the completions are drawn; their support is not used.
+        seed: of the completions' random streams, so that two students draw the same random numbers.
     """
     nats, tokens = [], 0
     for first in range(0, len(prompts), options.sequences):  # a batch at a time: full distributions are large

@@ -1,115 +1,22 @@
-"""Student and teacher from a configuration: loaded, checked against each other, and the student made to learn."""
+"""Student and teacher: checked against each other, the student made to learn, judged and saved."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from esalign.assets import adapter_path, model_path
 from esalign.config.distill import StudentSection
 from esalign.distill.rollout import Pair
-from esalign.distill.vocabulary import share_vocabulary
+from esalign.distill.vocabulary import SharedVocabulary, share_vocabulary
+from esalign.engines.loading import LoadedModel, load_model
 from esalign.errors import DistillationError
+from esalign.protocols import Backend
+from esalign.registry import load_backend
 from esalign.seeds import Use, derive
-from esalign.types import Prompt
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model with its tokenizer.
-
-    Args:
-        model: a causal language model, for inference, on its device.
-        tokenizer: its tokenizer.
-        label: for messages, e.g. ``student 'embedded'``.
-    """
-
-    model: Any
-    tokenizer: Any
-    label: str
-
-    @property
-    def rows(self) -> int:
-        """Number of rows of the output head."""
-        return int(self.model.get_output_embeddings().weight.shape[0])
-
-    @property
-    def ends(self) -> list[int]:
-        """Ids that end a sequence, the model's own first choice first."""
-        ends = self.model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list | tuple) else [ends]
-        known = [int(end) for end in ends if end is not None]
-        own = self.tokenizer.eos_token_id
-        if own is None:
-            return known
-        return [own, *(end for end in known if end != own)] if own in known or not known else known
-
-
-def load_model(role: str, path: str, adapter: str | None, *, dtype: str, device: str) -> Loaded:
-    """Load a causal language model for inference, with a LoRA adapter when one is given.
-
-    Args:
-        role: ``student`` or ``teacher``.
-        path: Hugging Face id, folder, or ``embedded``.
-        adapter: PEFT folder or hub id, ``embedded``, or None.
-        dtype: auto, float32, bfloat16 or float16.
-        device: auto, cpu, cuda or cuda:N.
-
-    Raises:
-        DistillationError: it cannot be loaded.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    label = f"{role} '{path}'"
-    kind = "auto" if dtype == "auto" else getattr(torch, dtype, None)
-    if not isinstance(kind, str | torch.dtype):
-        raise DistillationError(f"{role}.dtype is {dtype!r}, expected auto, float32, bfloat16 or float16")
-    try:
-        with _no_progress_bars():
-            model: Any = AutoModelForCausalLM.from_pretrained(model_path(path), dtype=kind)
-            tokenizer = AutoTokenizer.from_pretrained(model_path(path))
-            if adapter is not None:
-                from peft import PeftModel
-
-                model = PeftModel.from_pretrained(model, adapter_path(adapter))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise DistillationError(f"{label} cannot be loaded: {first}") from error
-    model.requires_grad_(requires_grad=False)
-    return Loaded(model.eval().to(choose_device(device)), tokenizer, label)
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def choose_device(device: str) -> torch.device:
-    """Return the device of a name; auto is the GPU where there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise DistillationError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise DistillationError(f"device is {device!r}, but torch sees no GPU: use cpu, or install torch with CUDA")
-    return chosen
-
-
-def make_pair(student: Loaded, teacher: Loaded) -> Pair:
+def make_pair(student: LoadedModel, teacher: LoadedModel) -> Pair:
     """Return the pair, if they have one vocabulary.
 
     Raises:
@@ -124,7 +31,7 @@ def make_pair(student: Loaded, teacher: Loaded) -> Pair:
     return Pair(student.model, teacher.model, vocabulary)
 
 
-def load_student(section: StudentSection, *, device: str, seed: int) -> tuple[Loaded, dict[str, Tensor]]:
+def load_student(section: StudentSection, *, device: str, seed: int) -> tuple[LoadedModel, dict[str, Tensor]]:
     """Load the student and what learns in it: {name: parameter}, float32 for LoRA.
 
     Raises:
@@ -143,10 +50,10 @@ def load_student(section: StudentSection, *, device: str, seed: int) -> tuple[Lo
     else:
         model = _with_new_adapter(loaded, section, seed=seed)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return Loaded(model, loaded.tokenizer, loaded.label), parameters
+    return LoadedModel(model, loaded.tokenizer, loaded.label), parameters
 
 
-def _with_new_adapter(loaded: Loaded, section: StudentSection, *, seed: int) -> Any:
+def _with_new_adapter(loaded: LoadedModel, section: StudentSection, *, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = section.target_modules if isinstance(section.target_modules, str) else list(section.target_modules)
@@ -166,7 +73,7 @@ def _with_new_adapter(loaded: Loaded, section: StudentSection, *, seed: int) -> 
             raise DistillationError(f"{loaded.label} has no layers {section.target_modules}: name its own") from error
 
 
-def save_student(student: Loaded, section: StudentSection, folder: Path) -> Path:
+def save_student(student: LoadedModel, section: StudentSection, folder: Path) -> Path:
     """Write what was learnt: a PEFT folder, or with full tuning the whole model and its tokenizer."""
     student.model.save_pretrained(folder)
     if section.tuning == "full":
@@ -174,30 +81,14 @@ def save_student(student: Loaded, section: StudentSection, folder: Path) -> Path
     return folder
 
 
-def encode(student: Loaded, prompt: Prompt, *, max_tokens: int) -> tuple[int, ...]:
-    """Return a prompt's ids, rendered by the student's tokenizer; both models read the same.
+def make_judge(student: LoadedModel, vocabulary: SharedVocabulary, *, sequences: int) -> Backend:
+    """Return the engine that judges the student as it is at each call: the one that judges any other torch model.
 
-    Raises:
-        DistillationError: an empty or too long prompt, or a chat for a tokenizer without a template.
+    It ends a completion at every id that ends one of either model, as the student learns them as one event.
+
+    Args:
+        student: the model, which may go on learning between calls.
+        vocabulary: of student and teacher.
+        sequences: completions decoded together.
     """
-    if isinstance(prompt, str):
-        ids = student.tokenizer(prompt)["input_ids"]
-    elif prompt and isinstance(prompt[0], Mapping):
-        ids = _encode_chat(student, prompt)
-    else:
-        ids = [int(token) for token in prompt]  # type: ignore[arg-type]  # no messages, so ids
-    if not 0 < len(ids) <= max_tokens:
-        raise DistillationError(
-            f"a prompt has {len(ids)} tokens, expected 1 to {max_tokens}: drop it, or raise training.max_prompt_tokens"
-        )
-    return tuple(ids)
-
-
-def _encode_chat(student: Loaded, messages: Sequence[Any]) -> list[int]:
-    if not student.tokenizer.chat_template:
-        raise DistillationError(
-            f"the prompts are chats, but the tokenizer of {student.label} has no chat template: use text prompts"
-        )
-    text = student.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    ids: list[int] = student.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return load_backend("torch", model=student, space=None, ends=vocabulary.ends, max_rows=sequences)

@@ -1,4 +1,4 @@
-"""Rollouts: answers drawn from a behaviour of two models in lock-step, with what the teacher thought of every token."""
+"""Rollouts: completions of two models in lock-step, with what the teacher thought of every token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from esalign.distill.behaviour import Behaviour
-from esalign.distill.decoder import Decoder, decode
+from esalign.distill.decoder import Decoder
 from esalign.distill.divergence import coarsen, reverse_kl, top_support
-from esalign.distill.forced import answer_logits, in_batches, pick
+from esalign.distill.forced import read_completions
 from esalign.distill.vocabulary import SharedVocabulary
+from esalign.engines.sampling import draw_uniforms, invert
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class RolloutOptions:
     """How rollouts are drawn.
 
     Args:
-        max_tokens: the most tokens of an answer.
+        max_tokens: the most tokens of a completion.
         support: number of the student's likeliest tokens at which the teacher is remembered; None: the full vocabulary.
-        sequences: answers decoded together.
+        sequences: completions decoded together.
         read_tokens: the most tokens that are read teacher-forced in one pass, where the teacher takes no part.
     """
 
@@ -43,11 +44,11 @@ class RolloutOptions:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One answer, with the teacher's judgement of the distribution at each of its tokens.
+    """One completion, with the teacher's judgement of the distribution at each of its tokens.
 
     Args:
-        prompt_ids: what was answered.
-        token_ids: the answer, the end of sequence included if there is one.
+        prompt_ids: what was completed.
+        token_ids: the completion, the end of sequence included if there is one.
         finished: whether it ended by itself.
         support: the student's likeliest ids at each token, shape (tokens, support); None: the full vocabulary.
         teacher: log-probabilities on the support, then its tail, shape (tokens, support + 1); or (tokens, vocab).
@@ -73,10 +74,10 @@ def roll_out(
     step: int = 0,
     seed: int = 0,
 ) -> list[Rollout]:
-    """Answer every prompt once. Repeat prompts for several answers.
+    """Complete every prompt once. Repeat prompts for several completions.
 
-    The random stream of answer ``j`` depends on (seed, j) alone, so answers do not depend on how they are batched, but
-    for rounding.
+    The random stream of completion ``j`` depends on (seed, j) alone, so completions do not depend on how they are
+    batched, but for rounding.
 
     Args:
         pair: the two models.
@@ -86,7 +87,8 @@ def roll_out(
         step: the update that the behaviour's schedules are at.
         seed: of the random streams.
     """
-    uniforms = draw_uniforms(seed, len(prompts), options.max_tokens).to(pair.student.device)
+    numbers = draw_uniforms(seed, len(prompts), options.max_tokens, np.float64)
+    uniforms = torch.from_numpy(numbers).to(pair.student.device)  # (sequences, max_tokens)
     rollouts: list[Rollout] = []
     for first in range(0, len(prompts), options.sequences):
         part = slice(first, first + options.sequences)
@@ -95,31 +97,8 @@ def roll_out(
     return rollouts
 
 
-def draw_uniforms(seed: int, sequences: int, tokens: int) -> Tensor:
-    """Return numbers in [0, 1), shape (sequences, tokens), float64, each row of a stream of its own."""
-    rows = [np.random.default_rng((seed, row)).random(tokens) for row in range(sequences)]
-    return torch.from_numpy(np.array(rows).reshape(sequences, tokens))
-
-
-def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw one token per row by inversion of its distribution.
-
-    Args:
-        logprobs: shape (batch, vocab); they need not sum to one.
-        uniforms: in [0, 1), shape (batch,).
-
-    Returns:
-        Ids, shape (batch,). A token without mass is never drawn.
-    """
-    cumulated = logprobs.exp().cumsum(dim=-1)
-    total = cumulated[:, -1]
-    below = torch.nextafter(total, torch.zeros_like(total))
-    at = torch.minimum(uniforms.to(total.dtype) * total, below)
-    return torch.searchsorted(cumulated, at[:, None], right=True)[:, 0]
-
-
 class _LockStep:
-    """One batch of answers; those that end leave it."""
+    """One batch of completions; those that end leave it."""
 
     def __init__(
         self, pair: Pair, prompts: Sequence[Sequence[int]], behaviour: Behaviour, options: RolloutOptions, step: int
@@ -130,14 +109,21 @@ class _LockStep:
         self._history = _History(len(prompts))
 
     def run(self, uniforms: Tensor) -> list[Rollout]:
-        """Decode to the end; uniforms has shape (sequences, max_tokens)."""
-        decode(
-            [Decoder(model, self._prompts) for model in self._models],
-            lambda logits, live, at: self._choose(logits, live, uniforms[live, at]),
-            lambda _, tokens: tokens == self._end(),
-            sequences=len(self._prompts),
-            max_tokens=self._options.max_tokens,
-        )
+        """Decode to the end, all models being fed the same tokens; uniforms has shape (sequences, max_tokens)."""
+        end, most = self._pair.vocabulary.end, self._options.max_tokens
+        decoders = [Decoder(model, self._prompts) for model in self._models]
+        logits = [decoder.read() for decoder in decoders]  # per model (live, rows of the head)
+        live = torch.arange(len(self._prompts), device=uniforms.device)  # numbers of the sequences that go on, (live,)
+        for at in range(most):
+            tokens = self._choose(logits, live, uniforms[live, at])
+            going = (tokens != (-1 if end is None else end)).nonzero()[:, 0]  # places among the live ones, (going,)
+            if not len(going) or at + 1 == most:
+                break
+            if len(going) < len(live):
+                live, tokens = live[going], tokens[going]
+                for decoder in decoders:
+                    decoder.keep(going)
+            logits = [decoder.feed(tokens) for decoder in decoders]
         return self._collect()
 
     def _choose(self, logits: Sequence[Tensor], live: Tensor, uniforms: Tensor) -> Tensor:
@@ -145,7 +131,7 @@ class _LockStep:
         student, *others = (self._pair.vocabulary.logprobs(part) for part in logits)
         teacher = others[0] if others else student
         blend = self._behaviour.blend(student, teacher, self._update)
-        tokens = draw(blend.logprobs, uniforms)
+        tokens = invert(blend.logprobs.exp(), uniforms)
         fields = {"tokens": tokens, "beta": blend.beta.float(), "kl_student": blend.kl_student.float()}
         size = self._options.support
         if size is not None:
@@ -156,29 +142,25 @@ class _LockStep:
         self._history.append(live, fields)
         return tokens
 
-    def _end(self) -> int:
-        end = self._pair.vocabulary.end
-        return -1 if end is None else end
-
     def _collect(self) -> list[Rollout]:
         rows = self._history.split()
-        answers = [tuple(row["tokens"].tolist()) for row in rows]
+        completions = [tuple(row["tokens"].tolist()) for row in rows]
         if len(self._models) == 1:
-            sequences = list(zip(self._prompts, answers, strict=True))
+            sequences = list(zip(self._prompts, completions, strict=True))
             supports = [row.get("support") for row in rows]
             read = read_teacher(self._pair, sequences, supports, max_tokens=self._options.read_tokens)
             rows = [row | fields for row, fields in zip(rows, read, strict=True)]
         return [
             Rollout(
                 prompt_ids=tuple(prompt),
-                token_ids=answer,
-                finished=answer[-1] == self._end(),
+                token_ids=ids,
+                finished=ids[-1] == self._pair.vocabulary.end,
                 support=row.get("support"),
                 teacher=row["teacher"],
                 stats={name: row[name] for name in ("beta", "kl_student", "teacher_entropy")}
                 | {"reverse_kl": reverse_kl(row["student"], row["teacher"])},
             )
-            for prompt, answer, row in zip(self._prompts, answers, rows, strict=True)
+            for prompt, ids, row in zip(self._prompts, completions, rows, strict=True)
         ]
 
 
@@ -224,15 +206,12 @@ def read_teacher(
     *,
     max_tokens: int = 4096,
 ) -> list[dict[str, Tensor]]:
-    """Let the teacher read given answers, once, in place of decoding them in lock-step.
+    """Let the teacher read given completions, once, in place of decoding them in lock-step.
 
     Returns:
         Per sequence, ``teacher`` and ``teacher_entropy``.
     """
     rows: list[dict[str, Tensor]] = [{} for _ in sequences]
-    for places in in_batches(sequences, max_tokens):
-        logits = answer_logits(pair.teacher, pick(sequences, places))
-        counts = [len(sequences[place][1]) for place in places]
-        for place, part in zip(places, logits.split(counts), strict=True):
-            rows[place] = remember_teacher(pair.vocabulary.logprobs(part), supports[place])
+    for place, logits in read_completions(pair.teacher, sequences, max_tokens):
+        rows[place] = remember_teacher(pair.vocabulary.logprobs(logits), supports[place])
     return rows

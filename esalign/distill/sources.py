@@ -12,10 +12,10 @@ from torch import Tensor
 from esalign.assets import model_path
 from esalign.distill.behaviour import Behaviour, student_alone
 from esalign.distill.divergence import top_support
-from esalign.distill.forced import answer_logits, in_batches, pick
-from esalign.distill.models import Loaded, load_model
+from esalign.distill.forced import read_completions
 from esalign.distill.rollout import Pair, Rollout, RolloutOptions, remember_teacher, roll_out
 from esalign.distill.vocabulary import PROBES, SharedVocabulary
+from esalign.engines.loading import LoadedModel, list_ends, load_model
 from esalign.errors import DistillationError
 from esalign.protocols import Backend, Space
 from esalign.types import Array, Sampling
@@ -24,7 +24,7 @@ TokenIds = tuple[int, ...]
 
 
 class RolloutSource(Protocol):
-    """Draws answers that all candidates will be judged on, with the teacher's distribution at every token."""
+    """Draws completions that all candidates will be judged on, with the teacher's distribution at every token."""
 
     @property
     def vocabulary(self) -> SharedVocabulary:
@@ -78,7 +78,7 @@ class EngineRollouts:
         backend: the engine.
         teacher: the teacher.
         vocabulary: what both share.
-        options: how answers are drawn and read.
+        options: how completions are drawn and read.
     """
 
     backend: Backend
@@ -88,28 +88,26 @@ class EngineRollouts:
 
     @torch.no_grad()
     def draw(self, mean: Array, prompts: Sequence[TokenIds], *, step: int, seed: int) -> list[Rollout]:  # noqa: ARG002  # no schedule
-        """Let the engine answer at temperature 1, and the teacher read."""
+        """Let the engine complete at temperature 1, and the teacher read."""
         sampling = Sampling(max_tokens=self.options.max_tokens, temperature=1.0, seed=seed)
         [completions] = self.backend.generate(mean[None], prompts, sampling)
-        answered = [(p, c.token_ids, c.finish_reason) for p, c in zip(prompts, completions, strict=True) if c.token_ids]
-        sequences = [(prompt, answer) for prompt, answer, _ in answered]
+        drawn = [(p, c.token_ids, c.finish_reason) for p, c in zip(prompts, completions, strict=True) if c.token_ids]
+        sequences = [(prompt, completion) for prompt, completion, _ in drawn]
         fields: list[dict[str, Tensor]] = [{} for _ in sequences]
-        for places in in_batches(sequences, self.options.read_tokens):
-            logits = answer_logits(self.teacher, pick(sequences, places))
-            for place, part in zip(places, logits.split([len(sequences[p][1]) for p in places]), strict=True):
-                teacher = self.vocabulary.logprobs(part)
-                support = top_support(teacher, self.options.support or self.vocabulary.size)
-                fields[place] = {"support": support, **remember_teacher(teacher, support)}
+        for place, logits in read_completions(self.teacher, sequences, self.options.read_tokens):
+            teacher = self.vocabulary.logprobs(logits)  # (tokens, vocab)
+            support = top_support(teacher, self.options.support or self.vocabulary.size)
+            fields[place] = {"support": support, **remember_teacher(teacher, support)}
         return [
             Rollout(
                 prompt_ids=prompt,
-                token_ids=answer,
+                token_ids=completion,
                 finished=reason == "stop",
                 support=kept["support"],
                 teacher=kept["teacher"],
                 stats={"teacher_entropy": kept["teacher_entropy"]},
             )
-            for (prompt, answer, reason), kept in zip(answered, fields, strict=True)
+            for (prompt, completion, reason), kept in zip(drawn, fields, strict=True)
         ]
 
     def draw_alone(self, mean: Array, prompts: Sequence[TokenIds], *, seed: int) -> list[Rollout]:
@@ -126,7 +124,7 @@ def set_student(student: Any, space: Space, vector: Array) -> None:
         layer.lora_B["default"].weight.copy_(torch.from_numpy(module.B))
 
 
-def load_adapted_student(path: str, space: Space, *, dtype: str, device: str) -> Loaded:
+def load_adapted_student(path: str, space: Space, *, dtype: str, device: str) -> LoadedModel:
     """Load a base model with the adapter of a space."""
     if path.endswith(".gguf"):
         raise DistillationError(
@@ -138,7 +136,7 @@ def load_adapted_student(path: str, space: Space, *, dtype: str, device: str) ->
         return load_model("student", path, folder, dtype=dtype, device=device)
 
 
-def vocabulary_of_engine(backend: Backend, teacher: Loaded, student: str | None) -> SharedVocabulary:
+def vocabulary_of_engine(backend: Backend, teacher: LoadedModel, student: str | None) -> SharedVocabulary:
     """Return what an engine and a teacher share, judged by how both cut texts into tokens.
 
     Args:
@@ -163,17 +161,16 @@ def vocabulary_of_engine(backend: Backend, teacher: Loaded, student: str | None)
     return SharedVocabulary.of_one(size, list(dict.fromkeys(end for end in ends if end < size)))
 
 
-def _ends(student: str | None) -> list[int]:
+def _ends(student: str | None) -> tuple[int, ...]:
     """Return the end ids of a model by its configuration alone; none where transformers knows no such model."""
     if student is None or student.endswith(".gguf"):
-        return []
+        return ()
     from transformers import GenerationConfig
 
     try:
-        ends = GenerationConfig.from_pretrained(model_path(student)).eos_token_id
+        return list_ends(GenerationConfig.from_pretrained(model_path(student)))
     except OSError:
-        return []
-    return [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
+        return ()
 
 
 def on_cpu(rollout: Rollout) -> Rollout:

@@ -65,7 +65,7 @@ def trust_region_blend(student_logprobs: Tensor, teacher_logprobs: Tensor, budge
     budgets = _checked_budgets(student_logprobs, teacher_logprobs, budget)
     num_rows, vocab = student_logprobs.shape
     dtype = torch.promote_types(student_logprobs.dtype, torch.float32)
-    blended = torch.empty_like(student_logprobs, dtype=dtype, requires_grad=False)
+    blended = torch.empty_like(student_logprobs, dtype=dtype, requires_grad=False)  # log mu, (batch, vocab)
     beta, kl = torch.zeros_like(budgets), torch.zeros_like(budgets)
     rows = min(num_rows, max(1, _CHUNK_ELEMENTS.get(student_logprobs.device.type, 1 << 18) // vocab))
     room = blended.new_empty((3, rows, vocab), dtype=torch.float64)  # reused: fresh memory costs more than arithmetic
@@ -121,7 +121,7 @@ class _Family:
     def at(self, beta: Tensor) -> _Point:
         """Evaluate at beta, shape (rows,): one exponential per token."""
         log_sum, mean, square = _moments(self.base, self.ratio, beta, self.work)
-        kl = beta * mean - (log_sum - self.log_mass)
+        kl = beta * mean - (log_sum - self.log_mass)  # K = beta A' - A, A being relative to the mass of p_S
         return _Point(beta, log_sum, kl.clamp_min(0.0), square - mean * mean)
 
     def logprobs(self, beta: Tensor, log_sum: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def _exponents(base: Tensor, ratio: Tensor, beta: Tensor, work: Tensor) -> Tenso
 def _moments(base: Tensor, ratio: Tensor, beta: Tensor, work: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return log sum w, E[r] and E[r^2] under the weights w = exp(base + beta r), each of shape (rows,)."""
     weights = _exponents(base, ratio, beta, work).exp_()
-    total, log_shift = weights.sum(dim=-1), torch.zeros_like(beta)
+    total, log_shift = weights.sum(dim=-1), torch.zeros_like(beta)  # both (rows,)
     if not bool((total > 1e-250).all()):  # distributions far apart underflow between them; only those pay for a shift
         weights = _exponents(base, ratio, beta, work)
         log_shift = weights.amax(dim=-1).clamp_min(-1e300)
@@ -159,6 +159,7 @@ def _blend_rows(
     if not bool((budget > 0).any()):
         out.copy_(student)
         return budget, budget
+    # Masks cost further passes over the vocabulary, for which only chunks that hold one pay.
     masked = min(float(student.amin()), float(teacher.amin())) == -float("inf")
     if masked:
         _check_sum("teacher", teacher.double().logsumexp(dim=-1), first_row)
@@ -169,6 +170,7 @@ def _blend_rows(
         _check_sum("teacher", end.log_sum, first_row)
     best = _solve(family, budget, start, end)
     out.copy_(family.logprobs(best.beta, best.log_sum))
+    # At the ends mu is one of the two: hand out their own numbers, not what exp and log left of them.
     for exact, rows in ((student, best.beta == 0.0), (teacher, best.beta == 1.0)):
         if bool(rows.any()):
             out[rows] = exact[rows].to(out.dtype)
@@ -177,7 +179,7 @@ def _blend_rows(
 
 def _restricted(teacher: Tensor, student: Tensor) -> Tensor:
     """Return the teacher without the tokens that the student cannot emit; rows that had none of them are unchanged."""
-    lost = (student == -float("inf")) & (teacher > -float("inf"))
+    lost = (student == -float("inf")) & (teacher > -float("inf"))  # (rows, vocab)
     left = teacher.masked_fill(lost, -float("inf"))
     log_mass = left.logsumexp(dim=-1, keepdim=True)
     return left - log_mass.where(lost.any(dim=-1, keepdim=True) & log_mass.isfinite(), log_mass.new_zeros(()))
@@ -187,6 +189,8 @@ def _family(student: Tensor, teacher: Tensor, room: Tensor, *, masked: bool) -> 
     """Return the family of some rows and its points at beta 0 (just above it, if the teacher masks) and at beta 1."""
     base, ratio, work = room[0].copy_(student), room[1].copy_(teacher), room[2]
     if masked:
+        # mu_beta has no mass where the teacher has none, for any beta > 0. So base drops these tokens, and K starts at
+        # minus the log of what is left: start.kl > 0, which a small budget may not afford.
         missing, log_mass = ratio == -float("inf"), base.logsumexp(dim=-1)
         ratio.sub_(base).masked_fill_(missing, 0.0)
         base.masked_fill_(missing, -float("inf"))
@@ -217,14 +221,17 @@ def _largest_feasible(family: _Family, budget: Tensor, start: _Point, end: _Poin
     """Return the point with K just below the budget, for rows whose start is within it and whose end is not."""
     low, high = start, end
     for step in range(_MAX_STEPS):
-        middle = (low.beta + high.beta) / 2
+        middle = (low.beta + high.beta) / 2  # (rows,)
         beta = _interpolate(low, high, target=budget * (1.0 - _UNUSED / 2), origin=start)
-        inside = (beta > low.beta) & (beta < high.beta)  # false for NaN
+        inside = (beta > low.beta) & (beta < high.beta)  # false for NaN: then bisect, which always halves
         if step >= _TRUSTED_STEPS and step % 2:
             inside = torch.zeros_like(inside)
         point = family.at(beta.where(inside, middle))
         feasible = point.kl <= budget
-        low, high = point.where(feasible, low), high.where(feasible, point)
+        low, high = (
+            point.where(feasible, low),
+            high.where(feasible, point),
+        )  # K grows with beta, so the root stays within
         close = budget - low.kl <= _UNUSED * budget + _ROUNDING
         if bool((close | (high.beta - low.beta <= _ROUNDING * high.beta)).all()):
             break
@@ -241,8 +248,9 @@ def _interpolate(low: _Point, high: _Point, *, target: Tensor, origin: _Point) -
     slope_low = (2.0 * g_low / (low.beta * low.variance)).where(low.beta > 0, at_origin)
     slope_high = 2.0 * g_high / (high.beta * high.variance)
     width = g_high - g_low
-    x = (g - g_low) / width
+    x = (g - g_low) / width  # where the target lies between both, in [0, 1]
     y = 1.0 - x
+    # Cubic Hermite interpolation: beta = h00 beta_low + h01 beta_high + width (h10 slope_low + h11 slope_high).
     ends = y**2 * (1.0 + 2.0 * x) * low.beta + x**2 * (1.0 + 2.0 * y) * high.beta
     return ends + x * y * width * (y * slope_low - x * slope_high)
 

@@ -32,6 +32,11 @@ class SharedVocabulary:
     end: int | None
     merged: tuple[int, ...] = ()
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All ids that end a sequence of either model."""
+        return () if self.end is None else (self.end, *self.merged)
+
     def logprobs(self, logits: Tensor) -> Tensor:
         """Return log-probabilities, shape (..., size), float32 or better, of logits, shape (..., rows of the head)."""
         logits = logits[..., : self.size]

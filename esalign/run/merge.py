@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from esalign.engines.loading import load_model
 from esalign.errors import AdapterError
-from esalign.run.verify import load_with_peft, obstacle_for_peft
+from esalign.run.verify import obstacle_for_peft
 
 
 def merge_adapter(model: str, adapter: Path, out: Path, *, dtype: str = "auto") -> float:
@@ -16,19 +17,19 @@ def merge_adapter(model: str, adapter: Path, out: Path, *, dtype: str = "auto") 
         AdapterError: the base model is quantised, or none of transformers'.
     """
     import torch
-    from transformers import AutoTokenizer
 
     obstacle = obstacle_for_peft(model)
     if obstacle:
         raise AdapterError(f"cannot merge into '{model}': {obstacle}; export the adapter by itself")
-    with_adapter = load_with_peft(model, adapter, dtype=dtype)
+    loaded = load_model("model", model, str(adapter), dtype=dtype)
+    with_adapter = loaded.model
     vocabulary = with_adapter.get_input_embeddings().num_embeddings
     ids = torch.arange(32, device=with_adapter.device).remainder(vocabulary)[None]
     with torch.inference_mode():
         expected = with_adapter(ids).logits
     merged = with_adapter.merge_and_unload()
     merged.save_pretrained(out)
-    AutoTokenizer.from_pretrained(model).save_pretrained(out)
-    again = load_with_peft(str(out), None, dtype=str(merged.dtype).removeprefix("torch."))
+    loaded.tokenizer.save_pretrained(out)
+    again = load_model("model", str(out), dtype=str(merged.dtype).removeprefix("torch.")).model
     with torch.inference_mode():
         return float((again(ids).logits - expected).abs().max())

@@ -63,15 +63,16 @@ def within_noise(after: Sequence[float] | Array, before: Sequence[float] | Array
     return not gain.mean > 0 or gain.mean < (gain.high - gain.mean) / Z95
 
 
-def resolution(spread: float, count: int) -> float:
-    """Return the smallest gain that so many problems tell from noise (95 %), of scores with a standard deviation.
+def resolution(scores: Sequence[float] | Array) -> float:
+    """Return the smallest gain over these scores that the same problems tell from noise (95 %).
 
-    It takes the two completions of a problem for independent; as they are not, pairing can tell smaller gains.
+    It takes the two scores of a problem for independent; as they are not, pairing can tell smaller gains.
 
-    >>> round(resolution(0.5, 256), 3)
+    >>> round(resolution([0, 1] * 128), 3)
     0.087
     """
-    return Z95 * spread * (2 / count) ** 0.5
+    values = np.asarray(scores, dtype=np.float64)
+    return Z95 * float(np.nanstd(values)) * (2 / max((~np.isnan(values)).sum(), 1)) ** 0.5
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:

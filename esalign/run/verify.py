@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from esalign.engines.loading import LoadedModel, load_model
 from esalign.errors import AdapterError
 from esalign.protocols import Space
 from esalign.space.adapter import read_adapter
@@ -68,8 +68,8 @@ def verify_adapter(
     obstacle = obstacle_for_peft(model)
     if obstacle:
         return Verification(True, None, 0, f"not compared: {obstacle}")
-    answers = generate_with_peft(model, adapter, prompts, max_tokens=max_tokens, dtype=dtype)
-    equal = [_is_same(answer, completion) for answer, completion in zip(answers, completions, strict=True)]
+    completed = generate_with_peft(model, adapter, prompts, max_tokens=max_tokens, dtype=dtype)
+    equal = [_is_same(answer, completion) for answer, completion in zip(completed, completions, strict=True)]
     agreement = sum(equal) / len(equal)
     note = f"{sum(equal)} of {len(equal)} greedy answers equal those of transformers + peft"
     if exact and agreement < REQUIRED_AGREEMENT:
@@ -103,42 +103,34 @@ def _is_same(answer: Sequence[int], completion: Completion) -> bool:
 def generate_with_peft(
     model: str, adapter: Path | None, prompts: Sequence[Sequence[int]], *, max_tokens: int, dtype: str
 ) -> list[list[int]]:
-    """Answer prompts greedily with transformers and peft alone, up to and including the end of sequence."""
-    loaded = load_with_peft(model, adapter, dtype=dtype)
-    ends = loaded.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]  # [None] where the model has none
-    answers = []
+    """Complete prompts greedily with transformers and peft alone, up to and including the end of sequence."""
+    loaded = load_model("model", model, None if adapter is None else str(adapter), dtype=dtype)
+    ends = loaded.ends
+    completed = []
     for start in range(0, len(prompts), BATCH):
         for row in _generate(loaded, prompts[start : start + BATCH], max_tokens):
             end = next((position for position, token in enumerate(row) if token in ends), len(row))
-            answers.append(row[: end + 1])
-    return answers
+            completed.append(row[: end + 1])
+    return completed
 
 
-def _generate(loaded: Any, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+def _generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
     """Return the generated tokens of one batch, padding behind their ends included."""
     import torch
 
     width = max(len(prompt) for prompt in prompts)
-    device = loaded.device
+    device = loaded.model.device
+    # Shape (prompts, tokens), padded on the left, where no attention falls.
     ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     with torch.inference_mode():
-        rows = loaded.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False, pad_token_id=0
+        rows = loaded.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            eos_token_id=list(loaded.ends) or None,
+            pad_token_id=0,
         )
-    answers: list[list[int]] = rows[:, width:].tolist()
-    return answers
-
-
-def load_with_peft(model: str, adapter: Path | None, *, dtype: str) -> Any:
-    """Load a causal language model, with a LoRA adapter when one is given; on the GPU where there is one."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    kind = "auto" if dtype == "auto" else getattr(torch, dtype)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=kind)
-    if adapter is not None:
-        loaded = PeftModel.from_pretrained(loaded, str(adapter))
-    return loaded.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    generated: list[list[int]] = rows[:, width:].tolist()
+    return generated

@@ -25,9 +25,10 @@ from esalign.commands.build import load_splits
 from esalign.config.distill import DistillConfig
 from esalign.config.reading import load_config
 from esalign.distill.held_out import held_out_distance
-from esalign.distill.models import Loaded, encode, load_model, make_pair
+from esalign.distill.models import make_judge, make_pair
 from esalign.distill.rollout import RolloutOptions
 from esalign.distill.sources import set_student
+from esalign.engines.loading import LoadedModel, load_model
 from esalign.run.checkpoint import Checkpoints
 from esalign.run.statistics import estimate, paired_difference
 from esalign.space import SvdLora
@@ -75,7 +76,7 @@ def run_all(out: Path, engines: list[str], seed: int) -> dict[str, Path]:
 
 
 @torch.no_grad()
-def last_student(folder: Path | None) -> Loaded:
+def last_student(folder: Path | None) -> LoadedModel:
     """Return the student after a run's last generation or update; None: as it started."""
     student = load_model("student", EMBEDDED, ADAPTER, dtype="float32", device="cpu")
     state = {} if folder is None else Checkpoints(folder / "checkpoints").load_last() or {}
@@ -93,7 +94,8 @@ def judge(folder: Path | None, seed: int) -> Array:
     config = load_config([CONFIGS / "embedded.yaml"], [f"run.seed={seed}"], schema=DistillConfig)
     student = last_student(folder)
     pair = make_pair(student, load_model("teacher", config.teacher.path, None, dtype="float32", device="cpu"))
-    prompts = [encode(student, example.prompt, max_tokens=1024) for example in load_splits(config).test.examples]
+    encode = make_judge(student, pair.vocabulary, sequences=50).encode
+    prompts = [encode(example.prompt) for example in load_splits(config).test.examples]
     options = RolloutOptions(config.sampling.max_tokens, sequences=50)
     return held_out_distance(pair, prompts, options, seed=seed).nats
 

@@ -17,8 +17,9 @@ import torch
 from esalign.distill import trust_region_blend
 from esalign.distill.behaviour import Schedule, TrustRegion, student_alone
 from esalign.distill.decoder import Decoder
-from esalign.distill.rollout import Pair, RolloutOptions, draw, draw_uniforms, roll_out
+from esalign.distill.rollout import Pair, RolloutOptions, roll_out
 from esalign.distill.vocabulary import SharedVocabulary
+from esalign.engines.sampling import draw_uniforms, invert
 
 BUDGETS = (1e-6, 0.001, 0.005, 0.02, 0.05, 0.5)
 
@@ -86,10 +87,10 @@ def random_model(*, layers: int, width: int, vocab: int, seed: int) -> Any:
 def decode_alone(model: Any, vocabulary: SharedVocabulary, prompts: list[list[int]], tokens: int) -> None:
     """Let one model answer by itself, by the same decoder that the rollouts use."""
     decoder = Decoder(model, prompts)
-    uniforms = draw_uniforms(0, len(prompts), tokens)
+    uniforms = torch.from_numpy(draw_uniforms(0, len(prompts), tokens))
     logits = decoder.read()
     for at in range(tokens):
-        drawn = draw(vocabulary.logprobs(logits), uniforms[:, at])
+        drawn = invert(vocabulary.logprobs(logits).exp(), uniforms[:, at])
         if at + 1 < tokens:
             logits = decoder.feed(drawn)
 

@@ -79,7 +79,7 @@ def comparison_table(result: "Result", words: Words, *, wide: bool) -> "Table":
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.caption = "mean reward with 95 % intervals; gains are paired, problem by problem"
+    table.caption = "means with 95 % intervals; gains are paired, problem by problem"
     table.caption_style, table.caption_justify = "", "left"
     table.add_column("held-out set", min_width=NAME_WIDTH)
     for title in ("start", words.result, "gain", "verdict"):

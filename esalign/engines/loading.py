@@ -1,0 +1,195 @@
+"""Loading a causal language model of transformers and its tokenizer, quietly, with errors of one line."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from esalign.assets import adapter_path, model_path
+from esalign.engines.checks import check_choice
+from esalign.errors import BackendError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its tokenizer.
+
+    Args:
+        model: a causal language model, with or without a PEFT adapter, for inference, on its device.
+        tokenizer: its tokenizer.
+        label: for messages, e.g. ``student 'embedded'``.
+    """
+
+    model: Any
+    tokenizer: Any
+    label: str
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the output head."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids that end a completion, the model's own first choice first."""
+        return list_ends(self.model.generation_config, self.tokenizer)
+
+
+def load_model(
+    role: str,
+    path: str,
+    adapter: str | None = None,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+) -> LoadedModel:
+    """Load a causal language model for inference, with a LoRA adapter when one is given.
+
+    Args:
+        role: for messages: ``model``, ``student`` or ``teacher``.
+        path: Hugging Face id, folder, or ``embedded``.
+        adapter: PEFT folder or hub id, ``embedded``, or None.
+        dtype: float32, bfloat16, float16, or auto for the checkpoint's own.
+        device: auto, cpu, cuda or cuda:N.
+        trust_remote_code: run code that comes with the model.
+        revision: branch, tag or commit of a model on the hub.
+        attn_implementation: as in transformers; None for its choice.
+
+    Raises:
+        BackendError: it cannot be loaded, or lacks weights; or an option is out of range.
+    """
+    check_choice("dtype", dtype, DTYPES)
+    label = f"{role} '{path}'"
+    target = _find_device(device)
+    common = {"trust_remote_code": trust_remote_code, "revision": revision}
+    model: Any
+    info: Any
+    with quiet(), one_line_errors(label):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(model_path(path), **common)
+        factory: Any = AutoModelForCausalLM
+        model, info = factory.from_pretrained(
+            model_path(path),
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            **common,
+        )
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter_path(adapter))
+        model.eval().requires_grad_(requires_grad=False)
+        model.to(target)
+    if info["missing_keys"]:
+        raise BackendError(f"{label} has no weights for {min(info['missing_keys'])!r}: the checkpoint is not complete")
+    return LoadedModel(model, tokenizer, label)
+
+
+def load_tokenizer(path: str) -> Any:
+    """Load a tokenizer, from a folder or the Hugging Face hub.
+
+    Raises:
+        BackendError: it cannot be loaded.
+    """
+    with quiet(), one_line_errors(f"the tokenizer '{path}'"):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(path)
+
+
+def _find_device(name: str) -> "torch.device":
+    """Return the device of a name; auto is the GPU where there is one.
+
+    Raises:
+        BackendError: no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BackendError(f"device is {name!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:<number>'") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BackendError(f"device is {name!r}, but this machine has {torch.cuda.device_count()} CUDA GPUs: use 'cpu'")
+    return device
+
+
+def list_ends(generation: Any, tokenizer: Any = None) -> tuple[int, ...]:
+    """Return the ids that end a completion: those of the generation config, and the tokenizer's.
+
+    The first choice comes first: the tokenizer's, where the generation config has it too.
+
+    >>> from types import SimpleNamespace as Config
+    >>> list_ends(Config(eos_token_id=[7, 2]), Config(eos_token_id=2)), list_ends(None, Config(eos_token_id=2))
+    ((2, 7), (2,))
+    """
+    configured = generation.eos_token_id if generation else None
+    listed = configured if isinstance(configured, list | tuple) else [configured]
+    own = getattr(tokenizer, "eos_token_id", None)
+    ordered: Sequence[int | None] = [own, *listed] if own in listed else [*listed, own]
+    return tuple(dict.fromkeys(int(token) for token in ordered if token is not None))
+
+
+@contextlib.contextmanager
+def one_line_errors(label: str) -> Iterator[None]:
+    """Turn what transformers raises for something that cannot be loaded into one line.
+
+    Args:
+        label: what it is, e.g. ``model 'embedded'``.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
+        import torch
+
+        if isinstance(error, torch.OutOfMemoryError):
+            raise BackendError(f"{label} does not fit the device's memory: use a smaller one or int8") from error
+        detail = " ".join(str(error).split())[:300]
+        raise BackendError(f"{label} cannot be loaded: {type(error).__name__}: {detail}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hide the progress bars of loading, and what torchao, which transformers imports, says of missing kernels."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    levels = [logger.level for logger in loggers]
+    transformers_logging.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if shown:
+            transformers_logging.enable_progress_bar()

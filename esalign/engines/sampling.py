@@ -1,0 +1,49 @@
+"""The luck of each prompt: random streams that depend on (seed, prompt) alone, and drawing with them.
+
+Prompt j's stream comes neither from the other prompts nor from the candidates. So all candidates share its luck, and
+what is drawn does not depend on how the work is cut.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from esalign.types import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def seed_sequence(seed: int, prompt: int) -> np.random.SeedSequence:
+    """Return what prompt j's stream begins with.
+
+    >>> int(seed_sequence(-1, 0).generate_state(1)[0]) == int(seed_sequence(2**64 - 1, 0).generate_state(1)[0])
+    True
+    """
+    return np.random.SeedSequence([seed % 2**64, prompt])
+
+
+def draw_uniforms(seed: int, prompts: int, tokens: int, dtype: Any = np.float32) -> Array:
+    """Return the random numbers of each prompt, shape (prompts, tokens), in [0, 1)."""
+    rows = [np.random.default_rng(seed_sequence(seed, j)).random(tokens, dtype=dtype) for j in range(prompts)]
+    table = np.array(rows, dtype=dtype).reshape(prompts, tokens)
+    return table.clip(max=1 - np.finfo(dtype).eps)  # u * total must stay below total, rounded too
+
+
+def invert(mass: "Tensor", uniforms: "Tensor") -> "Tensor":
+    """Draw one token per row: invert its distribution function, in the vocabulary's order, so that like draws like.
+
+    Args:
+        mass: not negative, not all zero, of any sum, shape (rows, vocab).
+        uniforms: in [0, 1), shape (rows,).
+
+    Returns:
+        Ids, shape (rows,). A token without mass is never drawn.
+    """
+    import torch
+
+    cumulative = mass.cumsum(dim=-1)  # (rows, vocab)
+    total = cumulative[:, -1]
+    below = torch.nextafter(total, torch.zeros_like(total))
+    at = torch.minimum(uniforms.to(total.dtype) * total, below)
+    return torch.searchsorted(cumulative, at[:, None], right=True)[:, 0]
