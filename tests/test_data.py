@@ -67,7 +67,7 @@ WRITERS = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_kind_of_source_gives_the_same_problems(name, tmp_path):
     source = WRITERS[name](tmp_path / name, ROWS)
-    data = load_dataset(Source(source))
+    data = load_dataset(Source(source=source))
     assert [example.prompt for example in data.examples] == [row["question"] for row in ROWS]
     assert [example.columns["answer"] for example in data.examples] == [row["solution"] for row in ROWS]
     assert [int(example.columns["level"]) for example in data.examples] == [row["level"] for row in ROWS]
@@ -99,7 +99,7 @@ def test_columns_keep_their_own_names_beside_the_role(tmp_path):
 def test_columns_can_be_named(tmp_path):
     rows = [{"prompt": "no", "task": "yes", "gold": 1, "note": "n"}]
     source = write_jsonl(tmp_path / "a.jsonl", rows)
-    data = load_dataset(Source(source, columns={"prompt": "task", "answer": "gold", "hint": "note"}))
+    data = load_dataset(Source(source=source, columns={"prompt": "task", "answer": "gold", "hint": "note"}))
     assert data.examples[0].prompt == "yes"
     assert data.examples[0].columns["answer"] == 1
     assert data.examples[0].columns["hint"] == "n"
