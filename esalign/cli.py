@@ -21,7 +21,6 @@ app = typer.Typer(
     name="esalign",
     help="Align language models without gradients.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -54,6 +53,23 @@ def main() -> None:
         _fail(f"{error.strerror or error}{where}; what was written before is whole, so a run can go on with --resume")
     except MemoryError as error:
         _fail(f"out of memory ({error or 'no details'}): use a smaller population, fewer problems or a smaller model")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"esalign {version('esalign')}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Align language models without gradients."""
 
 
 @app.command(context_settings=ANY)

@@ -92,29 +92,29 @@ class Backend(Protocol):
         sampling: Sampling,
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
-        """Answer every prompt with every candidate.
+        """Complete every prompt with every candidate.
 
         Args:
             candidates: search vectors, shape (population, dim).
             prompts: any mixture of the three kinds of prompt.
             sampling: how to decode.
-            on_completion: called as each answer is finished, so that it can be scored while others are generated.
+            on_completion: called as each completion is finished, so that it can be scored while others are generated.
 
         Returns:
-            ``rows[i][j]``: candidate i's answer to prompt j.
+            ``rows[i][j]``: candidate i's completion of prompt j.
 
         Raises:
-            BackendError: a prompt and its answer do not fit the model's context, and the like.
+            BackendError: a prompt and its completion do not fit the model's context, and the like.
         """
 
     def score(
         self, candidates: Array, sequences: Sequences, support: Sequence[Array] | None = None
     ) -> list[list[Array]]:
-        """Give the teacher-forced log-probabilities (nats, float32, temperature 1) of given answers.
+        """Give the teacher-forced log-probabilities (nats, float32, temperature 1) of given completions.
 
         Args:
             candidates: search vectors, shape (population, dim).
-            sequences: (prompt ids, answer ids) pairs. The prompt has at least one token.
+            sequences: (prompt ids, completion ids) pairs. The prompt has at least one token.
             support: per sequence, the token ids of interest at each position, integers of shape (tokens, k).
 
         Returns:

@@ -30,17 +30,17 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are decoded.
+    """How completions are decoded.
 
     Args:
-        max_tokens: the most tokens of one answer, at least 1.
+        max_tokens: the most tokens of one completion, at least 1.
         temperature: 0 is greedy; above, the softmax's temperature.
         top_p: nucleus of the distribution to draw from, in (0, 1].
         top_k: number of tokens to draw from; 0 is all.
-        seed: the answer to prompt ``j`` of a call draws from a random stream of its own, derived from (seed, j) and
+        seed: the completion of prompt ``j`` of a call draws from a random stream of its own, derived from (seed, j) and
             from nothing else. So all candidates draw alike at a prompt, and several samples of one prompt are
             that prompt repeated.
-        stop: strings that end an answer; the answer's text ends before the first of them.
+        stop: strings that end a completion; the completion's text ends before the first of them.
     """
 
     max_tokens: int = 256
@@ -64,7 +64,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer.
+    """One completion.
 
     Args:
         text: decoded without special tokens, cut before a stop string.
@@ -79,10 +79,10 @@ class Completion:
 
 
 Sequences: TypeAlias = Sequence[tuple[Sequence[int], Sequence[int]]]
-"""(prompt ids, answer ids) pairs, for teacher-forced scoring."""
+"""(prompt ids, completion ids) pairs, for teacher-forced scoring."""
 
 OnCompletion: TypeAlias = Callable[[int, int, Completion], None]
-"""Called with (candidate, prompt, completion) as soon as an answer is finished, in any order."""
+"""Called with (candidate, prompt, completion) as soon as a completion is finished, in any order."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Sample:
-    """One answered problem with its reward (None: all rewards abstained), for people to read."""
+    """One completed problem with its reward (None: all rewards abstained), for people to read."""
 
     prompt: Prompt
     completion: str
@@ -117,7 +117,7 @@ class Evaluation:
         generated_tokens: tokens that the engine generated for this evaluation.
         scored_tokens: tokens that the engine read teacher-forced for it.
         prompt_tokens: prompt tokens that the engine read for it.
-        samples: a few answers, for people to read.
+        samples: a few completions, for people to read.
     """
 
     fitness: Array

@@ -167,7 +167,7 @@ def test_package_that_a_plugin_lacks_is_named(install):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("torhc", {}, "unknown backend 'torhc', did you mean 'torch'?; known: llama-cpp, torch, vllm"),
+        ("torhc", {}, "unknown backend 'torhc', did you mean 'torch'?; known: fake, llama-cpp, torch, vllm"),
         ("torch", {"chunk_sise": 1}, "backend 'torch' has no option 'chunk_sise'"),
     ],
 )

@@ -190,6 +190,8 @@ def test_backend_folders_are_packages_and_entry_points():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     folders = {folder.name for folder in (ROOT / "backends").iterdir() if (folder / "__init__.py").exists()}
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    modules = {value.split(":")[0] for value in project["project"]["entry-points"]["esalign.backends"].values()}
+    engines = project["project"]["entry-points"]["esalign.backends"]
+    assert engines.pop("fake") == "esalign.testing.fake:FakeBackend"  # the only one in the core
+    modules = {value.split(":")[0] for value in engines.values()}
     assert {name.removeprefix("backends/") for name in packages if name.startswith("backends/")} == folders
     assert modules == folders

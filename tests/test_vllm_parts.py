@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from esalign_vllm import versions
 from esalign_vllm.basis import LayerFactors, Tabulator, read_basis, write_basis
-from esalign_vllm.decoding import stream_seed
+from esalign_vllm.decoding import generation_parameters
 from esalign_vllm.environment import defaults
 from esalign_vllm.fit import check_fit, load_config
 from esalign_vllm.options import choose_dtype, cpu_cache_bytes
@@ -400,10 +400,13 @@ def test_sequence_that_fills_the_context_leaves_its_last_token_to_be_generated()
 
 
 def test_seeds_of_streams_depend_on_seed_and_prompt_alone() -> None:
+    def stream_seed(seed: int, prompt: int) -> int:
+        return generation_parameters(Sampling(temperature=1.0, seed=seed), prompt, ()).seed
+
     seeds = {stream_seed(seed, prompt) for seed in range(20) for prompt in range(50)}
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert stream_seed(Sampling(seed=-1).seed, 0) == stream_seed(2**64 - 1, 0)
+    assert stream_seed(-1, 0) == stream_seed(2**64 - 1, 0)
 
 
 def test_environment_is_restored_and_the_users_settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:

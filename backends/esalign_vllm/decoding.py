@@ -12,30 +12,22 @@ from esalign.types import Sampling
 def generation_parameters(sampling: Sampling, prompt: int, ends: Sequence[int]) -> Any:
     """Return vLLM's parameters for prompt j of a call.
 
-    The seed comes from (seed, j) alone, so all candidates draw with the same luck. The random stream is vLLM's own:
-    the same seed gives other answers than another engine's.
+    The seed, in [0, 2**63), comes from (seed, j) alone, so all candidates draw with the same luck. The random stream is
+    vLLM's own: the same seed gives other completions than another engine's.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     random = sampling.temperature > 0.0
+    seed = int(seed_sequence(sampling.seed, prompt).generate_state(1, np.uint64)[0] >> 1)
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p if random else 1.0,
         top_k=(sampling.top_k or -1) if random else -1,
-        seed=stream_seed(sampling.seed, prompt) if random else None,
+        seed=seed if random else None,
         stop=list(sampling.stop),
         stop_token_ids=list(ends),
         detokenize=bool(sampling.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
-
-
-def stream_seed(seed: int, prompt: int) -> int:
-    """Return the seed of prompt j's random stream, in [0, 2**63).
-
-    >>> stream_seed(0, 1) == stream_seed(0, 1), stream_seed(0, 1) == stream_seed(1, 0)
-    (True, False)
-    """
-    return int(seed_sequence(seed, prompt).generate_state(1, np.uint64)[0] >> 1)

@@ -49,17 +49,17 @@ class ScoringSection(Section):
     """How rewards are computed."""
 
     workers: int = Field(1, ge=0, description="Processes that score beside generation; 0 scores in the run's own.")
-    timeout: float = Field(10.0, gt=0, description="Seconds that one answer's scoring may take (with workers).")
+    timeout: float = Field(10.0, gt=0, description="Seconds that one completion's scoring may take (with workers).")
 
 
 class SamplingSection(Section):
-    """How answers are decoded during the search."""
+    """How completions are decoded during the search."""
 
-    max_tokens: int = Field(256, ge=1, description="Most tokens of one answer.")
+    max_tokens: int = Field(256, ge=1, description="Most tokens of one completion.")
     temperature: float = Field(0.0, ge=0, description="0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus to draw from.")
     top_k: int = Field(0, ge=0, description="Number of tokens to draw from; 0 is all.")
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="Strings that end an answer.")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="Strings that end a completion.")
 
     def make(self, *, seed: int) -> Sampling:
         """Return the engine's sampling with a seed."""
@@ -105,7 +105,7 @@ class Experiment(Protocol):
 
     @property
     def rewards(self) -> tuple[RewardSection, ...]:
-        """What judges answers."""
+        """What judges completions."""
 
     @property
     def scoring(self) -> ScoringSection:
@@ -113,7 +113,7 @@ class Experiment(Protocol):
 
     @property
     def sampling(self) -> SamplingSection:
-        """How answers are decoded."""
+        """How completions are decoded."""
 
     @property
     def probe(self) -> ProbeSection | None:

@@ -37,7 +37,7 @@ class Schedule:
     def at(self, step: int) -> float:
         """Return the value at an update, the first being 0.
 
-        >>> [Schedule(0.02, 4).at(step) for step in range(6)]
+        >>> [round(Schedule(0.02, 4).at(step), 3) for step in range(6)]
         [0.02, 0.015, 0.01, 0.005, 0.0, 0.0]
         """
         if self.steps is None:

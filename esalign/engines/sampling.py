@@ -1,7 +1,7 @@
-"""The luck of each prompt: random streams that depend on (seed, prompt) alone, and drawing with them.
+"""The random numbers of each prompt: streams that depend on (seed, prompt) alone, and drawing with them.
 
-Prompt j's stream comes neither from the other prompts nor from the candidates. So all candidates share its luck, and
-what is drawn does not depend on how the work is cut.
+Prompt j's stream comes neither from the other prompts nor from the candidates. So all candidates draw alike (common
+random numbers), and what is drawn does not depend on how the work is cut.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -13,13 +13,13 @@ SHOWN_SAMPLES = 3
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What candidates answered, and what it was worth.
+class Completed:
+    """What candidates wrote, and what it was worth.
 
     Args:
-        rows: ``rows[i][j]``, candidate i's answer to problem j.
+        rows: ``rows[i][j]``, candidate i's completion of problem j.
         rewards: shape (population, problems), NaN where all rewards abstained.
-        errors: number of answers whose scoring failed or timed out, by reward and kind.
+        errors: number of completions whose scoring failed or timed out, by reward and kind.
         error_examples: one message of each.
     """
 
@@ -35,15 +35,15 @@ class Answers:
 
     @property
     def truncated(self) -> float:
-        """Share of answers cut by the token limit."""
+        """Share of completions cut by the token limit."""
         reasons = [completion.finish_reason for row in self.rows for completion in row]
         return reasons.count("length") / len(reasons)
 
 
-def answer(
+def complete(
     backend: Backend, pool: RewardPool, candidates: Array, examples: Sequence[Example], sampling: Sampling
-) -> Answers:
-    """Let candidates, shape (population, dim), answer examples; scoring goes on beside generation."""
+) -> Completed:
+    """Let candidates, shape (population, dim), complete examples; scoring goes on beside generation."""
 
     def on_completion(i: int, j: int, completion: Completion) -> None:
         pool.submit((i, j), examples[j], completion.text)
@@ -56,14 +56,14 @@ def answer(
             reward = scores.rewards[i, j]
             if reward is not None:
                 rewards[i, j] = reward
-    return Answers(rows, rewards, scores.errors, scores.error_examples)
+    return Completed(rows, rewards, scores.errors, scores.error_examples)
 
 
-def make_samples(examples: Sequence[Example], answers: Answers, *, candidate: int = 0) -> tuple[Sample, ...]:
-    """Return a candidate's first answers, for people to read."""
+def make_samples(examples: Sequence[Example], completed: Completed, *, candidate: int = 0) -> tuple[Sample, ...]:
+    """Return a candidate's first completions, for people to read."""
     shown = []
     for j, example in enumerate(examples[:SHOWN_SAMPLES]):
-        reward = answers.rewards[candidate, j]
-        text = answers.rows[candidate][j].text
+        reward = completed.rewards[candidate, j]
+        text = completed.rows[candidate][j].text
         shown.append(Sample(example.prompt, text, None if np.isnan(reward) else float(reward), example.columns))
     return tuple(shown)

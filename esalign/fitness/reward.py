@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from esalign.errors import ConfigError, RewardError
-from esalign.fitness.completions import answer, make_samples
+from esalign.fitness.completions import complete, make_samples
 from esalign.fitness.parts import FitnessParts
 from esalign.seeds import Use, derive
 from esalign.types import Array, Evaluation, Example, State
@@ -41,19 +41,19 @@ class RewardFitness:
         self._sampling = replace(self._sampling, seed=derive(self._seed, Use.GENERATION, generation))
 
     def evaluate(self, candidates: Array) -> Evaluation:
-        """Let all candidates answer, and average their rewards.
+        """Let all candidates write, and average their rewards.
 
         Problems on which all rewards abstain do not count; a candidate with no reward at all ranks last.
 
         Raises:
-            RewardError: the rewards abstained on every answer of every candidate.
+            RewardError: the rewards abstained on every completion of every candidate.
         """
-        answers = answer(self._backend, self._pool, candidates, self._examples, self._sampling)
-        rewards = answers.rewards
+        completed = complete(self._backend, self._pool, candidates, self._examples, self._sampling)
+        rewards = completed.rewards
         counts = (~np.isnan(rewards)).sum(axis=1)
         if not counts.any():
             raise RewardError(
-                f"all rewards abstained on all {rewards.size} answers of a generation, expected a number for some: "
+                f"all rewards abstained on all {rewards.size} completions of a generation, expected a number for some: "
                 "check that the reward fits the data"
             )
         fitness = np.nansum(rewards, axis=1) / np.maximum(counts, 1)
@@ -63,14 +63,14 @@ class RewardFitness:
             fitness=fitness,
             metrics={
                 "reward_std": float(np.nanmean(np.nanstd(rewards[counts > 0], axis=1))),
-                "truncated": answers.truncated,
-                "mean_tokens": answers.generated_tokens / rewards.size,
+                "truncated": completed.truncated,
+                "mean_tokens": completed.generated_tokens / rewards.size,
                 "abstained": float(np.isnan(rewards).mean()),
-                **{f"errors/{name}": float(count) for name, count in answers.errors.items()},
+                **{f"errors/{name}": float(count) for name, count in completed.errors.items()},
             },
-            generated_tokens=answers.generated_tokens,
+            generated_tokens=completed.generated_tokens,
             prompt_tokens=prompt_tokens * len(rewards),
-            samples=make_samples(self._examples, answers, candidate=int(np.argmax(fitness))),
+            samples=make_samples(self._examples, completed, candidate=int(np.argmax(fitness))),
         )
 
     def state_dict(self) -> State:

@@ -1,14 +1,14 @@
-"""Surrogate ESSA (ours): candidates are judged by how they would have weighted answers that the mean gave.
+"""Surrogate ESSA (ours): candidates are judged by how they would have weighted completions that the mean gave.
 
-Plain ESSA generates answers with every candidate and takes one number from each. Here the mean alone answers, sampled
-several times per problem. Where rewards differ, the best and the worst answer are kept (down-sampling to the largest
-variance, Xu et al. 2025, arXiv 2504.13818), until so many pairs are found (dynamic sampling, Yu et al. 2025, arXiv
-2503.14476), and every candidate scores these *same* answers teacher-forced. Its fitness
+Plain ESSA generates completions with every candidate and takes one number from each. Here the mean alone writes,
+sampled several times per problem. Where rewards differ, the best and the worst completion are kept (down-sampling to
+the largest variance, Xu et al. 2025, arXiv 2504.13818), until so many pairs are found (dynamic sampling, Yu et al.
+2025, arXiv 2503.14476), and every candidate scores these *same* completions teacher-forced. Its fitness
 is the clipped, importance-weighted objective of PPO (Schulman et al. 2017, arXiv 1707.06347, eq. 7), with advantage 1
-for the best and -1 for the worst. It takes forward passes alone, and one set of answers serves several generations.
+for the best and -1 for the worst. It takes forward passes alone, and one set of completions serves several generations.
 
 That objective is flat beyond its clip, where it lets the step size run away. So candidates whose divergence from the
-mean that answered is above a bound rank behind all others, the farther the lower.
+mean that wrote them is above a bound rank behind all others, the farther the lower.
 """
 
 from dataclasses import replace
@@ -16,31 +16,31 @@ from dataclasses import replace
 import numpy as np
 
 from esalign.errors import ConfigError, RewardError
-from esalign.fitness.completions import answer, make_samples
+from esalign.fitness.completions import complete, make_samples
 from esalign.fitness.parts import FitnessParts
 from esalign.seeds import Use, derive
 from esalign.types import Array, Evaluation, Sample, State
 
 Sequence = tuple[tuple[int, ...], tuple[int, ...]]
-"""A prompt's and an answer's token ids."""
+"""A prompt's and a completion's token ids."""
 
 MAX_TRIES = 8
 MAX_LOG_RATIO = 20.0  # exp of it is finite in float32; clipped objectives are flat long before
 
 
 class SurrogateFitness:
-    """PPO's clipped objective on answers of the mean, which all candidates score.
+    """PPO's clipped objective on completions of the mean, which all candidates score.
 
     Args:
         parts: what every fitness is made of; at temperature 0 all completions of a problem would be equal, so
             `temperature` stands in.
-        prompts: problems answered at a time, until enough pairs are found.
-        samples: answers per problem, at least 2.
+        prompts: problems sampled at a time, until enough pairs are found.
+        samples: completions per problem, at least 2.
         pairs: problems that make a set; fewer if eight times `prompts` do not hold so many.
-        refresh: generations that one set of answers serves.
-        temperature: of the answers when the run's own is 0. Low, as it is the greedy answer that shall get better.
+        refresh: generations that one set of completions serves.
+        temperature: of the completions when the run's own is 0. Low, as the greedy one shall get better.
         clip: the ratio's distance from 1 at which a token's objective is flat.
-        kl_limit: bound on the divergence from the mean that answered, nats per token.
+        kl_limit: bound on the divergence from the mean that wrote them, nats per token.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SurrogateFitness:
         self._shown: tuple[Sample, ...] = ()
 
     def prepare(self, mean: Array, generation: int) -> None:
-        """Let the mean answer anew when its last answers have served their generations.
+        """Let the mean sample anew when its last completions have served their generations.
 
         Raises:
             RewardError: rewards differ on no problem.
@@ -93,7 +93,7 @@ class SurrogateFitness:
             pairs += self._roll_out(mean, generation, rewards)
         if not pairs:
             raise RewardError(
-                f"{MAX_TRIES} sets of {self._prompts} problems x {self._samples} answers gave no problem on which "
+                f"{MAX_TRIES} sets of {self._prompts} problems x {self._samples} completions gave no problem on which "
                 "rewards differ, so nothing can be learned: is the task far too easy or too hard, or the reward always "
                 "the same?"
             )
@@ -105,32 +105,32 @@ class SurrogateFitness:
         self._fresh["scored_tokens"] += self._scored(1)
 
     def _roll_out(self, mean: Array, generation: int, rewards: list[Array]) -> list[tuple[Sequence, Sequence]]:
-        """Sample answers, and return the best and the worst of each problem on which their rewards differ.
+        """Sample completions, and return the best and the worst of each problem on which their rewards differ.
 
         Args:
-            mean: who answers, shape (dim,).
+            mean: who samples, shape (dim,).
             generation: of the run.
-            rewards: where the answers' rewards are added, of shape (prompts, samples).
+            rewards: where the completions' rewards are added, of shape (prompts, samples).
         """
         chosen = self._batches.next(self._prompts)
         examples = [example for example in chosen for _ in range(self._samples)]
         round_seed = derive(self._seed, Use.ROLLOUTS, generation, self._fresh["generated_tokens"])
-        answers = answer(self._backend, self._pool, mean[None], examples, replace(self._sampling, seed=round_seed))
+        completed = complete(self._backend, self._pool, mean[None], examples, replace(self._sampling, seed=round_seed))
         prompts = [self._backend.encode(example.prompt) for example in chosen]
-        self._fresh["generated_tokens"] += answers.generated_tokens
+        self._fresh["generated_tokens"] += completed.generated_tokens
         self._fresh["prompt_tokens"] += self._samples * sum(len(prompt) for prompt in prompts)
-        self._shown = make_samples(examples, answers)
-        table = answers.rewards[0].reshape(self._prompts, self._samples)
+        self._shown = make_samples(examples, completed)
+        table = completed.rewards[0].reshape(self._prompts, self._samples)
         rewards.append(table)
-        empty = [not completion.token_ids for completion in answers.rows[0]]  # nothing to score
+        empty = [not completion.token_ids for completion in completed.rows[0]]  # nothing to score
         best, worst = extremes(np.where(np.reshape(empty, table.shape), np.nan, table))
-        sequences = [(prompts[j // self._samples], c.token_ids) for j, c in enumerate(answers.rows[0])]
+        sequences = [(prompts[j // self._samples], c.token_ids) for j, c in enumerate(completed.rows[0])]
         return [(sequences[i], sequences[j]) for i, j in zip(best, worst, strict=True)]
 
     def evaluate(self, candidates: Array) -> Evaluation:
-        """Score the kept answers with every candidate."""
+        """Score the kept completions with every candidate."""
         log_ratio = np.clip(self._log_probabilities(candidates) - self._old, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-        advantages = np.repeat(self._advantages, [len(answer_ids) for _, answer_ids in self._sequences])
+        advantages = np.repeat(self._advantages, [len(completion_ids) for _, completion_ids in self._sequences])
         kl = divergence(log_ratio)
         return Evaluation(
             fitness=bounded(clipped_objective(log_ratio, advantages, self._clip), kl, self._kl_limit),
@@ -148,36 +148,36 @@ class SurrogateFitness:
         )
 
     def _log_probabilities(self, candidates: Array) -> Array:
-        """Return log-probabilities of all answers' tokens, one after another, shape (population, tokens)."""
+        """Return log-probabilities of all completions' tokens, one after another, shape (population, tokens)."""
         rows = self._backend.score(candidates, self._sequences)
         return np.stack([np.concatenate(row) for row in rows]).astype(np.float64)
 
     def _scored(self, population: int) -> int:
-        return population * sum(len(prompt) + len(answer_ids) for prompt, answer_ids in self._sequences)
+        return population * sum(len(prompt) + len(completion_ids) for prompt, completion_ids in self._sequences)
 
     def state_dict(self) -> State:
-        """The place in the problems, and the answers in use."""
+        """The place in the problems, and the completions in use."""
         return {
             "batches": self._batches.state_dict(),
             "age": self._age,
             "prompts": [list(prompt) for prompt, _ in self._sequences],
-            "answers": [list(answer_ids) for _, answer_ids in self._sequences],
+            "completions": [list(completion_ids) for _, completion_ids in self._sequences],
             "advantages": self._advantages,
             "old": self._old,
             "reward": self._reward,
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Continue with those answers."""
+        """Continue with those completions."""
         self._batches.load_state_dict(state["batches"])
         self._age = state["age"]
-        pairs = zip(state["prompts"], state["answers"], strict=True)
-        self._sequences = [(tuple(prompt), tuple(answer_ids)) for prompt, answer_ids in pairs]
+        pairs = zip(state["prompts"], state["completions"], strict=True)
+        self._sequences = [(tuple(prompt), tuple(completion_ids)) for prompt, completion_ids in pairs]
         self._advantages, self._old, self._reward = state["advantages"], state["old"], state["reward"]
 
 
 def extremes(rewards: Array) -> tuple[Array, Array]:
-    """Return the places of the best and of the worst answer to each problem whose rewards differ, the first of equals.
+    """Return the places of the best and the worst completion of each problem whose rewards differ, the first of equals.
 
     Args:
         rewards: shape (prompts, samples), NaN where there is none.

@@ -37,7 +37,8 @@ def judge_gain(gain: Estimate, generation: int) -> Verdict:
     if generation == 0:
         return Verdict(
             "none",
-            "no improvement found: nothing beat the start on the validation problems, so the result is the start",
+            "no improvement found: nothing beat the start on the validation problems by more than the noise, so the "
+            "result is the start",
         )
     if gain.low > 0:
         return Verdict("better", "better: the gain's 95 % interval excludes zero")

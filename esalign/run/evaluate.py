@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from esalign.fitness.completions import answer, make_samples
+from esalign.fitness.completions import complete, make_samples
 from esalign.protocols import Backend
 from esalign.rewards.pool import RewardPool
 from esalign.run.statistics import Estimate, estimate
@@ -19,9 +19,9 @@ class HeldOutResult:
     Args:
         scores: of each problem, more is better, shape (problems,), NaN where all rewards abstained.
         generated_tokens: tokens generated for it.
-        truncated: share of answers cut by the token limit.
-        errors: number of answers whose scoring failed, by reward and kind.
-        samples: a few answers.
+        truncated: share of completions cut by the token limit.
+        errors: number of completions whose scoring failed, by reward and kind.
+        samples: a few completions.
     """
 
     scores: Array
@@ -39,19 +39,19 @@ class HeldOutResult:
 def evaluate(
     backend: Backend, pool: RewardPool, vector: Array, examples: Sequence[Example], sampling: Sampling
 ) -> HeldOutResult:
-    """Answer held-out examples with one search vector, shape (dim,)."""
-    answers = answer(backend, pool, np.asarray(vector)[None], examples, sampling)
+    """Complete held-out examples with one search vector, shape (dim,)."""
+    completed = complete(backend, pool, np.asarray(vector)[None], examples, sampling)
     return HeldOutResult(
-        scores=answers.rewards[0],
-        generated_tokens=answers.generated_tokens,
-        truncated=answers.truncated,
-        errors=answers.errors,
-        samples=make_samples(examples, answers),
+        scores=completed.rewards[0],
+        generated_tokens=completed.generated_tokens,
+        truncated=completed.truncated,
+        errors=completed.errors,
+        samples=make_samples(examples, completed),
     )
 
 
 def kl_to_start(backend: Backend, vector: Array, examples: Sequence[Example], sampling: Sampling) -> float:
-    """Estimate KL(vector || start) in nats per generated token, from answers that the vector samples.
+    """Estimate KL(vector || start) in nats per generated token, from completions that the vector samples.
 
     The estimator is k3, ``r - 1 - log r`` with ``r = p_start / p_vector``: unbiased, of low variance, never negative
     (John Schulman, "Approximating KL divergence", 2020). It is unbiased at temperature 1 only, so pass that.

@@ -1,11 +1,14 @@
-"""The contracts of the plugs, for the tests of plug-ins: each is a tuple of claims, functions that assert one thing.
+"""For tests: the contracts of the plugs, each a tuple of claims, functions that assert one thing; and a fake engine.
+
+`FakeBackend` is an engine of numpy alone, for tests of whatever needs one.
 
 Every claim on an engine takes a `Subject`, every claim on an optimiser what makes one; see `esalign.testing.backend`.
 """
 
 from esalign.testing.backend import CLAIMS as BACKEND_CLAIMS
 from esalign.testing.backend import Subject
+from esalign.testing.fake import FakeBackend
 from esalign.testing.optimizer import CLAIMS as OPTIMIZER_CLAIMS
 from esalign.testing.reference import Reference
 
-__all__ = ["BACKEND_CLAIMS", "OPTIMIZER_CLAIMS", "Reference", "Subject"]
+__all__ = ["BACKEND_CLAIMS", "OPTIMIZER_CLAIMS", "FakeBackend", "Reference", "Subject"]

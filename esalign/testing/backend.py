@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 
 from esalign.errors import BackendError
-from esalign.protocols import Backend
-from esalign.space import SvdLora
+from esalign.protocols import Backend, Space
 from esalign.testing.reference import Reference
 from esalign.types import Array, Completion, Message, Prompt, Sampling
 
@@ -58,7 +57,7 @@ class Subject:
 
     make: Callable[[], Backend]
     model: str | Path
-    space: SvdLora
+    space: Space
     prompts: Sequence[str] = PROMPTS
     max_tokens: int = 24
     spread: float = 0.5

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from esalign.space import SvdLora
+from esalign.protocols import Space
 from esalign.types import Array
 
 
@@ -20,7 +20,7 @@ class Reference:
         space: the space of the candidates.
     """
 
-    def __init__(self, model: str | Path, space: SvdLora) -> None:
+    def __init__(self, model: str | Path, space: Space) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.space = space

@@ -1,0 +1,101 @@
+"""Whole runs on the fake engine: what they write, that they resume, and what report and terminal show of them."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from quick_runs import PROBLEMS, Recorder, run_quickly, write_quick_run
+from rich.console import Console
+from runs import reproducible
+
+from esalign.commands.align import plan
+from esalign.report.terminal import LiveDashboard, PlainReporter, show_result
+
+
+def test_a_run_writes_every_generation_and_its_result(tmp_path, monkeypatch):
+    outcome = run_quickly(write_quick_run(tmp_path), monkeypatch)
+    assert [row["generation"] for row in reproducible(outcome.folder)] == list(range(7))
+    assert [row["generation"] for row in reproducible(outcome.folder) if "validation" in row] == [0, 2, 4, 6]
+    assert set(json.loads((outcome.folder / "result.json").read_text())["comparisons"]) == {
+        "test/greedy",
+        "test/sampled",
+    }
+    assert (outcome.folder / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_the_search_raises_the_reward(tmp_path, monkeypatch):
+    config = write_quick_run(tmp_path, run__generations=25, fitness__prompts=16, optimizer__population=12)
+    outcome = run_quickly(config, monkeypatch)
+    assert outcome.result.comparisons["test/greedy"].gain.low > 0
+
+
+@pytest.mark.parametrize("optimizer", ["openai-es", "random-search", "cma-es"])
+@pytest.mark.parametrize("stopped_after", [1, 4])
+def test_a_run_that_dies_and_is_resumed_equals_an_uninterrupted_one(tmp_path, monkeypatch, optimizer, stopped_after):
+    changes = {"optimizer__name": optimizer, "sampling__temperature": 0.7}
+    whole = run_quickly(write_quick_run(tmp_path / "whole", **changes), monkeypatch)
+    config = write_quick_run(tmp_path / "cut", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        run_quickly(config, monkeypatch, reporter=Recorder(fail_after=stopped_after))
+    resumed = run_quickly(config, monkeypatch, resume=True)
+    assert reproducible(resumed.folder) == reproducible(whole.folder)
+    assert (resumed.folder / "samples.jsonl").read_text() == (whole.folder / "samples.jsonl").read_text()
+    assert np.array_equal(resumed.result.vector, whole.result.vector)
+
+
+def test_other_seeds_give_other_runs(tmp_path, monkeypatch):
+    one = run_quickly(write_quick_run(tmp_path / "one"), monkeypatch)
+    two = run_quickly(write_quick_run(tmp_path / "two", run__seed=1), monkeypatch)
+    assert reproducible(one.folder) != reproducible(two.folder)
+
+
+def test_completions_that_the_configuration_tells_are_rewarded(tmp_path, monkeypatch):
+    told = {row["prompt"]: row["answer"] for row in PROBLEMS}
+    config = write_quick_run(
+        tmp_path, backend__options={"completions": told}, rewards=[{"name": "exact-match"}], run__generations=1
+    )
+    reporter = Recorder()
+    outcome = run_quickly(config, monkeypatch, reporter=reporter)
+    assert outcome.result.comparisons["test/greedy"].result.mean == 1.0
+    assert reporter.rows[0]["validation"]["mean"] == 1.0
+
+
+def test_equal_fitness_stops_a_run_and_is_warned_of(tmp_path, monkeypatch):
+    told = {row["prompt"]: row["answer"] for row in PROBLEMS}
+    config = write_quick_run(
+        tmp_path,
+        backend__options={"completions": told},
+        rewards=[{"name": "exact-match"}],
+        run__flat_limit=2,
+        run__generations=50,
+    )
+    reporter = Recorder()
+    run_quickly(config, monkeypatch, reporter=reporter)
+    assert len(reporter.rows) == 3
+    assert any("same fitness" in warning for warning in reporter.warnings)
+
+
+def test_a_dry_run_reckons_what_a_run_takes_and_writes_nothing(tmp_path):
+    reckoned = plan(write_quick_run(tmp_path))
+    assert (reckoned.dim, reckoned.problems, reckoned.answers) == (4, (40, 8, 16), 6 * 6 * 6)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("kind", ["live", "plain"])
+def test_the_terminal_shows_a_run_from_its_start_to_its_result(tmp_path, monkeypatch, kind):
+    console = Console(file=io.StringIO(), width=120, height=40, force_terminal=kind == "live", color_system=None)
+    made = (LiveDashboard if kind == "live" else PlainReporter)(console)
+    outcome = run_quickly(write_quick_run(tmp_path), monkeypatch, reporter=made)
+    if kind == "live":
+        console.print(made)
+    show_result(console, outcome.result, outcome.verification, outcome.folder)
+    shown = console.file.getvalue()
+    assert "6 of 6" in shown or "6/6" in shown
+    assert outcome.result.reason in " ".join(shown.split())
+
+
+def test_a_run_ends_with_a_report_of_its_rows_and_samples(tmp_path, monkeypatch):
+    outcome = run_quickly(write_quick_run(tmp_path, run__generations=1), monkeypatch, with_report=True)
+    page = (outcome.folder / "report.html").read_text()
+    assert outcome.result.reason in page
