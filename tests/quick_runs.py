@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from esalign.commands import align as command
+from esalign.commands import drive
 from esalign.config.run import RunConfig
 from esalign.files import write_atomically
 from esalign.run.folder import Outcome
@@ -89,5 +90,5 @@ def run_quickly(
     verification = Verification(good=True, agreement=1.0, count=4, note="not compared")
     monkeypatch.setattr(command, "verify_adapter", lambda *_, **__: verification)
     if not with_report:
-        monkeypatch.setattr(command, "write_report", lambda _folder: None)
+        monkeypatch.setattr(drive, "write_report", lambda _folder: None)
     return command.align(config, reporter=reporter or Recorder(), resume=resume)

@@ -49,6 +49,7 @@ def installed(tmp_path_factory):
         module, code, groups = example(section)
         (folder / f"{module}.py").write_text(code)
         modules.append(module)
+        sys.modules.pop(module, None)  # another test may have a plug-in of that name
         for group, points in groups.items():
             lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")

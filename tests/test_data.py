@@ -164,6 +164,7 @@ def test_gym_problems_of_neighbouring_seeds_have_little_in_common():
     assert len(first & second) < 3
 
 
+@pytest.mark.slow
 def test_gym_problems_are_the_same_when_processes_generate_them(monkeypatch):
     here = load_examples("reasoning-gym:countdown", size=80, seed=3, options=COUNTDOWN)
     monkeypatch.setattr(gym, "WORTH_PROCESSES", 0.0)

@@ -38,8 +38,15 @@ def run(optimizer, generations, fitness=sphere):
     return optimizer
 
 
+QUICK_MEMBER = "nevergrad:TwoPointsDE"  # the other members of nevergrad hold the contract in the whole suite
+ALL_MAKERS = [
+    pytest.param(name, marks=pytest.mark.slow if "nevergrad" in name and name != QUICK_MEMBER else ())
+    for name in MAKERS
+]
+
+
 @pytest.mark.parametrize("claim", contract.CLAIMS, ids=lambda claim: claim.__name__)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", ALL_MAKERS)
 def test_contract(name, claim):
     if name == "random-search" and claim is contract.beats_random_search:
         pytest.skip("nothing beats itself")
@@ -276,6 +283,7 @@ def test_sequential_nevergrad_optimizer_takes_a_population_of_one():
     assert sphere(run(optimizer, 150).mean[None])[0] > 0.85 * -contract.DIM
 
 
+@pytest.mark.slow
 def test_program_ends_while_a_sequential_nevergrad_optimizer_waits_in_its_thread():
     code = """
         from esalign.registry import make_optimizer

@@ -3,7 +3,6 @@
 import io
 import json
 
-import numpy as np
 import pytest
 from quick_runs import PROBLEMS, Recorder, run_quickly, write_quick_run
 from rich.console import Console
@@ -41,7 +40,8 @@ def test_a_run_that_dies_and_is_resumed_equals_an_uninterrupted_one(tmp_path, mo
     resumed = run_quickly(config, monkeypatch, resume=True)
     assert reproducible(resumed.folder) == reproducible(whole.folder)
     assert (resumed.folder / "samples.jsonl").read_text() == (whole.folder / "samples.jsonl").read_text()
-    assert np.array_equal(resumed.result.vector, whole.result.vector)
+    weights = "adapter/adapter_model.safetensors"
+    assert (resumed.folder / weights).read_bytes() == (whole.folder / weights).read_bytes()
 
 
 def test_other_seeds_give_other_runs(tmp_path, monkeypatch):
@@ -76,9 +76,10 @@ def test_equal_fitness_stops_a_run_and_is_warned_of(tmp_path, monkeypatch):
     assert any("same fitness" in warning for warning in reporter.warnings)
 
 
-def test_a_dry_run_reckons_what_a_run_takes_and_writes_nothing(tmp_path):
-    reckoned = plan(write_quick_run(tmp_path))
-    assert (reckoned.dim, reckoned.problems, reckoned.answers) == (4, (40, 8, 16), 6 * 6 * 6)
+def test_a_dry_run_estimates_what_a_run_takes_and_writes_nothing(tmp_path):
+    estimated = plan(write_quick_run(tmp_path))
+    assert (estimated.dim, estimated.problems) == (4, (40, 8, 16))
+    assert estimated.tokens > 0
     assert not (tmp_path / "runs").exists()
 
 

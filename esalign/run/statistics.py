@@ -72,7 +72,7 @@ def resolution(scores: Sequence[float] | Array) -> float:
     0.087
     """
     values = np.asarray(scores, dtype=np.float64)
-    return Z95 * float(np.nanstd(values)) * (2 / max((~np.isnan(values)).sum(), 1)) ** 0.5
+    return Z95 * float(np.nanstd(values)) * (2 / max(int((~np.isnan(values)).sum()), 1)) ** 0.5
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
