@@ -77,7 +77,9 @@ def run(
     config: Config = None,
     backend: Annotated[str | None, typer.Option(help="Engine: torch, vllm, llama-cpp or a plug-in's name.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this name.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Judge the start, run one generation, show the plan, and stop.")
+    ] = False,
 ) -> None:
     """Align a model: evolve the singular values of its LoRA adapter towards reward."""
     from esalign.commands.align import align, plan

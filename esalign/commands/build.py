@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from esalign.assets import adapter_path, model_path
+from esalign.assets import model_path
 from esalign.config.run import BackendSection, RunConfig
 from esalign.config.sections import Experiment, ProbeSection, RewardSection, ScoringSection
 from esalign.data import MiniBatches, Splits, load_dataset, make_splits
@@ -34,22 +34,15 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def open_space(config: RunConfig) -> Space:
     """Return the search space."""
-    model, section = config.model, config.space
-    return make_space(
-        section.name, model=model_path(model.path), adapter=adapter_path(model.adapter), **section.options
-    )
+    section = config.space
+    settings = {"model": model_path(config.model.path), "adapter": config.model.adapter}
+    return make_space(section.name, **merge(f"space {section.name!r}", settings, section.options))
 
 
 def make_backend(section: BackendSection, model: str, space: Space | None) -> Backend:
     """Start the engine."""
-    return load_backend(
-        section.name,
-        model=model_path(model),
-        space=space,
-        dtype=section.dtype,
-        device=section.device,
-        **section.options,
-    )
+    settings = {"model": model_path(model), "space": space, "dtype": section.dtype, "device": section.device}
+    return load_backend(section.name, **merge(f"backend {section.name!r}", settings, section.options))
 
 
 def load_splits(config: Experiment) -> Splits:

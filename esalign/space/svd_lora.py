@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from esalign import registry
+from esalign.assets import adapter_path
 from esalign.errors import AdapterError, ConfigError
 from esalign.space.adapter import Adapter, read_adapter, write_adapter
 from esalign.types import Array, as_candidates
@@ -165,7 +166,7 @@ def open_svd_lora(*, model: str | None, adapter: str | None, fraction: float = 1
 
     Args:
         model: the base model, which the adapter in some formats (GGUF) is read by.
-        adapter: a PEFT folder or hub id, or a file in a format of an installed engine.
+        adapter: a PEFT folder or hub id, ``embedded``, or a file in a format of an installed engine.
         fraction: see `SvdLora`.
 
     Raises:
@@ -174,6 +175,7 @@ def open_svd_lora(*, model: str | None, adapter: str | None, fraction: float = 1
     """
     if adapter is None:
         raise ConfigError("space 'svd-lora' needs model.adapter, the LoRA adapter whose singular values are searched")
+    adapter = adapter_path(adapter)
     ending = Path(adapter).suffix.removeprefix(".")
     if ending in registry.names(registry.FORMATS):
         return SvdLora(registry.find(registry.FORMATS, ending).read_adapter(adapter, model), fraction=fraction)
