@@ -15,7 +15,8 @@ from esalign.report.terminal import LiveDashboard, PlainReporter, make_reporter,
 from esalign.report.terminal.live import sparkline
 from esalign.report.terminal.progress import RunProgress
 from esalign.report.words import compact, count, duration, judge_gain, memory, number, one_line, prompt_text
-from esalign.run.run import About, Comparison, Result
+from esalign.run.reporter import About
+from esalign.run.result import Comparison, Result
 from esalign.run.statistics import Estimate
 from esalign.run.verify import Verification
 from esalign.types import Sample

@@ -9,7 +9,8 @@ from esalign.config.sections import RunSection
 from esalign.errors import CheckpointError, ConfigError
 from esalign.run.evaluate import HeldOutResult
 from esalign.run.learner import MINUS_REVERSE_KL, REWARD, HeldOut, HeldOutSets, Step
-from esalign.run.run import About, Run
+from esalign.run.reporter import About
+from esalign.run.run import Run
 from esalign.types import Sampling
 
 PROBLEMS = 16

@@ -19,7 +19,7 @@ from esalign.config.run import RunConfig
 from esalign.report.page.plots import draw_plots
 from esalign.report.page.source import read_run
 from esalign.report.terminal import LiveDashboard
-from esalign.run.run import About
+from esalign.run.reporter import About
 
 HERE = Path(__file__).parent
 COLORS = {"blue": "#0072b2", "orange": "#c24e00", "green": "#007a59", "ink": "#1c2128", "grey": "#6e7781"}

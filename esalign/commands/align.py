@@ -19,7 +19,8 @@ from esalign.rewards import audit
 from esalign.run.evolution import Evolution
 from esalign.run.folder import ADAPTER, Outcome, choose_folder
 from esalign.run.plan import Plan
-from esalign.run.run import Reporter, order_measures
+from esalign.run.reporter import Reporter
+from esalign.run.run import order_measures
 from esalign.run.statistics import resolution
 from esalign.run.verify import Verification, save_adapter, verify_adapter
 from esalign.types import Completion, Example

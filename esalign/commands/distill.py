@@ -22,7 +22,8 @@ from esalign.report.card import CardFacts
 from esalign.report.words import DISTILLATION
 from esalign.run.folder import ADAPTER, MODEL, Outcome, choose_folder
 from esalign.run.learner import HeldOutSets
-from esalign.run.run import Reporter, Result
+from esalign.run.reporter import Reporter
+from esalign.run.result import Result
 from esalign.run.verify import REQUIRED_AGREEMENT, Verification
 
 

@@ -12,7 +12,9 @@ from esalign.report.card import CardFacts, write_card
 from esalign.report.page import write_report
 from esalign.run.folder import Outcome, alone_in, prepare_folder, write_result
 from esalign.run.learner import HeldOutSets, Learner
-from esalign.run.run import About, Reporter, Result, Run, order_measures
+from esalign.run.reporter import About, Reporter
+from esalign.run.result import Result
+from esalign.run.run import Run, order_measures
 from esalign.run.verify import Verification
 
 C = TypeVar("C", RunConfig, DistillConfig)

@@ -10,7 +10,7 @@ from esalign.report.words import Words
 from esalign.run.verify import Verification
 
 if TYPE_CHECKING:
-    from esalign.run.run import Result
+    from esalign.run.result import Result
 
 
 @dataclass(frozen=True)

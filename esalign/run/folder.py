@@ -14,7 +14,7 @@ from esalign.config.reading import load_config, read_yaml
 from esalign.config.sections import Experiment, Section
 from esalign.errors import CheckpointError
 from esalign.files import write_atomically, write_json
-from esalign.run.run import Result
+from esalign.run.result import Result
 from esalign.run.verify import Verification
 
 CONFIG = "config.yaml"

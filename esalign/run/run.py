@@ -5,16 +5,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from esalign.config.sections import RunSection
 from esalign.errors import CheckpointError, ConfigError
 from esalign.files import JsonLines
 from esalign.run.checkpoint import Checkpoints
 from esalign.run.evaluate import HeldOutResult
 from esalign.run.learner import REWARD, HeldOut, HeldOutSets, Learner, Step
+from esalign.run.reporter import About, Reporter
+from esalign.run.result import Comparison, Result
 from esalign.run.statistics import Estimate, estimate, paired_difference, within_noise
 from esalign.run.trackers import Tracker
 from esalign.seeds import Use, derive
@@ -22,44 +23,6 @@ from esalign.types import Array, Sample, Sampling, State
 
 STATE_VERSION = 2
 UNLIMITED = 0  # as `flat_limit`: a learner that has no candidates
-
-
-@dataclass(frozen=True)
-class About:
-    """What people are told of a run.
-
-    Args:
-        kind: ``search`` or ``distillation``, which decides the words.
-        description: what a step does, e.g. ``24 candidates x 100 problems each, cma-es on torch``.
-        limits: how long it may go on.
-        max_tokens: the most tokens of one completion.
-    """
-
-    kind: str
-    description: str
-    limits: RunSection
-    max_tokens: int
-
-    @property
-    def step(self) -> str:
-        """What one step is called."""
-        return "generation" if self.kind == "search" else "update"
-
-
-class Reporter(Protocol):
-    """Who tells the user how a run goes."""
-
-    def start(self, about: About, folder: Path, done: int) -> None:
-        """Say that a run begins, or goes on after so many generations."""
-
-    def stage(self, text: str) -> None:
-        """Say what goes on now, outside the search."""
-
-    def generation(self, row: Mapping[str, Any]) -> None:
-        """Show the metrics of a finished generation, or of the start (generation 0)."""
-
-    def warn(self, text: str) -> None:
-        """Say what the user should know."""
 
 
 @dataclass
@@ -81,36 +44,6 @@ class Progress:
     start: State = field(default_factory=dict)
     start_validation: Array = field(default_factory=lambda: np.zeros(0))
     start_scores: dict[str, Array] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The start and the result on the same held-out problems."""
-
-    start: Estimate
-    result: Estimate
-    gain: Estimate
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended; the learner is the result from then on.
-
-    Args:
-        reason: why it stopped.
-        generation: the generation whose state is the result; 0 is the start itself.
-        comparisons: by held-out set, e.g. ``test/greedy``; the first is the headline.
-        samples: what the result completes on a few test problems.
-        kl: KL to the start, nats per token; None where it was not measured.
-        totals: tokens, seconds and memory.
-    """
-
-    reason: str
-    generation: int
-    comparisons: Mapping[str, Comparison]
-    samples: tuple[Sample, ...]
-    kl: float | None
-    totals: Mapping[str, Any]
 
 
 class Run:

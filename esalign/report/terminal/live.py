@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from esalign.report.terminal.progress import RunProgress
 from esalign.report.words import compact, duration, memory, number, one_line, prompt_text, score
-from esalign.run.run import About
+from esalign.run.reporter import About
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from esalign.report.terminal.progress import RunProgress
 from esalign.report.words import as_estimate, concerns, count, duration, number, one_line, score, set_name
-from esalign.run.run import About
+from esalign.run.reporter import About
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,7 +8,7 @@ from typing import Any
 
 from esalign.files import read_json_lines
 from esalign.report.words import ERRORS, WORDS, as_estimate, concerns
-from esalign.run.run import About
+from esalign.run.reporter import About
 from esalign.run.statistics import Estimate
 
 SHOWN = 200  # generations that a sparkline may show

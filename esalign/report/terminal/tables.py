@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from esalign.run.plan import Plan
-    from esalign.run.run import Result
+    from esalign.run.result import Result
     from esalign.run.verify import Verification
 
 ONE_LINE_WIDTH = 130  # columns from which a mean and its interval fit side by side

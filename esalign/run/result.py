@@ -1,0 +1,38 @@
+"""How a run ended."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from esalign.run.statistics import Estimate
+from esalign.types import Sample
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The start and the result on the same held-out problems."""
+
+    start: Estimate
+    result: Estimate
+    gain: Estimate
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended; the learner is the result from then on.
+
+    Args:
+        reason: why it stopped.
+        generation: the generation whose state is the result; 0 is the start itself.
+        comparisons: by held-out set, e.g. ``test/greedy``; the first is the headline.
+        samples: what the result completes on a few test problems.
+        kl: KL to the start, nats per token; None where it was not measured.
+        totals: tokens, seconds and memory.
+    """
+
+    reason: str
+    generation: int
+    comparisons: Mapping[str, Comparison]
+    samples: tuple[Sample, ...]
+    kl: float | None
+    totals: Mapping[str, Any]
