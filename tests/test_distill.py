@@ -149,10 +149,11 @@ def test_every_behaviour_brings_the_student_closer_to_the_teacher(behaviour, mod
         behaviour=behaviour,
         training__prompts=8,
         training__learning_rate=1e-2,
-        run__generations=12,
-        run__evaluate_every=12,
+        run__generations=16,
+        run__evaluate_every=16,
         run__reverse_kl_prompts=16,
         data__test_size=16,
+        data__validation_size=16,
         rewards=[{"name": f"{tmp_path / 'reward.py'}:variety"}],
     )
     run_distill(config, reporter=Silent())
@@ -340,7 +341,7 @@ def test_a_distillation_stops_when_its_rollout_tokens_are_used_up(models, tmp_pa
     config = write_config(tmp_path, models, run__max_generated_tokens=60, behaviour__steps=1)
     outcome = run_distill(config, reporter=Silent())
     rows = reproducible(outcome.folder)
-    assert outcome.result.reason == "60 rollout tokens are used up"
+    assert outcome.result.reason == "60 generated tokens are used up"
     assert rows[-2]["tokens"]["generated"] < 60 <= rows[-1]["tokens"]["generated"]
 
 

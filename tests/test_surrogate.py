@@ -76,7 +76,7 @@ def test_fitness_equals_the_objective_computed_by_hand_from_the_engines_scores(e
     fitness.prepare(start, 1)
     state = fitness.state_dict()
     candidates = some_candidates(engine)
-    sequences = list(zip(state["prompts"], state["answers"], strict=True))
+    sequences = list(zip(state["prompts"], state["completions"], strict=True))
     rows = engine.score(np.concatenate([start[None], candidates]), sequences)
     by_hand = []
     for row in rows[1:]:
@@ -114,7 +114,7 @@ def test_the_mean_answers_until_there_are_enough_pairs_or_tries(engine):
     for pairs, reward in ((1, variety), (10, variety), (10, rarely)):
         fitness = make_fitness(engine, reward, pairs=pairs)
         fitness.prepare(np.zeros(engine.space.dim), 1)
-        found = len(fitness.state_dict()["answers"]) // 2
+        found = len(fitness.state_dict()["completions"]) // 2
         assert found == pairs if reward is variety else 1 <= found < pairs
         generated[pairs, reward] = fitness.evaluate(some_candidates(engine)).generated_tokens
     assert generated[1, variety] < generated[10, variety] < generated[10, rarely]

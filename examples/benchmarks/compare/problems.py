@@ -7,7 +7,7 @@ from esalign.assets import asset
 from esalign.commands.build import load_splits
 from esalign.config.reading import load_config
 from esalign.config.run import RunConfig
-from esalign.config.sections import DataSection, SourceSection
+from esalign.config.sections import DataSection, Source
 
 SPLITS = ("train", "validation", "test")
 
@@ -22,7 +22,7 @@ def pose(seed: int, folder: Path) -> DataSection:
         for name in SPLITS:
             rows = [dict(example.columns) for example in getattr(splits, name).examples]
             (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    train, validation, test = (SourceSection(source=str(home / f"{name}.jsonl")) for name in SPLITS)
+    train, validation, test = (Source(source=str(home / f"{name}.jsonl")) for name in SPLITS)
     data = quickstart.data
     return DataSection(
         source=train.source,
