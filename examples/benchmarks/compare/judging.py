@@ -13,7 +13,7 @@ from esalign.commands.build import load_splits, make_backend, make_pool, make_pr
 from esalign.config.run import RunConfig
 from esalign.protocols import Backend
 from esalign.run.evaluate import evaluate
-from esalign.run.run import HeldOut
+from esalign.run.learner import HeldOut
 from esalign.run.statistics import estimate
 from esalign.seeds import Use, derive
 from esalign.space import SvdLora
