@@ -27,6 +27,9 @@ FORMATS = "esalign.formats"
 DOCTOR = "esalign.doctor"
 NEVERGRAD = "nevergrad"
 
+DEFAULT_SIGMA = 0.5
+"""First step size where a space names none of its own."""
+
 
 def names(group: str) -> list[str]:
     """Return the sorted names that the installed distributions offer in an entry-point group."""
@@ -171,7 +174,7 @@ def merge(user: str, settings: Mapping[str, Any], options: Mapping[str, Any]) ->
 
 
 def make_optimizer(
-    name: str, /, *, dim: int, sigma: float = 0.3, population: int = 24, seed: int = 0, **options: Any
+    name: str, /, *, dim: int, sigma: float = DEFAULT_SIGMA, population: int = 24, seed: int = 0, **options: Any
 ) -> "Optimizer":
     """Make an optimiser by name.
 
@@ -238,22 +241,3 @@ def load_backend(
     except ModuleNotFoundError as error:  # an engine imports its package on use, which is here
         raise import_failure(entry_point(BACKENDS, name), error) from error
     return backend
-
-
-def make_space(name: str, /, *, model: str | None = None, adapter: str | None = None, **options: Any) -> "Space":
-    """Make a search space by name.
-
-    Args:
-        name: ``svd-lora``, or what an installed plug-in offers in the entry-point group ``esalign.spaces``.
-        model: the base model: a Hugging Face id, a folder or a GGUF file.
-        adapter: the LoRA adapter to start from: a PEFT folder or hub id, or a GGUF file.
-        **options: the space's own.
-
-    Raises:
-        ConfigError: an unknown name or option.
-        AdapterError: the space refuses the adapter.
-    """
-    factory = find(SPACES, name)
-    check_options(f"space {name!r}", factory, options, reserved=("model", "adapter"))
-    space: Space = factory(model=model, adapter=adapter, **options)
-    return space

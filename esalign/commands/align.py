@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from esalign import registry
 from esalign.assets import model_path
 from esalign.commands.build import make_parts, resolve
 from esalign.commands.drive import drive, finish, settle
 from esalign.config.run import RunConfig
+from esalign.errors import EsalignError
 from esalign.loop import search
 from esalign.report.card import CardFacts
 from esalign.report.words import SEARCH, concerns
@@ -112,6 +114,9 @@ def _complete_to_verify(
 def _verify(
     config: RunConfig, adapter: Path, prompts: list[tuple[int, ...]], completions: Sequence[Completion]
 ) -> Verification:
+    form = Path(config.model.path).suffix.removeprefix(".")
+    if form in registry.names(registry.FORMATS):
+        return _export_beside(adapter, config.model.path, form)
     exact = config.backend.dtype == "float32" and not config.backend.options.get("quantization")
     return verify_adapter(
         model_path(config.model.path),
@@ -124,14 +129,27 @@ def _verify(
     )
 
 
+def _export_beside(adapter: Path, model: str, form: str) -> Verification:
+    """Write the adapter in the form of its model's file too, loaded and compared by the engine of that form."""
+    try:
+        note = registry.find(registry.FORMATS, form).export_adapter(adapter, model, adapter.with_suffix(f".{form}"))
+    except EsalignError as error:
+        return Verification(False, None, 0, f"the adapter was not written as {form}: {error}")
+    return Verification(True, None, 0, note)
+
+
 def _facts(config: RunConfig) -> CardFacts:
     rewards = ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in config.rewards)
+    start = config.model.adapter
+    searched = (
+        f"the\nsingular values of the adapter `{start}`" if start else "the singular directions of the model's weights"
+    )
     return CardFacts(
         base_model=config.model.path,
         library="peft",
         tags=("lora", "esalign", "evolution-strategies"),
-        summary="A LoRA adapter aligned without gradients by esalign: an evolution strategy\nsearched over the "
-        f"singular values of the adapter `{config.model.adapter}` (ESSA, arXiv 2507.04453).",
+        summary="A LoRA adapter aligned without gradients by esalign: an evolution strategy\nsearched over "
+        f"{searched} (ESSA, arXiv 2507.04453).",
         settings=(
             f"Data: `{config.data.source}`. Rewards: {rewards}.",
             f"{config.describe()}; fitness {config.fitness.name}.",
