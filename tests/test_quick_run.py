@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+from functools import partial
 
 import pytest
 from quick_runs import PROBLEMS, Recorder, run_quickly, write_quick_run
@@ -9,7 +11,10 @@ from rich.console import Console
 from runs import reproducible
 
 from esalign.commands.align import plan
+from esalign.config.reading import parse_override
 from esalign.report.terminal import LiveDashboard, PlainReporter, show_result
+from esalign.run.apart import call_apart
+from esalign.testing import FakeBackend
 
 
 def test_a_run_writes_every_generation_and_its_result(tmp_path, monkeypatch):
@@ -94,6 +99,49 @@ def test_the_terminal_shows_a_run_from_its_start_to_its_result(tmp_path, monkeyp
     shown = console.file.getvalue()
     assert "6 of 6" in shown or "6/6" in shown
     assert outcome.result.reason in " ".join(shown.split())
+
+
+def die() -> None:
+    raise RuntimeError("transformers has other names\nnow")
+
+
+@pytest.mark.parametrize("end", [die, partial(call_apart, os.abort), partial(call_apart, parse_override, text="none")])
+def test_a_check_that_dies_costs_neither_result_nor_report(tmp_path, monkeypatch, end):
+    seen = []
+
+    def check(*_, **__):
+        folder = tmp_path / "runs" / "quick"
+        seen.append(json.loads((folder / "result.json").read_text()))
+        assert "no improvement" in (folder / "report.html").read_text()
+        assert "Check: not done." in (folder / "adapter" / "README.md").read_text()
+        end()
+
+    config, reporter = write_quick_run(tmp_path, run__generations=1), Recorder()
+    outcome = run_quickly(config, monkeypatch, reporter=reporter, with_report=True, check=check)
+    result = json.loads((outcome.folder / "result.json").read_text())
+    assert seen == [{**result, "verification": None}]
+    assert result["verification"]["note"].startswith("not compared, as the check failed: ")
+    assert "\n" not in result["verification"]["note"]
+    assert reporter.warnings[-1] == outcome.verification.note
+    assert "not compared, as the check failed" in (outcome.folder / "report.html").read_text()
+
+
+def test_an_engine_that_dies_before_the_check_costs_no_result(tmp_path, monkeypatch):
+    config = write_quick_run(tmp_path, run__generations=1)
+    encode = FakeBackend.encode
+
+    def encode_until_the_result(*arguments):
+        if (tmp_path / "runs" / "quick" / "result.json").exists():
+            raise MemoryError("no room")
+        return encode(*arguments)
+
+    monkeypatch.setattr(FakeBackend, "encode", encode_until_the_result)
+    outcome = run_quickly(config, monkeypatch)
+    assert outcome.verification.note == "not compared, as the check failed: MemoryError: no room"
+    assert set(json.loads((outcome.folder / "result.json").read_text())["comparisons"]) == {
+        "test/greedy",
+        "test/sampled",
+    }
 
 
 def test_a_run_ends_with_a_report_of_its_rows_and_samples(tmp_path, monkeypatch):

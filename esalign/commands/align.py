@@ -4,13 +4,14 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from esalign import registry
 from esalign.assets import model_path
-from esalign.commands.build import make_parts, resolve
+from esalign.commands.build import SearchParts, make_parts, resolve
 from esalign.commands.drive import drive, finish, settle
 from esalign.config.run import RunConfig
 from esalign.errors import EsalignError
@@ -18,14 +19,12 @@ from esalign.loop import search
 from esalign.report.card import CardFacts
 from esalign.report.words import SEARCH, concerns
 from esalign.rewards import audit
-from esalign.run.evolution import Evolution
 from esalign.run.folder import ADAPTER, Outcome, alone_in, choose_folder
 from esalign.run.plan import Plan
 from esalign.run.reporter import Reporter
 from esalign.run.run import order_measures
 from esalign.run.statistics import resolution
 from esalign.run.verify import Verification, save_adapter, verify_adapter
-from esalign.types import Completion, Example
 
 TRIED_ANSWERS = 16  # right answers that a dry run shows to the rewards
 
@@ -63,12 +62,9 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
         if result is None:
             return Outcome(folder)
         adapter = save_adapter(learner.space, learner.vector, folder / ADAPTER)
-        prompts, completions = _complete_to_verify(config, learner, parts.held_out.validation.examples)
-        closing.close()  # the check needs the engine's memory; the folder stays ours to the end of the report
-        reporter.stage("loading the saved adapter with transformers and peft, and comparing its answers")
-        verification = _verify(config, adapter, prompts, completions)
+        check = partial(_check, config, parts, adapter, closing)
         name, facts = config.run.name, _facts(config)
-        return finish(folder, adapter, result, verification, name=name, facts=facts, reporter=reporter)
+        return finish(folder, adapter, result, check, name=name, facts=facts, reporter=reporter)
 
 
 def plan(config: RunConfig) -> Plan:
@@ -101,19 +97,13 @@ def plan(config: RunConfig) -> Plan:
         )
 
 
-def _complete_to_verify(
-    config: RunConfig, learner: Evolution, examples: Sequence[Example]
-) -> tuple[list[tuple[int, ...]], Sequence[Completion]]:
-    """Return prompts as token ids, and the engine's greedy completions of them with the result."""
-    few = examples[: config.run.verify_prompts]
+def _check(config: RunConfig, parts: SearchParts, adapter: Path, closing: ExitStack) -> Verification:
+    """Compare the engine's greedy completions with those of the saved adapter elsewhere, and close the engine."""
+    learner, few = parts.learner, parts.held_out.validation.examples[: config.run.verify_prompts]
     sampling = replace(config.sampling.make(seed=0), temperature=0.0)
     [completions] = learner.backend.generate(learner.vector[None], [example.prompt for example in few], sampling)
-    return [learner.backend.encode(example.prompt) for example in few], completions
-
-
-def _verify(
-    config: RunConfig, adapter: Path, prompts: list[tuple[int, ...]], completions: Sequence[Completion]
-) -> Verification:
+    prompts = [learner.backend.encode(example.prompt) for example in few]
+    closing.close()  # the check needs the memory
     form = Path(config.model.path).suffix.removeprefix(".")
     if form in registry.names(registry.FORMATS):
         return _export_beside(adapter, config.model.path, form)

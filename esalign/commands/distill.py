@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -138,10 +139,9 @@ def write_outcome(
     """Write the student as it is, check that it answers the same when it is read back, and report."""
     whole = config.student.tuning == "full"
     saved = save_student(parts.student, config.student, folder / (MODEL if whole else ADAPTER))
-    reporter.stage("loading what was saved with transformers and peft, and comparing its answers")
-    verification = _verify(config, saved, parts)
+    check = partial(_verify, config, saved, parts)
     name, facts = config.run.name, _facts(config)
-    return finish(folder, saved, result, verification, name=name, facts=facts, reporter=reporter)
+    return finish(folder, saved, result, check, name=name, facts=facts, reporter=reporter)
 
 
 def _verify(config: DistillConfig, saved: Path, parts: StudentParts) -> Verification:

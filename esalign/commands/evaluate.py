@@ -9,6 +9,7 @@ from esalign.commands.build import load_splits, make_backend, make_pool
 from esalign.config.run import RunConfig
 from esalign.errors import ConfigError
 from esalign.run.evaluate import HeldOutResult, evaluate
+from esalign.run.self_test import self_test
 from esalign.space import make_space
 
 
@@ -27,5 +28,6 @@ def judge(config: RunConfig, *, adapter: str | None, split: str) -> HeldOutResul
         pool = closing.enter_context(make_pool(config.rewards, config.scoring))
         backend = make_backend(config.backend, config.model.path, space)
         closing.callback(backend.close)
-        sampling = config.sampling.make(seed=config.run.seed)
-        return evaluate(backend, pool, np.zeros(space.dim if space else 0), datasets[split].examples, sampling)
+        start, examples = np.zeros(space.dim if space else 0), datasets[split].examples
+        self_test(backend, config.backend, model=config.model.path, space=space, candidate=start, examples=examples)
+        return evaluate(backend, pool, start, examples, config.sampling.make(seed=config.run.seed))

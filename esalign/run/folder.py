@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "run.kl_prompts",
     "run.checkpoint_every",
     "run.verify_prompts",
+    "backend.self_test",
 )
 """Keys that may differ between a run and its continuation."""
 
@@ -131,15 +132,15 @@ def read_base(folder: Path) -> str:
         raise CheckpointError(f"'{folder / CONFIG}' is not a run's: it names no model.path or student.path") from None
 
 
-def write_result(folder: Path, result: Result, verification: Verification) -> None:
-    """Write how a run ended, for the report and for programs."""
+def write_result(folder: Path, result: Result, verification: Verification | None) -> None:
+    """Write how a run ended, for the report and for programs; verification is None until it is known."""
     content = {
         "reason": result.reason,
         "generation": result.generation,
         "comparisons": {name: asdict(comparison) for name, comparison in result.comparisons.items()},
         "kl": result.kl,
         "totals": result.totals,
-        "verification": asdict(verification),
+        "verification": asdict(verification) if verification else None,
         "samples": [sample.row() for sample in result.samples],
     }
     write_json(folder / RESULT, content)
