@@ -53,10 +53,10 @@ def as_float32(rng: np.random.Generator, *shape: int) -> Any:
 class Recorder:
     """A reporter that keeps what it is told, and can stop a run by an error after some generations."""
 
-    def __init__(self, *, fail_after: int | None = None) -> None:
+    def __init__(self, *, fail_after: int | None = None, error: BaseException | None = None) -> None:
         self.rows: list[Any] = []
         self.warnings: list[str] = []
-        self._fail_after = fail_after
+        self._fail_after, self._error = fail_after, error or KeyboardInterrupt()
 
     def start(self, config: Any, folder: Path, done: int) -> None:
         """Nothing to keep."""
@@ -68,7 +68,11 @@ class Recorder:
         """Keep a generation's metrics."""
         self.rows.append(row)
         if len(self.rows) == self._fail_after:
-            raise KeyboardInterrupt
+            self.fail()
+
+    def fail(self, *_: Any) -> None:
+        """Raise the error."""
+        raise self._error
 
     def warn(self, text: str) -> None:
         """Keep a warning."""

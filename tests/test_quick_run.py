@@ -144,6 +144,18 @@ def test_an_engine_that_dies_before_the_check_costs_no_result(tmp_path, monkeypa
     }
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), MemoryError(), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(("fail_after", "resumable"), [(None, False), (2, True)])
+def test_only_a_run_with_a_checkpoint_is_said_to_go_on(tmp_path, monkeypatch, error, fail_after, resumable):
+    config, reporter = write_quick_run(tmp_path, run__generations=2), Recorder(fail_after=fail_after, error=error)
+    if fail_after is None:
+        monkeypatch.setattr(FakeBackend, "generate", reporter.fail)
+    with pytest.raises(type(error)) as caught:
+        run_quickly(config, monkeypatch, reporter=reporter)
+    said = ["what was written before is whole, so the run goes on with --resume"] if resumable else []
+    assert list(getattr(caught.value, "__notes__", ())) == said
+
+
 def test_a_run_ends_with_a_report_of_its_rows_and_samples(tmp_path, monkeypatch):
     outcome = run_quickly(write_quick_run(tmp_path, run__generations=1), monkeypatch, with_report=True)
     page = (outcome.folder / "report.html").read_text()

@@ -19,7 +19,7 @@ from esalign.loop import search
 from esalign.report.card import CardFacts
 from esalign.report.words import SEARCH, concerns
 from esalign.rewards import audit
-from esalign.run.folder import ADAPTER, Outcome, alone_in, choose_folder
+from esalign.run.folder import ADAPTER, Outcome, alone_in, choose_folder, noting_resume
 from esalign.run.plan import Plan
 from esalign.run.reporter import Reporter
 from esalign.run.run import order_measures
@@ -41,7 +41,7 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
     config = resolve(config)
     folder = choose_folder(config, resume=resume)
     reporter.stage("loading data, rewards and engine")
-    with ExitStack() as alone, ExitStack() as closing:
+    with noting_resume(folder), ExitStack() as alone, ExitStack() as closing:
         parts = make_parts(config, closing)
         alone.enter_context(alone_in(folder))
         config, learner = settle(config, parts.learner), parts.learner

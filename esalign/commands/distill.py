@@ -21,7 +21,7 @@ from esalign.errors import DistillationError
 from esalign.protocols import Backend
 from esalign.report.card import CardFacts
 from esalign.report.words import DISTILLATION
-from esalign.run.folder import ADAPTER, MODEL, Outcome, alone_in, choose_folder
+from esalign.run.folder import ADAPTER, MODEL, Outcome, alone_in, choose_folder, noting_resume
 from esalign.run.learner import HeldOutSets
 from esalign.run.reporter import Reporter
 from esalign.run.result import Result
@@ -57,7 +57,7 @@ def run_distill(
     """
     folder = choose_folder(config, resume=resume)
     reporter.stage("loading data, rewards, student and teacher")
-    with ExitStack() as closing:
+    with noting_resume(folder), ExitStack() as closing:
         parts = make_parts(config, closing)
         closing.enter_context(alone_in(folder))
         warn_of_templates(parts, reporter)

@@ -105,4 +105,4 @@ def finish(
     if not verification.good:
         reporter.warn(verification.note)
     write(verification)
-    return Outcome(folder, result, verification)
+    return Outcome(folder, saved, result, verification)

@@ -15,12 +15,14 @@ from esalign.config.reading import leaves, load_config, read_yaml
 from esalign.config.sections import Experiment, Section
 from esalign.errors import CheckpointError
 from esalign.files import write_atomically, write_json
+from esalign.run.checkpoint import Checkpoints
 from esalign.run.result import Result
 from esalign.run.verify import Verification
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 INPUTS = "inputs.json"
+CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 ADAPTER = "adapter"
 MODEL = "model"
@@ -45,9 +47,10 @@ MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a run ended; result and verification are None when it was interrupted."""
+    """Where a run ended; what it saved, result and verification are None when it was interrupted."""
 
     folder: Path
+    saved: Path | None = None
     result: Result | None = None
     verification: Verification | None = None
 
@@ -87,6 +90,17 @@ def alone_in(folder: Path) -> Iterator[None]:
         ) from None
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def noting_resume(folder: Path) -> Iterator[None]:
+    """Note on what ends a run from outside (a full disk, no memory, Ctrl-C) that it can go on, if it can."""
+    try:
+        yield
+    except (OSError, MemoryError, KeyboardInterrupt) as error:
+        if Checkpoints(folder / CHECKPOINTS).exist:
+            error.add_note("what was written before is whole, so the run goes on with --resume")
+        raise
 
 
 def prepare_folder(folder: Path, config: Section, inputs: Mapping[str, str], *, resume: bool) -> bool:
