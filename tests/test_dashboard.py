@@ -119,8 +119,8 @@ def test_the_last_frame_stays_and_the_cursor_comes_back(tmp_path):
 
 
 def test_the_stage_is_shown_until_the_next_generation(dashboard):
-    dashboard.stage("judging the result")
-    assert "judging the result" in frame(dashboard)
+    dashboard.stage("judging the result", 1200, 3000)
+    assert "judging the result: 1,200 of 3,000" in frame(dashboard)
     dashboard.generation(searched(4))
     assert "judging the result" not in frame(dashboard)
 
@@ -212,6 +212,21 @@ def test_plain_output_is_one_line_an_event_without_escapes(tmp_path):
     assert lines[6].startswith(" 3/20")
     assert lines[7:] == ["warning: something with two lines"]
     assert "\x1b" not in printed(console)
+
+
+def test_plain_output_says_once_a_minute_how_far_a_stage_is():
+    console, now = make_console(terminal=False), [0.0]
+    reporter = PlainReporter(console, clock=lambda: now[0])
+    for second in range(0, 150, 10):
+        now[0] = float(second)
+        reporter.stage("judging the start", second // 10, 1000)
+    reporter.stage("loading")
+    assert printed(console).splitlines() == [
+        "judging the start",
+        "judging the start: 6 of 1,000",
+        "judging the start: 12 of 1,000",
+        "loading",
+    ]
 
 
 def test_a_distillation_has_updates_and_shows_what_it_recorded(tmp_path):

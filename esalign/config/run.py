@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from esalign.config.sections import (
     DataSection,
@@ -13,6 +13,7 @@ from esalign.config.sections import (
     ScoringSection,
     Section,
 )
+from esalign.registry import POPULATION, SIGMA
 
 
 class ModelSection(Section):
@@ -23,7 +24,7 @@ class ModelSection(Section):
 
 
 class SpaceSection(Section):
-    """What is searched. Keys beside ``name`` are options of the space, e.g. ``fraction`` of svd-lora."""
+    """What is searched. Options of the space stand beside its name, as in ``{name: svd-lora, fraction: 0.5}``."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -33,6 +34,12 @@ class SpaceSection(Section):
     def options(self) -> dict[str, Any]:
         """The space's own options."""
         return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _options_stand_beside_the_name(self) -> "SpaceSection":
+        if "options" in self.options:
+            raise ValueError("a space has its options beside its name: {name: svd-lora, fraction: 0.5}")
+        return self
 
 
 class BackendSection(Section):
@@ -67,9 +74,9 @@ class OptimizerSection(Section):
     """The evolution strategy."""
 
     name: str = Field("cma-es", description="cma-es, openai-es, random-search, nevergrad:<Name>, or a plug-in's name.")
-    population: int = Field(24, ge=2, le=100_000, description="Candidates per generation.")
+    population: int = Field(POPULATION, ge=2, le=100_000, description="Candidates per generation.")
     sigma: float = Field(
-        0.5, gt=0, le=1000, description="First step size, in units of each factor's RMS singular value."
+        SIGMA, gt=0, le=1000, description="First step size, in units of each factor's RMS singular value."
     )
     options: dict[str, Any] = Field({}, description="Options of the optimiser.")
 

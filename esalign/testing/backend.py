@@ -26,6 +26,7 @@ import numpy as np
 from esalign.errors import BackendError
 from esalign.protocols import Backend, Space
 from esalign.testing.reference import Reference
+from esalign.testing.refusal import expect_refusal
 from esalign.types import Array, Completion, Message, Prompt, Sampling
 
 POPULATION = 8
@@ -334,25 +335,15 @@ def refuses_what_it_cannot_do(subject: Subject) -> None:
     good, prompt, sampling = subject.candidates[:1], subject.prompts[0], subject.sampling()
     generate, score, dim = subject.backend.generate, subject.backend.score, subject.space.dim
     for candidates in (np.zeros((1, dim + 1)), np.zeros(dim), np.zeros((0, dim)), np.full((1, dim), np.nan)):
-        _refused(ValueError, generate, candidates, [prompt], sampling)
-        _refused(ValueError, score, candidates, [((3, 4), (5,))])
+        expect_refusal(ValueError, generate, candidates, [prompt], sampling)
+        expect_refusal(ValueError, score, candidates, [((3, 4), (5,))])
     long = [3] * (subject.reference.context + 1)
     for bad in ([], long, [-1], [10**7]):
-        _refused(BackendError, generate, good, [prompt, bad], sampling)
+        expect_refusal(BackendError, generate, good, [prompt, bad], sampling)
     for pair in (([], [3]), (long, [3]), ([3], [10**7])):
-        _refused(BackendError, score, good, [pair])
+        expect_refusal(BackendError, score, good, [pair])
     after = subject.backend.generate(subject.candidates, subject.prompts, subject.sampling())
     subject.agrees(ids_of(after), ids_of(subject.greedy))
-
-
-def _refused(kind: type[Exception], call: Callable[..., Any], *args: Any) -> None:
-    message = None
-    try:
-        call(*args)
-    except kind as error:
-        message = str(error).strip()
-    assert message is not None, f"expected {kind.__name__}, but the call was accepted"
-    assert "\n" not in message, f"more than one line: {message}"
 
 
 def leaves_its_arguments_alone(subject: Subject) -> None:

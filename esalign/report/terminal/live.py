@@ -71,9 +71,9 @@ class LiveDashboard:
         self._stage = ""
         self._progress = progress
 
-    def stage(self, text: str) -> None:
-        """Say what goes on now."""
-        self._stage = text
+    def stage(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Say what goes on now, and how far it is."""
+        self._stage = f"{text}: {done:,} of {total:,}" if total else text
 
     def generation(self, row: Mapping[str, Any]) -> None:
         """Show the metrics of a finished generation."""
@@ -213,7 +213,7 @@ def _best(progress: RunProgress) -> "Text":
     if progress.best is None or progress.start is None or progress.best[0] == 0:
         return Text("the start itself")
     generation, best = progress.best
-    gained = (f"{best.mean - progress.start.mean:+.3f}", "bold green")
+    gained = (number(best.mean - progress.start.mean, "+.3f"), "bold green")
     return Text.assemble(
         (number(best.mean), "bold"), f" at {progress.words.step} {generation}, ", gained, " over the start"
     )
