@@ -139,7 +139,7 @@ def subject():
     made.backend.close()
 
 
-QUICK = {"keeps_to_max_tokens", "reports_each_answer_once", "answers_nothing_to_no_prompts", "closes_twice"}
+QUICK = {"keeps_to_max_tokens", "reports_each_completion_once", "completes_nothing_without_prompts", "closes_twice"}
 
 
 @pytest.mark.slow

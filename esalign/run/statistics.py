@@ -1,4 +1,4 @@
-"""Means with intervals. Problems are the unit of sampling: several answers to one problem are averaged first."""
+"""Means with intervals. Problems are the unit of sampling: several completions of one problem are averaged first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
