@@ -27,10 +27,10 @@ DOCTOR = "esalign.doctor"
 PLUGS = {BACKENDS: Backend, OPTIMIZERS: Optimizer, SPACES: Space, FITNESS: Fitness}
 NEVERGRAD = "nevergrad"
 
-SIGMA = 0.5
-"""First step size unless a user says another; in `SvdLora`, half of a factor's root mean square singular value."""
-POPULATION = 24
-"""Candidates of a generation, likewise."""
+DEFAULT_SIGMA = 0.5
+"""First step size where a space names none of its own."""
+DEFAULT_POPULATION = 24
+"""Candidates of a generation."""
 
 
 def names(group: str) -> list[str]:
@@ -177,7 +177,14 @@ def merge(user: str, settings: Mapping[str, Any], options: Mapping[str, Any]) ->
 
 
 def make_optimizer(
-    name: str, /, *, dim: int, sigma: float = SIGMA, population: int = POPULATION, seed: int = 0, **options: Any
+    name: str,
+    /,
+    *,
+    dim: int,
+    sigma: float = DEFAULT_SIGMA,
+    population: int = DEFAULT_POPULATION,
+    seed: int = 0,
+    **options: Any,
 ) -> Optimizer:
     """Make an optimiser by name.
 
@@ -203,7 +210,7 @@ def make_optimizer(
         if not member:
             raise ConfigError(f"{user} needs a second name, as in 'nevergrad:TwoPointsDE'")
         settings["name"] = member
-    optimizer: Optimizer = _make(OPTIMIZERS, family, settings, options, user=user)
+    optimizer: Optimizer = make_plug(OPTIMIZERS, family, settings, options, user=user)
     return optimizer
 
 
@@ -234,27 +241,10 @@ def load_backend(
         MissingPackageError: the engine's package is not installed.
         BackendError: the engine cannot hold this model.
     """
-    backend: Backend = _make(
+    backend: Backend = make_plug(
         BACKENDS, name, {"model": model, "space": space}, options, defaults={"dtype": dtype, "device": device}
     )
     return backend
-
-
-def make_space(name: str, /, *, model: str | None = None, adapter: str | None = None, **options: Any) -> Space:
-    """Make a search space by name.
-
-    Args:
-        name: ``svd-lora``, or what an installed plug-in offers in the entry-point group ``esalign.spaces``.
-        model: the base model: a Hugging Face id, a folder or a GGUF file.
-        adapter: the LoRA adapter to start from: a PEFT folder or hub id, or a GGUF file.
-        **options: the space's own.
-
-    Raises:
-        ConfigError: an unknown name or option, or a plug-in that is no space.
-        AdapterError: the space refuses the adapter.
-    """
-    space: Space = _make(SPACES, name, {"model": model, "adapter": adapter}, options)
-    return space
 
 
 def make_fitness(
@@ -274,11 +264,11 @@ def make_fitness(
         ConfigError: an unknown name or option, or a plug-in that is no fitness.
     """
     sizes = {"prompts": prompts, "samples": samples}
-    fitness: Fitness = _make(FITNESS, name, {}, options, first=(parts,), defaults=sizes)
+    fitness: Fitness = make_plug(FITNESS, name, {}, options, first=(parts,), defaults=sizes)
     return fitness
 
 
-def _make(
+def make_plug(
     group: str,
     name: str,
     settings: Mapping[str, Any],
@@ -298,6 +288,10 @@ def _make(
         user: what the plug is called in errors; its noun and name unless given.
         first: what esalign fills in by position.
         defaults: what esalign fills in where it is not None.
+
+    Raises:
+        ConfigError: an unknown name or option, or what is made lacks a member.
+        MissingPackageError: it needs a package that is not installed.
     """
     factory, user = functools.partial(find(group, name), *first), user or f"{noun(group)} {name!r}"
     chosen = {key: value for key, value in (defaults or {}).items() if value is not None}

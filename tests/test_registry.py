@@ -201,7 +201,7 @@ def test_package_that_a_plugin_lacks_is_named(install):
         ),
         (
             registry.SPACES,
-            partial(registry.make_space, "hollow"),
+            partial(esalign.make_space, "hollow"),
             "dim, modules, singular_values, fold, save_pretrained",
         ),
         (

