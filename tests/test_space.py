@@ -46,10 +46,16 @@ def folder(tmp_path):
     return str(write_adapter(make_adapter(), tmp_path / "adapter"))
 
 
-@pytest.mark.parametrize("fraction", [1.0, 0.5])
+@pytest.mark.parametrize("options", [{}, {"fraction": 0.5}, {"tie": 5}], ids=str)
 @pytest.mark.parametrize("claim", SPACE_CLAIMS, ids=lambda claim: claim.__name__)
-def test_contract(folder, claim, fraction):
-    claim(functools.partial(open_svd_lora, fraction=fraction), adapter=folder)
+def test_svd_lora_keeps_the_contract(folder, claim, options):
+    claim(functools.partial(esalign.make_space, "svd-lora", **options), adapter=folder)
+
+
+@pytest.mark.parametrize("options", [{}, {"tie": 2, "tie_over": "layers"}, {"skip": 1, "unit": "each"}], ids=str)
+@pytest.mark.parametrize("claim", SPACE_CLAIMS, ids=lambda claim: claim.__name__)
+def test_base_svd_keeps_the_contract(claim, options):
+    claim(functools.partial(esalign.make_space, "base-svd", rank=4, layers=[0], **options), model="embedded")
 
 
 class Right(SvdLora):
@@ -87,7 +93,7 @@ class IdleCoordinate(Right):
 
 
 class AnotherFingerprint(Right):
-    fingerprint = property(lambda self: str(id(self)))
+    fingerprint = property(lambda self: str(id(self)), lambda self, _: None)
 
 
 class SavesTheStart(Right):

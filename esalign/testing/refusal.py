@@ -8,10 +8,6 @@ def expect_refusal(kind: type[Exception], call: Callable[..., Any], *args: Any) 
     """Assert that a call raises an error of a kind, with one line of text.
 
     >>> expect_refusal(ValueError, int, "much")
-    >>> expect_refusal(ValueError, int, "7")
-    Traceback (most recent call last):
-        ...
-    AssertionError: expected ValueError, but the call was accepted
     """
     message = None
     try:
