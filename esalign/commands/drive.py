@@ -95,7 +95,7 @@ def finish(
         write_report(folder)
 
     write(None)
-    reporter.stage("loading what was saved with transformers and peft, and comparing its answers")
+    reporter.stage("loading what was saved with transformers and peft, and comparing its completions")
     try:
         verification = check()
     except Exception as error:  # noqa: BLE001  (of engines and libraries; the result is written, and must not be lost)

@@ -8,7 +8,7 @@ from esalign.assets import model_path
 from esalign.commands.build import load_splits, make_backend, make_pool
 from esalign.config.run import RunConfig
 from esalign.errors import ConfigError
-from esalign.run.evaluate import HeldOutResult, evaluate
+from esalign.run.evaluate import HeldOut, HeldOutResult, evaluate
 from esalign.run.self_test import self_test
 from esalign.space import make_space
 
@@ -30,4 +30,4 @@ def judge(config: RunConfig, *, adapter: str | None, split: str) -> HeldOutResul
         closing.callback(backend.close)
         start, examples = np.zeros(space.dim if space else 0), datasets[split].examples
         self_test(backend, config.backend, model=config.model.path, space=space, candidate=start, examples=examples)
-        return evaluate(backend, pool, start, examples, config.sampling.make(seed=config.run.seed))
+        return evaluate(backend, HeldOut(examples, pool), start, config.sampling.make(seed=config.run.seed))

@@ -14,7 +14,7 @@ def one_at_a_time(method: Callable[Concatenate[Engine, P], R]) -> Callable[Conca
     """Have a method of an engine wait until no other thread is in such a method of the same engine."""
 
     @functools.wraps(method)
-    def waiting(self: Engine, *args: P.args, **kwargs: P.kwargs) -> R:
+    def waiting(self: Engine, /, *args: P.args, **kwargs: P.kwargs) -> R:
         # One dictionary operation, so that two first calls get the same lock.
         with vars(self).setdefault("_turns", threading.RLock()):
             return method(self, *args, **kwargs)

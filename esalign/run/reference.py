@@ -5,7 +5,7 @@ from typing import TypedDict
 
 from esalign.engines.loading import LoadedModel, load_model
 
-BATCH = 64  # prompts that transformers answers at once
+BATCH = 64  # prompts that transformers completes at once
 
 
 class Answered(TypedDict):

@@ -62,23 +62,21 @@ def verify_adapter(
         model: base model, Hugging Face id or local folder.
         adapter: the saved adapter.
         prompts: token ids.
-        completions: the engine's greedy answers to them.
-        max_tokens: limit of the engine's answers.
+        completions: the engine's greedy completions of them.
+        max_tokens: limit of the engine's completions.
         dtype: float32, bfloat16 or float16; auto for the model's own.
         exact: whether the engine computes in float32 with unquantised weights, so that tokens must be equal.
 
     Raises:
         BackendError: they cannot be loaded there.
     """
-    answered = call_apart(
-        complete, model=model, adapter=str(adapter), prompts=prompts, max_tokens=max_tokens, dtype=dtype
-    )
-    if answered["obstacle"]:
-        return Verification(True, None, 0, f"not compared: {answered['obstacle']}")
-    pairs = zip(answered["completions"], completions, strict=True)
-    equal = [_is_same(answer, completion) for answer, completion in pairs]
+    found = call_apart(complete, model=model, adapter=str(adapter), prompts=prompts, max_tokens=max_tokens, dtype=dtype)
+    if found["obstacle"]:
+        return Verification(True, None, 0, f"not compared: {found['obstacle']}")
+    pairs = zip(found["completions"], completions, strict=True)
+    equal = [_is_same(ids, completion) for ids, completion in pairs]
     agreement = sum(equal) / len(equal)
-    note = f"{sum(equal)} of {len(equal)} greedy answers equal those of transformers + peft"
+    note = f"{sum(equal)} of {len(equal)} greedy completions equal those of transformers + peft"
     if exact and agreement < REQUIRED_AGREEMENT:
         return Verification(False, agreement, len(equal), f"only {note}: do not use this adapter, and report a bug")
     if not exact:
@@ -86,7 +84,7 @@ def verify_adapter(
     return Verification(True, agreement, len(equal), note)
 
 
-def _is_same(answer: Sequence[int], completion: Completion) -> bool:
-    """Compare with an answer of transformers, which may go on where the engine stopped: behind a stop string."""
-    ended = len(completion.token_ids) if completion.finish_reason == "stop" else len(answer)
-    return list(answer[:ended]) == list(completion.token_ids)
+def _is_same(ids: Sequence[int], completion: Completion) -> bool:
+    """Compare with the ids of transformers, which may go on where the engine stopped: behind a stop string."""
+    ended = len(completion.token_ids) if completion.finish_reason == "stop" else len(ids)
+    return list(ids[:ended]) == list(completion.token_ids)

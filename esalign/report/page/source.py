@@ -27,7 +27,7 @@ class RunFiles:
         config: the resolved configuration.
         environment: versions and machine.
         rows: one per generation, the start first.
-        samples: answers, with their generation.
+        samples: completions, with their generation.
         result: how the run ended; None while it has not.
         broken: what could not be read, in words; the page is written without it.
     """
