@@ -12,8 +12,10 @@ from runs import reproducible
 
 from esalign.commands.align import plan
 from esalign.config.reading import parse_override
+from esalign.errors import CheckpointError
 from esalign.report.terminal import LiveDashboard, PlainReporter, show_result
 from esalign.run.apart import call_apart
+from esalign.run.folder import alone_in
 from esalign.testing import FakeBackend
 
 
@@ -124,6 +126,8 @@ def test_a_check_that_dies_costs_neither_result_nor_report(tmp_path, monkeypatch
     def check(*_, **__):
         folder = tmp_path / "runs" / "quick"
         seen.append(json.loads((folder / "result.json").read_text()))
+        with pytest.raises(CheckpointError, match="another process"), alone_in(folder):
+            pytest.fail("the folder is not locked")
         assert "no improvement" in (folder / "report.html").read_text()
         assert "Check: not done." in (folder / "adapter" / "README.md").read_text()
         end()

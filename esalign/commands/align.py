@@ -13,6 +13,7 @@ from esalign import registry
 from esalign.assets import model_path
 from esalign.commands.build import SearchParts, make_parts, resolve
 from esalign.commands.drive import drive, finish, settle
+from esalign.commands.hub import find_hub
 from esalign.config.run import RunConfig
 from esalign.errors import EsalignError
 from esalign.loop import search
@@ -38,6 +39,7 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
         resume: go on with the newest run of the configuration's name.
         interrupts: when something appears in it, the run stops after the generation that is under way.
     """
+    find_hub(config)
     config = resolve(config)
     folder = choose_folder(config, resume=resume)
     reporter.stage("loading data, rewards and engine")
@@ -69,6 +71,7 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
 
 def plan(config: RunConfig) -> Plan:
     """Load everything, judge the start, let the first population do one batch, and estimate what a run would take."""
+    find_hub(config)
     config = resolve(config)
     with ExitStack() as closing:
         parts = make_parts(config, closing)

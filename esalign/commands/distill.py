@@ -10,6 +10,7 @@ import numpy as np
 
 from esalign.commands.build import load_splits, make_held_out
 from esalign.commands.drive import drive, finish, settle
+from esalign.commands.hub import find_hub
 from esalign.config.distill import DistillConfig
 from esalign.data import MiniBatches, Splits
 from esalign.distill.learner import Distillation, measures_for
@@ -55,6 +56,7 @@ def run_distill(
     Raises:
         DistillationError: student and teacher do not fit, or numbers are not finite.
     """
+    find_hub(config)
     folder = choose_folder(config, resume=resume)
     reporter.stage("loading data, rewards, student and teacher")
     with noting_resume(folder), ExitStack() as closing:

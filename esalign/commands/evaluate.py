@@ -6,6 +6,7 @@ import numpy as np
 
 from esalign.assets import model_path
 from esalign.commands.build import load_splits, make_backend, make_pool
+from esalign.commands.hub import find_hub
 from esalign.config.run import RunConfig
 from esalign.errors import ConfigError
 from esalign.run.evaluate import HeldOut, HeldOutResult, evaluate
@@ -19,6 +20,7 @@ def judge(config: RunConfig, *, adapter: str | None, split: str) -> HeldOutResul
     Raises:
         ConfigError: no such split.
     """
+    find_hub(config)
     splits = load_splits(config)
     datasets = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     if split not in datasets:

@@ -65,7 +65,7 @@ class ScoringSection(Section):
     """How rewards are computed."""
 
     workers: int = Field(1, ge=0, description="Processes that score beside generation; 0 scores in the run's own.")
-    timeout: float = Field(10.0, gt=0, description="Seconds that one completion's scoring may take (with workers).")
+    timeout: float = Field(10.0, gt=0, description="Seconds that one completion's scoring may take.")
 
 
 class SamplingSection(Section):
