@@ -89,6 +89,7 @@ def test_a_distillation_writes_the_files_of_a_run(finished):
         "checkpoints",
         "config.yaml",
         "environment.json",
+        "inputs.json",
         "metrics.jsonl",
         "report.html",
         "result.json",

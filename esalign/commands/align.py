@@ -19,7 +19,7 @@ from esalign.report.card import CardFacts
 from esalign.report.words import SEARCH, concerns
 from esalign.rewards import audit
 from esalign.run.evolution import Evolution
-from esalign.run.folder import ADAPTER, Outcome, choose_folder
+from esalign.run.folder import ADAPTER, Outcome, alone_in, choose_folder
 from esalign.run.plan import Plan
 from esalign.run.reporter import Reporter
 from esalign.run.run import order_measures
@@ -42,13 +42,15 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
     config = resolve(config)
     folder = choose_folder(config, resume=resume)
     reporter.stage("loading data, rewards and engine")
-    with ExitStack() as closing:
+    with ExitStack() as alone, ExitStack() as closing:
         parts = make_parts(config, closing)
+        alone.enter_context(alone_in(folder))
         config, learner = settle(config, parts.learner), parts.learner
         result = drive(
             config,
             folder,
             learner,
+            parts.splits,
             parts.held_out,
             kind="search",
             resume=resume,
@@ -62,10 +64,11 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
             return Outcome(folder)
         adapter = save_adapter(learner.space, learner.vector, folder / ADAPTER)
         prompts, completions = _complete_to_verify(config, learner, parts.held_out.validation.examples)
-    reporter.stage("loading the saved adapter with transformers and peft, and comparing its answers")
-    verification = _verify(config, adapter, prompts, completions)
-    name, facts = config.run.name, _facts(config)
-    return finish(folder, adapter, result, verification, name=name, facts=facts, reporter=reporter)
+        closing.close()  # the check needs the engine's memory; the folder stays ours to the end of the report
+        reporter.stage("loading the saved adapter with transformers and peft, and comparing its answers")
+        verification = _verify(config, adapter, prompts, completions)
+        name, facts = config.run.name, _facts(config)
+        return finish(folder, adapter, result, verification, name=name, facts=facts, reporter=reporter)
 
 
 def plan(config: RunConfig) -> Plan:

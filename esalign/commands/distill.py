@@ -20,7 +20,7 @@ from esalign.errors import DistillationError
 from esalign.protocols import Backend
 from esalign.report.card import CardFacts
 from esalign.report.words import DISTILLATION
-from esalign.run.folder import ADAPTER, MODEL, Outcome, choose_folder
+from esalign.run.folder import ADAPTER, MODEL, Outcome, alone_in, choose_folder
 from esalign.run.learner import HeldOutSets
 from esalign.run.reporter import Reporter
 from esalign.run.result import Result
@@ -36,6 +36,7 @@ class StudentParts:
     pair: Pair
     engine: Backend
     learner: Distillation
+    splits: Splits
     held_out: HeldOutSets
 
 
@@ -57,12 +58,14 @@ def run_distill(
     reporter.stage("loading data, rewards, student and teacher")
     with ExitStack() as closing:
         parts = make_parts(config, closing)
+        closing.enter_context(alone_in(folder))
         warn_of_templates(parts, reporter)
         config = settle(config, parts.learner)
         result = drive(
             config,
             folder,
             parts.learner,
+            parts.splits,
             parts.held_out,
             kind="distillation",
             resume=resume,
@@ -104,7 +107,7 @@ def make_parts(config: DistillConfig, closing: ExitStack) -> StudentParts:
         reverse_kl_prompts=config.run.reverse_kl_prompts,
         sequences=min(16, training.sequences),
     )
-    return StudentParts(student, teacher, pair, engine, learner, make_held_out(config, splits, closing))
+    return StudentParts(student, teacher, pair, engine, learner, splits, make_held_out(config, splits, closing))
 
 
 def _check_prompts(engine: Backend, splits: Splits, *, most: int) -> None:

@@ -105,6 +105,25 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings, and of lists of mappings, by the paths of their keys.
+
+    >>> leaves({"run": {"seed": 0}, "rewards": [{"name": "math"}]})
+    {'run.seed': 0, 'rewards.0.name': 'math'}
+    """
+    inner: Mapping[Any, Any] = {}
+    if isinstance(value, Mapping):
+        inner = value
+    elif isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
+        inner = dict(enumerate(value))
+    if not inner:
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, part in inner.items():
+        found |= leaves(part, f"{path}.{key}" if path else str(key))
+    return found
+
+
 def describe(error: ValidationError, schema: type[Section]) -> str:
     """Return the first mistake in one line: the key's path, what was got, what was expected; and how many follow."""
     # A mistyped key is often the cause of a missing one, so it is told first.

@@ -1,10 +1,11 @@
 """From a run's files to the words, tables and plots of its page."""
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from esalign.config.reading import leaves
 from esalign.report.page.plots import draw_plots
 from esalign.report.page.source import RunFiles
 from esalign.report.words import (
@@ -54,8 +55,8 @@ def render(files: RunFiles) -> str:
         concerns=all_concerns(files),
         verification=verification(files),
         answers=answers(files),
-        config=list(leaves(files.config)),
-        environment=list(leaves(files.environment)),
+        config=settings(files.config),
+        environment=settings(files.environment),
     )
 
 
@@ -191,16 +192,9 @@ def answers(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
     return [("the result, on test problems", of_result), *shown] if of_result else shown
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield ('run.seed', '0') and the like of nested mappings."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from leaves(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and value and all(isinstance(inner, Mapping) for inner in value):
-        for position, inner in enumerate(value):
-            yield from leaves(inner, f"{path}.{position}")
-    else:
-        yield path, "none" if value is None else clean(str(value))
+def settings(values: Mapping[str, Any]) -> Pairs:
+    """Return ('run.seed', '0') and the like of nested mappings."""
+    return [(key, "none" if value is None else clean(str(value))) for key, value in leaves(values).items()]
 
 
 def clean(text: str) -> str:
