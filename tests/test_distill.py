@@ -28,7 +28,7 @@ class Silent:
     def start(self, config, folder, done):
         self.done = done
 
-    def stage(self, text):
+    def stage(self, text, done=0, total=0):
         pass
 
     def generation(self, row):

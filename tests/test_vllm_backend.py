@@ -150,7 +150,7 @@ def test_prefix_cache_never_serves_keys_of_an_earlier_candidate(backend: Any, sp
     sampling = Sampling(max_tokens=12)
     backend.generate(first, [prompt], sampling)
     rows = backend.generate(second, [prompt], sampling)
-    expected = [subject.reference.answer(candidate, [prompt], 12)[0] for candidate in second]
+    expected = [subject.reference.complete(candidate, [prompt], 12)[0] for candidate in second]
     assert [list(row[0].token_ids) for row in rows] == expected
 
 
@@ -163,7 +163,7 @@ def test_centre_answers_as_the_adapter_itself_beside_other_candidates(
     backend = start(mode=mode, slots=4)
     prompts = [backend.encode(prompt) for prompt in subject.prompts[:6]]
     row = backend.generate(population, prompts, Sampling(max_tokens=12))[0]
-    assert [list(a.token_ids) for a in row] == subject.reference.answer(np.zeros(space.dim), prompts, 12)
+    assert [list(a.token_ids) for a in row] == subject.reference.complete(np.zeros(space.dim), prompts, 12)
 
 
 def test_requests_without_an_adapter_get_the_base_model(backend: Any, space: SvdLora, tiny: TinyModel) -> None:
@@ -295,7 +295,7 @@ def test_broken_private_parts_fall_back_to_files_with_a_warning(
     assert backend.mode == "files"
     prompts = [backend.encode(prompt) for prompt in subject.prompts[:4]]
     rows = backend.generate(subject.candidates[:3], prompts, Sampling(max_tokens=8))
-    expected = [subject.reference.answer(candidate, prompts, 8) for candidate in subject.candidates[:3]]
+    expected = [subject.reference.complete(candidate, prompts, 8) for candidate in subject.candidates[:3]]
     assert [[list(a.token_ids) for a in row] for row in rows] == expected
 
 
@@ -371,7 +371,7 @@ def test_quantised_models_answer_every_candidate(
     reference = Reference(tiny.model, space)
     candidates = draw(space, 3)
     prompt = quantised.encode("3 + 4 =")
-    answer = reference.answer(candidates[0], [prompt], 12)[0]
+    answer = reference.complete(candidates[0], [prompt], 12)[0]
     rows = quantised.score(candidates, [(prompt, answer)])
     for candidate, (scores,) in zip(candidates, rows, strict=True):
         table = reference.log_probabilities(candidate, prompt, answer)

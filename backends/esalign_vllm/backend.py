@@ -27,7 +27,7 @@ MOST_SCORES = 2**24  # log-probabilities to hold at a time, as Python numbers: s
 
 
 class VllmBackend:
-    """An inference engine that answers with a whole population in one call of vLLM.
+    """An inference engine that completes with a whole population in one call of vLLM.
 
     Args:
         model: path or name of the base model, as vLLM takes it; quantised ones included.

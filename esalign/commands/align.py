@@ -65,7 +65,7 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
         adapter = save_adapter(learner.space, learner.vector, folder / ADAPTER)
         prompts, completions = _complete_to_verify(config, learner, parts.held_out.validation.examples)
         closing.close()  # the check needs the engine's memory; the folder stays ours to the end of the report
-        reporter.stage("loading the saved adapter with transformers and peft, and comparing its answers")
+        reporter.stage("loading the saved adapter with transformers and peft, and comparing its completions")
         verification = _verify(config, adapter, prompts, completions)
         name, facts = config.run.name, _facts(config)
         return finish(folder, adapter, result, verification, name=name, facts=facts, reporter=reporter)

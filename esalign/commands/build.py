@@ -12,20 +12,12 @@ from esalign.config.sections import Experiment, ProbeSection, RewardSection, Sco
 from esalign.data import MiniBatches, Splits, load_dataset, make_splits
 from esalign.fitness import FitnessParts
 from esalign.protocols import Backend, Fitness, Space
-from esalign.registry import (
-    DEFAULT_SIGMA,
-    FITNESS,
-    SPACES,
-    check_options,
-    find,
-    load_backend,
-    make_optimizer,
-    merge,
-)
+from esalign.registry import DEFAULT_SIGMA, FITNESS, SPACES, find, load_backend, make_fitness, make_optimizer, merge
 from esalign.rewards import load_reward
 from esalign.rewards.pool import RewardPool
+from esalign.run.evaluate import HeldOut
 from esalign.run.evolution import Evolution
-from esalign.run.learner import HeldOut, HeldOutSets
+from esalign.run.learner import HeldOutSets
 from esalign.run.trackers import Tracker, make_tracker
 from esalign.space import make_space
 
@@ -137,9 +129,6 @@ def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
 
 def _make_fitness(config: RunConfig, backend: Backend, space: Space, splits: Splits, pool: RewardPool) -> Fitness:
     section, seed = config.fitness, config.run.seed
-    factory = find(FITNESS, section.name)
-    settings = {"prompts": section.prompts, "samples": section.samples}
-    check_options(f"fitness {section.name!r}", factory, section.options, reserved=("parts", *settings))
     parts = FitnessParts(
         backend=backend,
         batches=MiniBatches(splits.train.examples, seed=seed),
@@ -150,9 +139,8 @@ def _make_fitness(config: RunConfig, backend: Backend, space: Space, splits: Spl
         model=config.model.path,
         space=space,
     )
-    given = {name: value for name, value in settings.items() if value is not None}
-    fitness: Fitness = factory(parts, **given, **section.options)
-    return fitness
+    settings = {"prompts": section.prompts, "samples": section.samples}
+    return make_fitness(section.name, parts, **merge(f"fitness {section.name!r}", settings, section.options))
 
 
 def make_probe(section: ProbeSection | None, config: Experiment, closing: ExitStack) -> HeldOut | None:

@@ -135,17 +135,17 @@ def warn_of_templates(parts: StudentParts, reporter: Reporter) -> None:
 def write_outcome(
     config: DistillConfig, folder: Path, parts: StudentParts, result: Result, reporter: Reporter
 ) -> Outcome:
-    """Write the student as it is, check that it answers the same when it is read back, and report."""
+    """Write the student as it is, check that it completes the same when it is read back, and report."""
     whole = config.student.tuning == "full"
     saved = save_student(parts.student, config.student, folder / (MODEL if whole else ADAPTER))
-    reporter.stage("loading what was saved with transformers and peft, and comparing its answers")
+    reporter.stage("loading what was saved with transformers and peft, and comparing its completions")
     verification = _verify(config, saved, parts)
     name, facts = config.run.name, _facts(config)
     return finish(folder, saved, result, verification, name=name, facts=facts, reporter=reporter)
 
 
 def _verify(config: DistillConfig, saved: Path, parts: StudentParts) -> Verification:
-    """Compare greedy answers of the saved student, loaded anew, with those of the student in memory."""
+    """Compare greedy completions of the saved student, loaded anew, with those of the student in memory."""
     section, training = config.student, config.training
     whole = section.tuning == "full"
     path, adapter = (str(saved), None) if whole else (section.path, str(saved))
@@ -159,7 +159,7 @@ def _verify(config: DistillConfig, saved: Path, parts: StudentParts) -> Verifica
     meant, read = (engine.generate(np.zeros((1, 0)), prompts, sampling)[0] for engine in (parts.engine, reread))
     equal = [one.token_ids == other.token_ids for one, other in zip(meant, read, strict=True)]
     agreement = sum(equal) / len(equal)
-    note = f"{sum(equal)} of {len(equal)} greedy answers are the same after loading with transformers + peft"
+    note = f"{sum(equal)} of {len(equal)} greedy completions are the same after loading with transformers + peft"
     if agreement < REQUIRED_AGREEMENT:
         return Verification(False, agreement, len(equal), f"only {note}: do not use this student, and report a bug")
     return Verification(True, agreement, len(equal), note)

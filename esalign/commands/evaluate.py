@@ -8,7 +8,7 @@ from esalign.assets import model_path
 from esalign.commands.build import load_splits, make_backend, make_pool
 from esalign.config.run import RunConfig
 from esalign.errors import ConfigError
-from esalign.run.evaluate import HeldOutResult, evaluate
+from esalign.run.evaluate import HeldOut, HeldOutResult, evaluate
 from esalign.space import make_space
 
 
@@ -28,4 +28,5 @@ def judge(config: RunConfig, *, adapter: str | None, split: str) -> HeldOutResul
         backend = make_backend(config.backend, config.model.path, space)
         closing.callback(backend.close)
         sampling = config.sampling.make(seed=config.run.seed)
-        return evaluate(backend, pool, np.zeros(space.dim if space else 0), datasets[split].examples, sampling)
+        held_out = HeldOut(datasets[split].examples, pool)
+        return evaluate(backend, held_out, np.zeros(space.dim if space else 0), sampling)

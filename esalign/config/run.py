@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from esalign.config.sections import (
     DataSection,
@@ -13,6 +13,7 @@ from esalign.config.sections import (
     ScoringSection,
     Section,
 )
+from esalign.registry import DEFAULT_POPULATION
 
 
 class ModelSection(Section):
@@ -26,7 +27,7 @@ class ModelSection(Section):
 
 
 class SpaceSection(Section):
-    """What is searched. Further keys are options of the space: ``fraction`` of svd-lora, ``rank`` of base-svd."""
+    """What is searched. Options of the space stand beside its name: ``fraction`` of svd-lora, ``rank`` of base-svd."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -43,6 +44,12 @@ class SpaceSection(Section):
     def options(self) -> dict[str, Any]:
         """The space's own options."""
         return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _options_stand_beside_the_name(self) -> "SpaceSection":
+        if "options" in self.options:
+            raise ValueError("a space has its options beside its name: {name: svd-lora, fraction: 0.5}")
+        return self
 
 
 class BackendSection(Section):
@@ -77,7 +84,7 @@ class OptimizerSection(Section):
     """The evolution strategy."""
 
     name: str = Field("cma-es", description="cma-es, openai-es, random-search, nevergrad:<Name>, or a plug-in's name.")
-    population: int = Field(24, ge=2, le=100_000, description="Candidates per generation.")
+    population: int = Field(DEFAULT_POPULATION, ge=2, le=100_000, description="Candidates per generation.")
     sigma: float | None = Field(
         None, gt=0, le=1000, description="First step size, in units of the space; none: what suits the space."
     )

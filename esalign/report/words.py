@@ -9,7 +9,7 @@ from typing import Any, Literal
 from esalign.run.statistics import Estimate
 
 MISSING = "n/a"
-HIGH_TRUNCATION = 0.2  # share of cut answers above which the limit decides more than the model
+HIGH_TRUNCATION = 0.2  # share of cut completions above which the limit decides more than the model
 HIGH_ABSTENTION = 0.5
 ERRORS = "errors/"  # in a row, before the name of what failed
 
@@ -100,8 +100,15 @@ def as_estimate(value: Mapping[str, Any] | None) -> Estimate | None:
 
 
 def number(value: float | None, spec: str = ".3f") -> str:
-    """Return '0.412', or 'n/a' for what is missing or not finite."""
-    return MISSING if value is None or not math.isfinite(value) else format(value, spec)
+    """Return '0.412', or 'n/a' for what is missing or not finite; what rounds to zero has no minus.
+
+    >>> number(-0.0004), number(-0.0004, "+.3f"), number(None)
+    ('0.000', '+0.000', 'n/a')
+    """
+    if value is None or not math.isfinite(value):
+        return MISSING
+    text = format(value, spec)
+    return text if text.strip("-0.") else format(0.0, spec)
 
 
 def score(value: Estimate | None) -> str:
@@ -194,20 +201,20 @@ def concerns(row: Mapping[str, Any], *, max_tokens: int | None) -> dict[str, str
 
     Args:
         row: a line of ``metrics.jsonl``, or what `worst` makes of many.
-        max_tokens: the limit of an answer's length, named in the advice.
+        max_tokens: the limit of a completion's length, named in the advice.
     """
     found = {
-        key: f"{count(value)} answers could not be scored ({key.removeprefix(ERRORS)})"
+        key: f"{count(value)} completions could not be scored ({key.removeprefix(ERRORS)})"
         for key, value in row.items()
         if key.startswith(ERRORS) and value
     }
     if (row.get("truncated") or 0) >= HIGH_TRUNCATION:
         limit = f" of {max_tokens} tokens" if max_tokens else ""
         found["truncated"] = (
-            f"{row['truncated']:.0%} of answers were cut at the limit{limit}: raise sampling.max_tokens?"
+            f"{row['truncated']:.0%} of completions were cut at the limit{limit}: raise sampling.max_tokens?"
         )
     if (row.get("abstained") or 0) >= HIGH_ABSTENTION:
-        found["abstained"] = f"the rewards abstained on {row['abstained']:.0%} of answers: do they fit the data?"
+        found["abstained"] = f"the rewards abstained on {row['abstained']:.0%} of completions: do they fit the data?"
     if (row.get("fitness") or {}).get("std") == 0:
         found["flat"] = "all candidates have the same fitness, so nothing can be learned from this generation"
     return found

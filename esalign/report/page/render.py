@@ -25,7 +25,7 @@ from esalign.report.words import (
 )
 from esalign.run.statistics import Estimate
 
-LONGEST_TEXT = 4000  # characters of a prompt or an answer that are shown
+LONGEST_TEXT = 4000  # characters of a prompt or a completion that are shown
 SHOWN_GENERATIONS = 8
 PROBE = "probe"
 REPLACED = ("Cc", "Cs")  # control characters and lone surrogates
@@ -54,7 +54,7 @@ def render(files: RunFiles) -> str:
         accounting=accounting(files),
         concerns=all_concerns(files),
         verification=verification(files),
-        answers=answers(files),
+        completions=completions(files),
         config=settings(files.config),
         environment=settings(files.environment),
     )
@@ -181,8 +181,8 @@ def verification(files: RunFiles) -> Mapping[str, Any] | None:
     return {"good": bool(found.get("good", True)), "note": str(found.get("note", ""))}
 
 
-def answers(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
-    """Return answers to read: the result's own, the start's, and some between, newest first."""
+def completions(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
+    """Return completions to read: the result's own, the start's, and some between, newest first."""
     groups: dict[int, list[Mapping[str, str]]] = {}
     for sample in files.samples:
         groups.setdefault(int(sample.get("generation") or 0), []).append(_answer(sample))
