@@ -22,10 +22,10 @@ TRAIN = (
 ).split()
 TEST = (
     "letters libraries lions maps markets milk mirrors money monkeys mountains museums music nurses oceans onions "
-    "oranges owls paintings parks pencils pianos planes plants poems potatoes rabbits radios rain rivers roads robots "
-    "roses salt schools ships shoes silk singers sleep snow soap soup spiders stars stones storms students sugar summer "
-    "tables teachers tea theatres tigers towers trains trees turtles umbrellas villages violins walls water weddings "
-    "whales wheat wind windows winter wolves wood wool zebras"
+    "oranges owls paintings parks pencils pianos planes plants poems potatoes rabbits radios rain rivers roads "
+    "robots roses salt schools ships shoes silk singers sleep snow soap soup spiders stars stones storms students "
+    "sugar summer tables teachers tea theatres tigers towers trains trees turtles umbrellas villages violins "
+    "walls water weddings whales wheat wind windows winter wolves wood wool zebras"
 ).split()
 WORDS = "always because before favourite morning never often people quiet simple together world".split()
 KINDS = ("short", "word", "comma")
