@@ -1,4 +1,4 @@
-"""One reward of one answer, and what may come of it."""
+"""One reward of one completion, and what may come of it."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ Failure = Literal["error", "timeout"]
 
 
 class Outcome(NamedTuple):
-    """What a reward made of an answer.
+    """What a reward made of a completion.
 
     Args:
         value: the reward; None where it abstained or failed.
@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
 
 
 class Item(NamedTuple):
-    """An answer to score."""
+    """A completion to score."""
 
     prompt: Prompt
     columns: Mapping[str, Any]
@@ -39,17 +39,17 @@ def one_line(error: BaseException) -> str:
 
 
 def judge(reward: Reward, item: Item) -> Outcome:
-    """Score one answer. What the reward raises, exits included, and what is not finite becomes a failure.
+    """Score one completion. What the reward raises, exits included, and what is not finite becomes a failure.
 
     Raises:
-        RewardError: the reward breaks its contract, so that no other answer can fare better.
+        RewardError: the reward breaks its contract, so that no other completion can fare better.
     """
     columns = {name: [value] for name, value in item.columns.items()}
     try:
         value = reward.evaluate([item.prompt], [item.completion], columns)[0]
     except RewardError:
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (the user's code, and answers that verifiers evaluate)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (the user's code, and completions that verifiers evaluate)
         return Outcome(failure="error", message=one_line(error))
     if value is not None and not math.isfinite(value):
         return Outcome(failure="error", message=f"the reward is {value}, expected a finite number")

@@ -47,7 +47,7 @@ class Reward:
 
         Args:
             prompts: the problems.
-            completions: an answer to each.
+            completions: one for each.
             **columns: what else the problems have, a list each, e.g. ``answer=["42", ...]``.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Scores answers in processes beside generation, each with a time limit; nothing that fails is silently 0."""
+"""Scores completions in processes beside generation, each with a time limit; nothing that fails is silently 0."""
 
 import itertools
 from collections import Counter
@@ -16,15 +16,15 @@ from esalign.types import Example
 
 @dataclass(frozen=True)
 class Scores:
-    """What a pool made of the answers since the last collection.
+    """What a pool made of the completions since the last collection.
 
     Args:
         rewards: by key, the weighted sum of the rewards that did not abstain; None where all did.
         components: by name of the reward, then by key, the single reward before weighting; None where it abstained.
-        errors: number of answers by ``"name/error"`` (raised, died, or not finite) and ``"name/timeout"``; only those
+        errors: number of completions by ``"name/error"`` (raised, died, not finite) and ``"name/timeout"``; only those
             that occurred.
         error_examples: one message for each of these.
-        abstentions: number of answers by name of the reward, for those that abstained.
+        abstentions: number of completions by name of the reward, for those that abstained.
     """
 
     rewards: Mapping[Hashable, float | None]
@@ -42,13 +42,13 @@ class Scores:
 class RewardPool:
     """Weighted rewards, scored in processes of their own.
 
-    Equal answers to the same problem are scored once per collection. The results do not depend on the number of
+    Equal completions to the same problem are scored once per collection. The results do not depend on the number of
     workers. A failed reward counts as ``error_reward`` in the sum, and is counted in `Scores.errors`.
 
     Args:
         rewards: (reward, weight) pairs; a reward is loaded, or what `load_reward` takes.
         workers: number of processes; 0 scores in this one, without a time limit.
-        timeout: seconds for one reward of one answer.
+        timeout: seconds for one reward of one completion.
         error_reward: what a failed reward counts as.
 
     Raises:
@@ -81,7 +81,7 @@ class RewardPool:
         return tuple(self._names)
 
     def submit(self, key: Hashable, example: Example, completion: str) -> None:
-        """Have an answer scored. It returns at once, unless there are no workers.
+        """Have a completion scored. It returns at once, unless there are no workers.
 
         Raises:
             RewardError: a key that was submitted before, since the last collection.
@@ -159,7 +159,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 class _Batch:
-    """What was submitted since the last collection: keys -> places of distinct answers -> outcomes.
+    """What was submitted since the last collection: keys -> places of distinct completions -> outcomes.
 
     Args:
         numbers: where places come from; no two batches share one, should a collection be interrupted.
@@ -173,14 +173,14 @@ class _Batch:
         self._examples: list[Example] = []  # alive, so that their identities stay their own
 
     def add(self, key: Hashable, example: Example, completion: str) -> int | None:
-        """Note an answer, and return its place when an equal one was not submitted before."""
+        """Note a completion, and return its place when an equal one was not submitted before."""
         if key in self.places:
-            raise RewardError(f"an answer with the key {key!r} was submitted before, and not collected yet")
-        answer = (id(example), completion)
-        place = self._known.get(answer)
+            raise RewardError(f"a completion with the key {key!r} was submitted before, and not collected yet")
+        known_as = (id(example), completion)
+        place = self._known.get(known_as)
         if place is not None:
             self.places[key] = place
             return None
-        self.places[key] = self._known[answer] = next(self._numbers)
+        self.places[key] = self._known[known_as] = next(self._numbers)
         self._examples.append(example)
         return self.places[key]
