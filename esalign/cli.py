@@ -160,10 +160,11 @@ def evaluate(
         result = judge(settings, adapter=None if no_adapter else adapter or settings.model.adapter, split=split)
     console.print(f"score      {result.estimate}  ({result.estimate.count} problems)")
     console.print(
-        f"tokens     {result.generated_tokens:,} generated, {result.truncated:.1%} of answers cut at the limit"
+        f"tokens     {result.generated_tokens:,} generated, {result.truncated:.1%} of completions cut at the limit"
     )
     for name, count in result.errors.items():
-        console.print(f"[yellow]errors[/]     {name}: {count} answers")
+        line = f"errors     {name}: {count} completions: {result.error_examples.get(name)}"
+        console.print(line, style="yellow", markup=False)
 
 
 @app.command()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from esalign.errors import RewardError
-from esalign.rewards import RewardPool, load_reward
+from esalign.rewards import RewardPool, TrainerState, load_reward
 from esalign.types import Example
 
 TESTS = Path(__file__).parent
@@ -87,15 +87,39 @@ def test_files_that_fail_name_the_line_or_the_error(tmp_path):
         load_reward(f"{tmp_path}/error.py:f")
 
 
-def test_unknown_options_are_refused_with_a_hint():
-    with pytest.raises(RewardError, match="no option 'ignorecase', did you mean 'ignore_case'"):
-        load_reward("exact-match", ignorecase=True)
+BAD_OPTIONS = {
+    "misspelt": ("exact-match", {"ignorecase": True}, "no option 'ignorecase', did you mean 'ignore_case'"),
+    "misspelt beside columns": (function("with_columns"), {"budgets": 1}, "no option 'budgets', did you mean 'budget'"),
+    "unknown beside columns": (function("with_columns"), {"colour": 1}, "no option 'colour'; options: budget"),
+    "wrong type beside columns": (function("with_columns"), {"budget": "x"}, "option 'budget' is 'x', input should be"),
+    "misspelt, of a class": (function("Judge"), {"scales": 2.0}, "no option 'scales', did you mean 'scale'"),
+    "a column": (function("with_answer"), {"answer": "4"}, "no option 'answer': it has no default, so it is a column"),
+    "a built-in's column": ("math", {"answer": "4"}, "no option 'answer': it has no default, so it is a column"),
+    "completions": (function("with_columns"), {"completions": ["4"]}, "no option 'completions'"),
+    "of the run": (function("by_tokens"), {"trainer_state": None}, "no option 'trainer_state'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_options_that_would_be_lost_are_refused(case):
+    spec, options, message = BAD_OPTIONS[case]
+    with pytest.raises(RewardError, match=message):
+        load_reward(spec, **options)
+
+
+def test_arguments_with_a_default_and_those_behind_a_star_are_options():
+    assert load_reward(function("with_columns"), budget=7)(prompts=["p"], completions=["c"], other=["x"]) == [7.0]
+    assert load_reward(function("with_answer"), budget=7)(prompts=["p"], completions=["c"], answer=["c"]) == [1.0]
+    assert load_reward("regex-match", pattern="c")(prompts=["p"], completions=["c"]) == [1.0]
 
 
 BROKEN = {
     "too_many": "returned 2 values for 1 completions",
     "words": "returned 'good' in its list, expected numbers or None",
     "one_number": "returned 1.0, expected a list with a number or None per completion",
+    "a_mapping": "returned {'c': 1.0}, expected a list with a number or None per completion",
+    "a_set": "returned {1.0}, expected a list with a number or None per completion",
+    "some_bytes": "returned b'1', expected a list with a number or None per completion",
 }
 
 
@@ -126,6 +150,45 @@ def test_a_column_of_another_length_is_refused():
 def test_a_direct_call_refuses_what_is_not_finite():
     with pytest.raises(RewardError, match="gave nan for completion 1, expected a finite number"):
         load_reward(function("misbehaving"))(prompts=["p", "p"], completions=["1", "nan"])
+
+
+# ---- what a reward is given
+
+CHAT = [{"role": "user", "content": "2 + 2 = ?"}]
+
+
+def test_completions_of_chats_are_messages_and_those_of_texts_are_text_as_trl_has_them():
+    of_chats, of_texts = load_reward(function("of_chats")), load_reward(function("of_texts"))
+    assert of_chats(prompts=[CHAT, CHAT], completions=["4", "5"]) == [1.0, 0.0]
+    assert of_texts(prompts=["p"], completions=["4"]) == [1.0]
+    with pytest.raises(TypeError, match="string indices"):
+        of_chats(prompts=["p"], completions=["4"])
+
+
+@pytest.mark.parametrize("spec", [function("of_texts"), "exact-match", "math", function("compute_score")])
+def test_rewards_that_are_annotated_for_texts_get_texts_of_chats_too(spec):
+    reward = load_reward(spec)
+    columns = {} if "of_texts" in spec else {"answer": ["4"], "data_source": ["a"]}
+    assert reward(prompts=[CHAT], completions=["4"], **columns) == [1.0]
+
+
+def test_tokens_and_the_state_of_the_run_are_given_to_those_who_name_them():
+    with RewardPool([(function("by_tokens"), 1.0)], workers=1) as pool:
+        pool.state = TrainerState(global_step=3, max_steps=50)
+        pool.submit("one", Example("p"), "same", (7, 8))
+        pool.submit("two", Example("p"), "same", (9,))
+        assert pool.collect().rewards == pytest.approx({"one": 302.05, "two": 301.05})
+    direct = load_reward(function("by_tokens"))
+    assert direct(prompts=["p"], completions=["c"], completion_ids=[[1, 2]]) == [2.0]
+    with pytest.raises(RewardError, match="needs 'completion_ids'"):
+        direct(prompts=["p"], completions=["c"])
+
+
+def test_a_verl_function_that_gives_a_mapping_without_score_is_refused():
+    with pytest.raises(
+        RewardError, match=r"'compute_nothing' returned {'reward': 1.0}, expected a number or a mapping"
+    ):
+        load_reward(function("compute_nothing"))(prompts=["p"], completions=["c"], answer=["c"])
 
 
 # ---- text

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from esalign.errors import RewardError
-from esalign.rewards.load import Reward
+from esalign.rewards.load import Reward, TrainerState
 from esalign.types import Prompt
 
 Failure = Literal["error", "timeout"]
@@ -26,11 +26,21 @@ class Outcome(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A completion to score."""
+    """A completion to score.
+
+    Args:
+        prompt: the problem.
+        columns: what else the problem has.
+        completion: what the model wrote, and what its prompt began for it.
+        completion_ids: its tokens, for rewards that ask for them.
+        state: how far the run is.
+    """
 
     prompt: Prompt
     columns: Mapping[str, Any]
     completion: str
+    completion_ids: tuple[int, ...] = ()
+    state: TrainerState = TrainerState()
 
 
 def one_line(error: BaseException) -> str:
@@ -44,7 +54,8 @@ def judge(reward: Reward, item: Item) -> Outcome:
     Raises:
         RewardError: the reward breaks its contract, so that no other completion can fare better.
     """
-    columns = {name: [value] for name, value in item.columns.items()}
+    columns: dict[str, Any] = {name: [value] for name, value in item.columns.items()}
+    columns |= {"completion_ids": [list(item.completion_ids)], "trainer_state": item.state}
     try:
         value = reward.evaluate([item.prompt], [item.completion], columns)[0]
     except RewardError:

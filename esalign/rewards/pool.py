@@ -9,7 +9,7 @@ from typing import Self
 
 from esalign.errors import RewardError
 from esalign.rewards.judge import Item, Outcome, judge
-from esalign.rewards.load import Reward, RewardFunction, load_reward
+from esalign.rewards.load import Reward, RewardFunction, TrainerState, load_reward
 from esalign.rewards.scorers import Scorers
 from esalign.types import Example
 
@@ -38,6 +38,11 @@ class Scores:
         """Number of failures of all kinds."""
         return sum(self.errors.values())
 
+    @property
+    def all_failed(self) -> bool:
+        """Whether there were completions, and no reward could score any of them."""
+        return 0 < self.num_errors == sum(len(values) for values in self.components.values())
+
 
 class RewardPool:
     """Weighted rewards, scored in processes of their own.
@@ -50,6 +55,9 @@ class RewardPool:
         workers: number of processes; 0 scores in this one, without a time limit.
         timeout: seconds for one reward of one completion.
         error_reward: what a failed reward counts as.
+
+    Attributes:
+        state: how far the run is, for rewards with a ``trainer_state``; whoever runs keeps it up to date.
 
     Raises:
         RewardError: no reward, one that cannot be loaded, or one that cannot be sent to another process.
@@ -71,6 +79,8 @@ class RewardPool:
         self._weights = [float(weight) for _, weight in rewards]
         self._names = _distinct([reward.name for reward in self._rewards])
         self._error_reward = error_reward
+        self.state = TrainerState()
+        self._wants_ids = any("completion_ids" in reward.named for reward in self._rewards)
         self._numbers = itertools.count()
         self._batch = _Batch(self._numbers)
         self._scorers = Scorers(self._rewards, workers=workers, timeout=timeout) if workers else None
@@ -80,16 +90,23 @@ class RewardPool:
         """The rewards' names, made distinct where two were equal."""
         return tuple(self._names)
 
-    def submit(self, key: Hashable, example: Example, completion: str) -> None:
+    def submit(self, key: Hashable, example: Example, completion: str, completion_ids: Sequence[int] = ()) -> None:
         """Have a completion scored. It returns at once, unless there are no workers.
+
+        Args:
+            key: what its scores are collected under.
+            example: the problem.
+            completion: what the model wrote.
+            completion_ids: its tokens, for rewards that ask for them.
 
         Raises:
             RewardError: a key that was submitted before, since the last collection.
         """
-        place = self._batch.add(key, example, completion)
+        ids = tuple(completion_ids) if self._wants_ids else ()
+        place = self._batch.add(key, example, completion, ids)
         if place is None:
             return
-        item = Item(example.prompt, example.columns, completion)
+        item = Item(example.prompt, example.columns, completion, ids, self.state)
         if self._scorers is None:
             self._batch.outcomes[place] = [judge(reward, item) for reward in self._rewards]
         else:
@@ -169,14 +186,14 @@ class _Batch:
         self._numbers = numbers
         self.places: dict[Hashable, int] = {}
         self.outcomes: dict[int, list[Outcome]] = {}
-        self._known: dict[tuple[int, str], int] = {}
+        self._known: dict[tuple[int, str, tuple[int, ...]], int] = {}
         self._examples: list[Example] = []  # alive, so that their identities stay their own
 
-    def add(self, key: Hashable, example: Example, completion: str) -> int | None:
+    def add(self, key: Hashable, example: Example, completion: str, ids: tuple[int, ...]) -> int | None:
         """Note a completion, and return its place when an equal one was not submitted before."""
         if key in self.places:
             raise RewardError(f"a completion with the key {key!r} was submitted before, and not collected yet")
-        known_as = (id(example), completion)
+        known_as = (id(example), completion, ids)
         place = self._known.get(known_as)
         if place is not None:
             self.places[key] = place

@@ -21,6 +21,7 @@ class HeldOutResult:
         generated_tokens: tokens generated for it.
         truncated: share of completions cut by the token limit.
         errors: number of completions whose scoring failed, by reward and kind.
+        error_examples: one message of each.
         samples: a few completions.
     """
 
@@ -28,6 +29,7 @@ class HeldOutResult:
     generated_tokens: int
     truncated: float = float("nan")
     errors: Mapping[str, int] = field(default_factory=dict)
+    error_examples: Mapping[str, str] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
 
     @property
@@ -46,6 +48,7 @@ def evaluate(
         generated_tokens=completed.generated_tokens,
         truncated=completed.truncated,
         errors=completed.errors,
+        error_examples=completed.error_examples,
         samples=make_samples(examples, completed),
     )
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from esalign.errors import CheckpointError, ConfigError
 from esalign.files import JsonLines
+from esalign.fitness.completions import add_errors
+from esalign.rewards import TrainerState
 from esalign.run.checkpoint import Checkpoints
 from esalign.run.evaluate import HeldOutResult
 from esalign.run.learner import REWARD, HeldOut, HeldOutSets, Learner, Step
@@ -128,7 +130,7 @@ class Run:
         number = self._progress.done
         row: dict[str, Any] = {"generation": number, **step.metrics}
         if number % self._limits.evaluate_every == 0 or self._limit_reached():
-            row |= self._validate(number)
+            row = self._validate(number, row)
         row |= self._totals()
         row["machine"] |= step.machine
         self._metrics.append(row)
@@ -140,8 +142,8 @@ class Run:
         if self._tracker is not None:
             self._tracker.log(flatten(row), number)
 
-    def _validate(self, number: int) -> dict[str, Any]:
-        """Judge the learner on the validation problems; a new best is kept. Returns its part of the metrics row."""
+    def _validate(self, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Judge the learner on the validation problems; a new best is kept. Returns the metrics row with its part."""
         progress = self._progress
         results = self._judge_validation()
         scores = results[self._measures[0]].scores
@@ -150,7 +152,7 @@ class Run:
         if gain >= 0:  # of equal ones, the later
             progress.best_generation, progress.best = number, self._learner.snapshot()
             progress.best_scores = scores
-        return validation_row(results)
+        return validation_row(row, results)
 
     def _judge_start(self) -> None:
         """Judge the learner as it comes, on every held-out set."""
@@ -163,10 +165,12 @@ class Run:
         progress.start_scores = {name: result.scores for name, result in held_out.items()}
         row: dict[str, Any] = {
             "generation": 0,
-            **validation_row(results),
+            **validation_row({}, results),
             **{name: interval(result.estimate) for name, result in held_out.items()},
             **self._totals(),
         }
+        for result in held_out.values():
+            row = add_errors(row, result)
         self._metrics.append(row)
         self._append_samples(0, next((result.samples for result in results.values() if result.samples), ()))
         self._checkpoints.save(self._state(), 0)
@@ -232,6 +236,7 @@ class Run:
 
     def _judge(self, measure: str, held_out: HeldOut, use: Use, temperature: float) -> HeldOutResult:
         began = time.perf_counter()
+        held_out.pool.state = TrainerState(self._progress.done, self._limits.generations)
         result = self._learner.judge(measure, held_out, self._decoding(use, temperature))
         self._progress.held_out_seconds += time.perf_counter() - began
         self._progress.held_out_tokens += result.generated_tokens
@@ -331,10 +336,12 @@ def order_measures(measures: Sequence[str], select_by: str | None) -> tuple[str,
     return (select_by, *(name for name in measures if name != select_by))
 
 
-def validation_row(results: Mapping[str, HeldOutResult]) -> dict[str, Any]:
-    """Return ``validation``, by the measure that comes first and decides, and ``validation/<measure>`` of others."""
+def validation_row(row: Mapping[str, Any], results: Mapping[str, HeldOutResult]) -> dict[str, Any]:
+    """Return a row with ``validation``, by the measure that decides, ``validation/<measure>`` of others, and errors."""
     keys = ("validation", *(f"validation/{name}" for name in list(results)[1:]))
-    return {key: interval(result.estimate) for key, result in zip(keys, results.values(), strict=True)}
+    for key, result in zip(keys, results.values(), strict=True):
+        row = {**add_errors(row, result), key: interval(result.estimate)}
+    return dict(row)
 
 
 def peak_memory() -> dict[str, float]:
@@ -360,6 +367,6 @@ def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for key, value in row.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}/")
-        else:
+        elif not isinstance(value, str):
             flat[f"{prefix}{key}"] = float(value)
     return flat
