@@ -35,7 +35,8 @@ Config = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[CONFIG.yaml ...] [section.key=value ...]",
-        help="YAML files, the later over the earlier, and single values over them. None: the embedded quickstart.",
+        help="YAML files, the later over the earlier, and single values over them. Neither files nor model.path: the "
+        "embedded quickstart.",
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as runs/quickstart.")]
@@ -235,7 +236,9 @@ def _read_run_config(arguments: Sequence[str], backend: str | None) -> Any:
     files, overrides = split_arguments(arguments)
     if backend:
         overrides.append(f"backend.name={backend}")
-    return load_config(files or [str(asset("quickstart.yaml"))], overrides, schema=RunConfig)
+    own_model = any(override.startswith("model.path=") for override in overrides)
+    quickstart = [] if own_model else [str(asset("quickstart.yaml"))]
+    return load_config(files or quickstart, overrides, schema=RunConfig)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -291,7 +294,12 @@ def _console() -> Any:
 
 def _be_quiet() -> None:
     """Keep the libraries' progress bars, advice and warnings off the user's terminal; our own are shown in one line."""
-    for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY"):
+    for variable in (
+        "TQDM_DISABLE",
+        "HF_HUB_DISABLE_PROGRESS_BARS",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS",
+        "HF_HUB_DISABLE_TELEMETRY",
+    ):
         os.environ.setdefault(variable, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -56,13 +56,15 @@ class Recorder:
     def __init__(self, *, fail_after: int | None = None) -> None:
         self.rows: list[Any] = []
         self.warnings: list[str] = []
+        self.stages: dict[str, tuple[int, int]] = {}
         self._fail_after = fail_after
 
     def start(self, config: Any, folder: Path, done: int) -> None:
         """Nothing to keep."""
 
-    def stage(self, text: str) -> None:
-        """Nothing to keep."""
+    def stage(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Keep what was said last of each stage."""
+        self.stages[text] = (done, total)
 
     def generation(self, row: Any) -> None:
         """Keep a generation's metrics."""

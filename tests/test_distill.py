@@ -28,7 +28,7 @@ class Silent:
     def start(self, config, folder, done):
         self.done = done
 
-    def stage(self, text):
+    def stage(self, text, done=0, total=0):
         pass
 
     def generation(self, row):
@@ -89,6 +89,7 @@ def test_a_distillation_writes_the_files_of_a_run(finished):
         "checkpoints",
         "config.yaml",
         "environment.json",
+        "inputs.json",
         "metrics.jsonl",
         "report.html",
         "result.json",

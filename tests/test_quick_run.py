@@ -23,6 +23,18 @@ def test_a_run_writes_every_generation_and_its_result(tmp_path, monkeypatch):
     assert (outcome.folder / "adapter" / "adapter_model.safetensors").exists()
 
 
+def test_a_run_says_how_far_the_judgements_of_start_and_result_are(tmp_path, monkeypatch):
+    reporter = Recorder()
+    run_quickly(write_quick_run(tmp_path), monkeypatch, reporter=reporter)
+    assert {text: share for text, share in reporter.stages.items() if text.startswith("judging")} == {
+        "judging the start (validation)": (8, 8),
+        "judging the start (test, greedy)": (16, 16),
+        "judging the start (test, sampled)": (16, 16),
+        "judging the result (test, greedy)": (16, 16),
+        "judging the result (test, sampled)": (16, 16),
+    }
+
+
 def test_the_search_raises_the_reward(tmp_path, monkeypatch):
     config = write_quick_run(tmp_path, run__generations=25, fitness__prompts=16, optimizer__population=12)
     outcome = run_quickly(config, monkeypatch)

@@ -55,7 +55,7 @@ def make_result(*, gain=0.1, half=0.04, generation=4, **changes):
         "comparisons": {"test/greedy": comparison, "probe": {**comparison, "gain": interval(-0.02, 0.01)}},
         "kl": 0.0312,
         "totals": {key: ROWS[-1][key] for key in ("tokens", "machine")},
-        "verification": {"good": True, "agreement": 1.0, "count": 32, "note": "32 of 32 answers equal"},
+        "verification": {"good": True, "agreement": 1.0, "count": 32, "note": "32 of 32 completions equal"},
         "samples": [{"prompt": "test problem", "completion": "test answer", "reward": 0.5}],
         **changes,
     }
@@ -112,7 +112,7 @@ def test_a_finished_run_is_told_in_numbers_and_words(finished):
         "Stopped: all 4 generations done.",
         "0.0312 nats per token",
         "a loss: the interval excludes zero",
-        "32 of 32 answers equal",
+        "32 of 32 completions equal",
         "test answer",
         "rewards.0.name math",
         "packages.numpy 2.0",
@@ -234,11 +234,13 @@ def test_worries_are_summed_over_the_run_and_placed(tmp_path):
     rows = [ROWS[0], searched(1, **{"errors/math (timeout)": 2}), searched(2, truncated=0.4)]
     rows += [searched(3, truncated=0.6, **{"errors/math (timeout)": 5})]
     text = read_page(write_run(tmp_path, rows=rows)).text
-    assert "7 answers could not be scored (math (timeout)) (generations 1, 3)" in text
-    assert "60% of answers were cut at the limit of 32 tokens: raise sampling.max_tokens? (generations 2, 3)" in text
+    assert "7 completions could not be scored (math (timeout)) (generations 1, 3)" in text
+    assert (
+        "60% of completions were cut at the limit of 32 tokens: raise sampling.max_tokens? (generations 2, 3)" in text
+    )
 
 
-def test_answers_with_odd_characters_are_shown(tmp_path):
+def test_completions_with_odd_characters_are_shown(tmp_path):
     odd = "line\u2028separator, next\u0085line, nul\x00, escape\x1b[31m, 東京 🙂"
     samples = [{"generation": 4, "prompt": "p", "completion": odd, "reward": None}]
     result = make_result(samples=[{"prompt": "\ud800", "completion": "c"}])
@@ -248,7 +250,7 @@ def test_answers_with_odd_characters_are_shown(tmp_path):
     assert "none (abstained)" in text
 
 
-def test_long_answers_are_cut_with_a_count(tmp_path):
+def test_long_completions_are_cut_with_a_count(tmp_path):
     samples = [{"generation": 4, "prompt": "p", "completion": "x" * 5000, "reward": 1.0}]
     text = read_page(write_run(tmp_path, rows=FEW, samples=samples)).text
     assert "x" * 4000 + " … (1,000 more)" in text

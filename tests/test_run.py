@@ -71,6 +71,7 @@ def test_a_run_writes_its_files_and_says_where(finished):
         "checkpoints",
         "config.yaml",
         "environment.json",
+        "inputs.json",
         "metrics.jsonl",
         "report.html",
         "result.json",

@@ -12,7 +12,7 @@ from esalign.engines.loading import load_tokenizer
 from esalign.engines.sampling import draw_uniforms
 from esalign.engines.stops import StopStrings
 from esalign.engines.text import TextCodec
-from esalign.space import SvdLora
+from esalign.protocols import Space
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_llama_cpp.consumers import Completions, Scores, group_by_prompt
 from esalign_llama_cpp.context import CACHE_TYPES
@@ -70,7 +70,7 @@ class LlamaCppBackend:
     def __init__(
         self,
         model: str | Path,
-        space: SvdLora | None = None,
+        space: Space | None = None,
         *,
         dtype: str = "auto",
         device: str = "auto",

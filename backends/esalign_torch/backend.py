@@ -14,8 +14,7 @@ from esalign.engines.loading import LoadedModel, load_model
 from esalign.engines.sampling import draw_uniforms
 from esalign.engines.stops import StopStrings
 from esalign.engines.text import TextCodec
-from esalign.errors import BackendError
-from esalign.space import SvdLora
+from esalign.protocols import Space
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_torch.batches import Limits, make_limits
 from esalign_torch.cache import kv_bytes
@@ -37,8 +36,8 @@ class TorchBackend:
     differently, in float32 by about 1e-6 of a logit, which can tip a token that was as good as tied.
 
     Args:
-        model: folder or Hugging Face id; or a model that is loaded already and may go on learning between calls, to
-            which the options of loading, dtype and device among them, do not apply.
+        model: folder, Hugging Face id, or a GGUF file, whose weights are dequantised; or a model that is loaded already
+            and may go on learning between calls, to which the options of loading, dtype and device too, do not apply.
         space: the frozen factors; None for the bare model, with candidates of shape (population, 0).
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for the checkpoint's own.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` for a GPU where there is one.
@@ -60,7 +59,7 @@ class TorchBackend:
     def __init__(
         self,
         model: str | Path | LoadedModel,
-        space: SvdLora | None = None,
+        space: Space | None = None,
         *,
         dtype: str = "float32",
         device: str = "auto",
@@ -80,8 +79,6 @@ class TorchBackend:
         check_positive("memory_gb", memory_gb)
         if threads is not None:
             torch.set_num_threads(threads)
-        if str(model).endswith(".gguf"):
-            raise BackendError(f"'{model}' is a GGUF model, which backend 'torch' does not read: use 'llama-cpp'")
         loaded = (
             model
             if isinstance(model, LoadedModel)

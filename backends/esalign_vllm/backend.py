@@ -8,7 +8,7 @@ import numpy as np
 from esalign.engines.checks import as_asked, check_choice, check_count, check_sequences, opened
 from esalign.engines.loading import list_ends
 from esalign.engines.text import TextCodec
-from esalign.space import SvdLora
+from esalign.protocols import Space
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_vllm.basis import MODES
 from esalign_vllm.decoding import generation_parameters
@@ -27,7 +27,7 @@ MOST_SCORES = 2**24  # log-probabilities to hold at a time, as Python numbers: s
 
 
 class VllmBackend:
-    """An inference engine that answers with a whole population in one call of vLLM.
+    """An inference engine that completes with a whole population in one call of vLLM.
 
     Args:
         model: path or name of the base model, as vLLM takes it; quantised ones included.
@@ -52,7 +52,7 @@ class VllmBackend:
     def __init__(
         self,
         model: str,
-        space: SvdLora | None = None,
+        space: Space | None = None,
         *,
         dtype: str = "auto",
         device: str = "auto",

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
+from esalign import registry
 from esalign.assets import model_path
 from esalign.commands.build import make_parts, resolve
 from esalign.commands.drive import drive, finish, settle
 from esalign.config.run import RunConfig
+from esalign.errors import EsalignError
 from esalign.loop import search
 from esalign.report.card import CardFacts
 from esalign.report.words import SEARCH, concerns
 from esalign.rewards import audit
 from esalign.run.evolution import Evolution
-from esalign.run.folder import ADAPTER, Outcome, choose_folder
+from esalign.run.folder import ADAPTER, Outcome, alone_in, choose_folder
 from esalign.run.plan import Plan
 from esalign.run.reporter import Reporter
 from esalign.run.run import order_measures
@@ -40,13 +42,15 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
     config = resolve(config)
     folder = choose_folder(config, resume=resume)
     reporter.stage("loading data, rewards and engine")
-    with ExitStack() as closing:
+    with ExitStack() as alone, ExitStack() as closing:
         parts = make_parts(config, closing)
+        alone.enter_context(alone_in(folder))
         config, learner = settle(config, parts.learner), parts.learner
         result = drive(
             config,
             folder,
             learner,
+            parts.splits,
             parts.held_out,
             kind="search",
             resume=resume,
@@ -60,10 +64,11 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
             return Outcome(folder)
         adapter = save_adapter(learner.space, learner.vector, folder / ADAPTER)
         prompts, completions = _complete_to_verify(config, learner, parts.held_out.validation.examples)
-    reporter.stage("loading the saved adapter with transformers and peft, and comparing its answers")
-    verification = _verify(config, adapter, prompts, completions)
-    name, facts = config.run.name, _facts(config)
-    return finish(folder, adapter, result, verification, name=name, facts=facts, reporter=reporter)
+        closing.close()  # the check needs the engine's memory; the folder stays ours to the end of the report
+        reporter.stage("loading the saved adapter with transformers and peft, and comparing its completions")
+        verification = _verify(config, adapter, prompts, completions)
+        name, facts = config.run.name, _facts(config)
+        return finish(folder, adapter, result, verification, name=name, facts=facts, reporter=reporter)
 
 
 def plan(config: RunConfig) -> Plan:
@@ -109,6 +114,9 @@ def _complete_to_verify(
 def _verify(
     config: RunConfig, adapter: Path, prompts: list[tuple[int, ...]], completions: Sequence[Completion]
 ) -> Verification:
+    form = Path(config.model.path).suffix.removeprefix(".")
+    if form in registry.names(registry.FORMATS):
+        return _export_beside(adapter, config.model.path, form)
     exact = config.backend.dtype == "float32" and not config.backend.options.get("quantization")
     return verify_adapter(
         model_path(config.model.path),
@@ -121,14 +129,27 @@ def _verify(
     )
 
 
+def _export_beside(adapter: Path, model: str, form: str) -> Verification:
+    """Write the adapter in the form of its model's file too, loaded and compared by the engine of that form."""
+    try:
+        note = registry.find(registry.FORMATS, form).export_adapter(adapter, model, adapter.with_suffix(f".{form}"))
+    except EsalignError as error:
+        return Verification(False, None, 0, f"the adapter was not written as {form}: {error}")
+    return Verification(True, None, 0, note)
+
+
 def _facts(config: RunConfig) -> CardFacts:
     rewards = ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in config.rewards)
+    start = config.model.adapter
+    searched = (
+        f"the\nsingular values of the adapter `{start}`" if start else "the singular directions of the model's weights"
+    )
     return CardFacts(
         base_model=config.model.path,
         library="peft",
         tags=("lora", "esalign", "evolution-strategies"),
-        summary="A LoRA adapter aligned without gradients by esalign: an evolution strategy\nsearched over the "
-        f"singular values of the adapter `{config.model.adapter}` (ESSA, arXiv 2507.04453).",
+        summary="A LoRA adapter aligned without gradients by esalign: an evolution strategy\nsearched over "
+        f"{searched} (ESSA, arXiv 2507.04453).",
         settings=(
             f"Data: `{config.data.source}`. Rewards: {rewards}.",
             f"{config.describe()}; fitness {config.fitness.name}.",

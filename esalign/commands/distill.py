@@ -20,7 +20,7 @@ from esalign.errors import DistillationError
 from esalign.protocols import Backend
 from esalign.report.card import CardFacts
 from esalign.report.words import DISTILLATION
-from esalign.run.folder import ADAPTER, MODEL, Outcome, choose_folder
+from esalign.run.folder import ADAPTER, MODEL, Outcome, alone_in, choose_folder
 from esalign.run.learner import HeldOutSets
 from esalign.run.reporter import Reporter
 from esalign.run.result import Result
@@ -36,6 +36,7 @@ class StudentParts:
     pair: Pair
     engine: Backend
     learner: Distillation
+    splits: Splits
     held_out: HeldOutSets
 
 
@@ -57,12 +58,14 @@ def run_distill(
     reporter.stage("loading data, rewards, student and teacher")
     with ExitStack() as closing:
         parts = make_parts(config, closing)
+        closing.enter_context(alone_in(folder))
         warn_of_templates(parts, reporter)
         config = settle(config, parts.learner)
         result = drive(
             config,
             folder,
             parts.learner,
+            parts.splits,
             parts.held_out,
             kind="distillation",
             resume=resume,
@@ -104,7 +107,7 @@ def make_parts(config: DistillConfig, closing: ExitStack) -> StudentParts:
         reverse_kl_prompts=config.run.reverse_kl_prompts,
         sequences=min(16, training.sequences),
     )
-    return StudentParts(student, teacher, pair, engine, learner, make_held_out(config, splits, closing))
+    return StudentParts(student, teacher, pair, engine, learner, splits, make_held_out(config, splits, closing))
 
 
 def _check_prompts(engine: Backend, splits: Splits, *, most: int) -> None:
@@ -132,17 +135,17 @@ def warn_of_templates(parts: StudentParts, reporter: Reporter) -> None:
 def write_outcome(
     config: DistillConfig, folder: Path, parts: StudentParts, result: Result, reporter: Reporter
 ) -> Outcome:
-    """Write the student as it is, check that it answers the same when it is read back, and report."""
+    """Write the student as it is, check that it completes the same when it is read back, and report."""
     whole = config.student.tuning == "full"
     saved = save_student(parts.student, config.student, folder / (MODEL if whole else ADAPTER))
-    reporter.stage("loading what was saved with transformers and peft, and comparing its answers")
+    reporter.stage("loading what was saved with transformers and peft, and comparing its completions")
     verification = _verify(config, saved, parts)
     name, facts = config.run.name, _facts(config)
     return finish(folder, saved, result, verification, name=name, facts=facts, reporter=reporter)
 
 
 def _verify(config: DistillConfig, saved: Path, parts: StudentParts) -> Verification:
-    """Compare greedy answers of the saved student, loaded anew, with those of the student in memory."""
+    """Compare greedy completions of the saved student, loaded anew, with those of the student in memory."""
     section, training = config.student, config.training
     whole = section.tuning == "full"
     path, adapter = (str(saved), None) if whole else (section.path, str(saved))
@@ -156,7 +159,7 @@ def _verify(config: DistillConfig, saved: Path, parts: StudentParts) -> Verifica
     meant, read = (engine.generate(np.zeros((1, 0)), prompts, sampling)[0] for engine in (parts.engine, reread))
     equal = [one.token_ids == other.token_ids for one, other in zip(meant, read, strict=True)]
     agreement = sum(equal) / len(equal)
-    note = f"{sum(equal)} of {len(equal)} greedy answers are the same after loading with transformers + peft"
+    note = f"{sum(equal)} of {len(equal)} greedy completions are the same after loading with transformers + peft"
     if agreement < REQUIRED_AGREEMENT:
         return Verification(False, agreement, len(equal), f"only {note}: do not use this student, and report a bug")
     return Verification(True, agreement, len(equal), note)

@@ -8,9 +8,11 @@ from typing import TypeVar
 from esalign.commands.build import open_tracker
 from esalign.config.distill import DistillConfig
 from esalign.config.run import RunConfig
+from esalign.data import Splits
 from esalign.report.card import CardFacts, write_card
 from esalign.report.page import write_report
-from esalign.run.folder import Outcome, alone_in, prepare_folder, write_result
+from esalign.run.folder import Outcome, prepare_folder, write_result
+from esalign.run.inputs import hash_inputs
 from esalign.run.learner import HeldOutSets, Learner
 from esalign.run.reporter import About, Reporter
 from esalign.run.result import Result
@@ -31,6 +33,7 @@ def drive(
     config: C,
     folder: Path,
     learner: Learner,
+    splits: Splits,
     held_out: HeldOutSets,
     *,
     kind: str,
@@ -41,9 +44,12 @@ def drive(
     flat_limit: int = 0,
     kl_prompts: int = 0,
 ) -> Result | None:
-    """Run a learner in its folder, alone; afterwards it is the result. None when the run was interrupted."""
-    closing.enter_context(alone_in(folder))
-    prepare_folder(folder, config, resume=resume)
+    """Run a learner in its folder; afterwards it is the result. None when the run was interrupted."""
+    if not prepare_folder(folder, config, _hash(config, splits, held_out), resume=resume):
+        reporter.warn(
+            "this run did not write down what it began with, so nobody checks that problems, rewards and weights are "
+            "the same"
+        )
     run = Run(
         learner,
         folder,
@@ -57,6 +63,17 @@ def drive(
         interrupts=interrupts,
     )
     return run.execute()
+
+
+def _hash(config: RunConfig | DistillConfig, splits: Splits, held_out: HeldOutSets) -> dict[str, str]:
+    problems = {
+        "training": splits.train.examples,
+        "validation": held_out.validation.examples,
+        "test": held_out.test.examples,
+    }
+    if held_out.probe is not None:
+        problems["probe"] = tuple(held_out.probe.examples)
+    return hash_inputs(config, problems)
 
 
 def finish(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from esalign.types import Sampling
 
@@ -38,11 +38,24 @@ class DataSection(Source):
 
 
 class RewardSection(Section):
-    """One reward."""
+    """One reward; a name alone is one without options."""
 
     name: str = Field(description="math, reasoning-gym, exact-match, regex-match, module:function or file.py:function.")
     weight: float = Field(1.0, description="Factor of this reward in the sum.")
     options: dict[str, Any] = Field({}, description="Options of the reward.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | dict) else value
+
+
+Rewards = Annotated[tuple[RewardSection, ...], BeforeValidator(_as_list), Field(min_length=1)]
+"""Rewards; one alone needs no list."""
 
 
 class ScoringSection(Section):
@@ -70,7 +83,7 @@ class ProbeSection(Source):
     """An off-task probe: problems that the search does not see, as the measure of forgetting."""
 
     size: int = Field(256, ge=1, description="Number of problems.")
-    rewards: tuple[RewardSection, ...] = Field(min_length=1, description="Rewards of the probe.")
+    rewards: Rewards = Field(description="Rewards of the probe.")
 
 
 class RunSection(Section):

@@ -77,7 +77,7 @@ class TextCodec:
         else:
             ids = prompt
         if not len(ids):
-            raise BackendError(f"{name} is empty: a model needs at least one token to answer")
+            raise BackendError(f"{name} is empty: a model needs at least one token to complete")
         return tuple(self.check_ids(ids, name))
 
     def _encode_chat(self, messages: Any, name: str) -> list[int]:

@@ -1,6 +1,6 @@
 """What candidates complete, and what it is worth: generation and scoring side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,11 +57,18 @@ class Completed:
 
 
 def complete(
-    backend: Backend, pool: RewardPool, candidates: Array, examples: Sequence[Example], sampling: Sampling
+    backend: Backend,
+    pool: RewardPool,
+    candidates: Array,
+    examples: Sequence[Example],
+    sampling: Sampling,
+    *,
+    on_completion: Callable[[], None] | None = None,
 ) -> Completed:
     """Let candidates, shape (population, dim), complete examples; scoring goes on beside generation.
 
     What a prompt begins for the model, such as the ``<think>`` of a chat template, belongs to what is scored.
+    ``on_completion`` is called as each completion is finished.
 
     Raises:
         RewardError: no completion could be scored.
@@ -69,10 +76,12 @@ def complete(
     prompts = [example.prompt for example in examples]
     begun = prefilled(backend, prompts)
 
-    def on_completion(i: int, j: int, completion: Completion) -> None:
+    def submit(i: int, j: int, completion: Completion) -> None:
         pool.submit((i, j), examples[j], begun[j] + completion.text, completion.token_ids)
+        if on_completion is not None:
+            on_completion()
 
-    rows = backend.generate(candidates, prompts, sampling, on_completion)
+    rows = backend.generate(candidates, prompts, sampling, submit)
     scores = pool.collect()
     if scores.all_failed:
         name, message = next(iter(scores.error_examples.items()))

@@ -96,10 +96,10 @@ def check_state(state: State, expected: Mapping[str, Any]) -> None:
         expected: the settings of the optimiser that loads it; the state must hold the same.
     """
     for name, value in expected.items():
-        found = state.get(name)
+        found = take(state, name)
         if found != value:
             raise OptimizerError(
-                f"the state has {name} {found!r}, but this optimiser has {value!r}: load it in its like"
+                f"the state has {name} {found!r}, but this optimiser has {value!r}: make one with the state's settings"
             )
 
 

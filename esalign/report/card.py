@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esalign.files import write_atomically
-from esalign.report.words import Words
+from esalign.report.words import Words, gain
 from esalign.run.verify import Verification
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ def comparison_table(result: "Result") -> str:
     """Return the start and the result on every held-out set as a Markdown table."""
     head = ["| held-out problems | start | result | gain (paired) | problems |", "|---|---|---|---|---|"]
     rows = [
-        f"| {name} | {c.start} | {c.result} | {c.gain.mean:+.3f} [{c.gain.low:+.3f}, {c.gain.high:+.3f}] "
-        f"| {c.start.count} |"
+        f"| {name} | {c.start} | {c.result} | {gain(c.gain)} | {c.start.count} |"
         for name, c in result.comparisons.items()
     ]
     return "\n".join(head + rows)

@@ -100,8 +100,15 @@ def as_estimate(value: Mapping[str, Any] | None) -> Estimate | None:
 
 
 def number(value: float | None, spec: str = ".3f") -> str:
-    """Return '0.412', or 'n/a' for what is missing or not finite."""
-    return MISSING if value is None or not math.isfinite(value) else format(value, spec)
+    """Return '0.412', or 'n/a' for what is missing or not finite; what rounds to zero has no minus.
+
+    >>> number(-0.0004), number(-0.0004, "+.3f"), number(None)
+    ('0.000', '+0.000', 'n/a')
+    """
+    if value is None or not math.isfinite(value):
+        return MISSING
+    text = format(value, spec)
+    return text if text.strip("-0.") else format(0.0, spec)
 
 
 def score(value: Estimate | None) -> str:

@@ -11,7 +11,7 @@ from esalign.space.adapter import read_adapter
 from esalign.types import Array, Completion
 
 REQUIRED_AGREEMENT = 0.995  # of sequences, in float32; other types round differently from one program to another
-BATCH = 64  # prompts that transformers answers at once
+BATCH = 64  # prompts that transformers completes at once
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def verify_adapter(
         model: base model, Hugging Face id or local folder.
         adapter: the saved adapter.
         prompts: token ids.
-        completions: the engine's greedy answers to them.
-        max_tokens: limit of the engine's answers.
+        completions: the engine's greedy completions of them.
+        max_tokens: limit of the engine's completions.
         dtype: float32, bfloat16 or float16; auto for the model's own.
         exact: whether the engine computes in float32 with unquantised weights, so that tokens must be equal.
     """
@@ -69,9 +69,9 @@ def verify_adapter(
     if obstacle:
         return Verification(True, None, 0, f"not compared: {obstacle}")
     completed = generate_with_peft(model, adapter, prompts, max_tokens=max_tokens, dtype=dtype)
-    equal = [_is_same(answer, completion) for answer, completion in zip(completed, completions, strict=True)]
+    equal = [_is_same(ids, completion) for ids, completion in zip(completed, completions, strict=True)]
     agreement = sum(equal) / len(equal)
-    note = f"{sum(equal)} of {len(equal)} greedy answers equal those of transformers + peft"
+    note = f"{sum(equal)} of {len(equal)} greedy completions equal those of transformers + peft"
     if exact and agreement < REQUIRED_AGREEMENT:
         return Verification(False, agreement, len(equal), f"only {note}: do not use this adapter, and report a bug")
     if not exact:
@@ -81,10 +81,10 @@ def verify_adapter(
 
 def obstacle_for_peft(model: str) -> str | None:
     """Say why transformers and peft cannot stand in for an engine with a base model; None if they can."""
+    if model.endswith(".gguf"):
+        return "the base model is a GGUF file, whose dequantised weights are not those that its engine computes with"
     from transformers import AutoConfig
 
-    if model.endswith(".gguf"):
-        return "transformers does not load the GGUF base model"
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
@@ -94,10 +94,10 @@ def obstacle_for_peft(model: str) -> str | None:
     return None
 
 
-def _is_same(answer: Sequence[int], completion: Completion) -> bool:
-    """Compare with an answer of transformers, which may go on where the engine stopped: behind a stop string."""
-    ended = len(completion.token_ids) if completion.finish_reason == "stop" else len(answer)
-    return list(answer[:ended]) == list(completion.token_ids)
+def _is_same(ids: Sequence[int], completion: Completion) -> bool:
+    """Compare with the ids of transformers, which may go on where the engine stopped: behind a stop string."""
+    ended = len(completion.token_ids) if completion.finish_reason == "stop" else len(ids)
+    return list(ids[:ended]) == list(completion.token_ids)
 
 
 def generate_with_peft(

@@ -85,7 +85,7 @@ def read_adapter(folder: str | Path) -> Adapter:
         factors.setdefault(match["module"], {})[match["factor"]] = tensor
     if not factors:
         raise AdapterError(f"adapter '{path}' holds no lora_A and lora_B tensors: is it a LoRA adapter?")
-    modules = tuple(_make_module(name, factors[name], config, path) for name in sorted(factors, key=_layer_order))
+    modules = tuple(_make_module(name, factors[name], config, path) for name in sorted(factors, key=layer_order))
     return Adapter(config, modules)
 
 
@@ -221,6 +221,6 @@ def _from_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any, pa
     return default
 
 
-def _layer_order(name: str) -> list[Any]:
+def layer_order(name: str) -> list[Any]:
     """Sort layer 10 after layer 9."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]

@@ -1,10 +1,11 @@
 """From a run's files to the words, tables and plots of its page."""
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from esalign.config.reading import leaves
 from esalign.report.page.plots import draw_plots
 from esalign.report.page.source import RunFiles
 from esalign.report.words import (
@@ -24,7 +25,7 @@ from esalign.report.words import (
 )
 from esalign.run.statistics import Estimate
 
-LONGEST_TEXT = 4000  # characters of a prompt or an answer that are shown
+LONGEST_TEXT = 4000  # characters of a prompt or a completion that are shown
 SHOWN_GENERATIONS = 8
 PROBE = "probe"
 REPLACED = ("Cc", "Cs")  # control characters and lone surrogates
@@ -53,9 +54,9 @@ def render(files: RunFiles) -> str:
         accounting=accounting(files),
         concerns=all_concerns(files),
         verification=verification(files),
-        answers=answers(files),
-        config=list(leaves(files.config)),
-        environment=list(leaves(files.environment)),
+        completions=completions(files),
+        config=settings(files.config),
+        environment=settings(files.environment),
     )
 
 
@@ -180,8 +181,8 @@ def verification(files: RunFiles) -> Mapping[str, Any] | None:
     return {"good": bool(found.get("good", True)), "note": str(found.get("note", ""))}
 
 
-def answers(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
-    """Return answers to read: the result's own, the start's, and some between, newest first."""
+def completions(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
+    """Return completions to read: the result's own, the start's, and some between, newest first."""
     groups: dict[int, list[Mapping[str, str]]] = {}
     for sample in files.samples:
         groups.setdefault(int(sample.get("generation") or 0), []).append(_answer(sample))
@@ -191,16 +192,9 @@ def answers(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
     return [("the result, on test problems", of_result), *shown] if of_result else shown
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield ('run.seed', '0') and the like of nested mappings."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from leaves(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and value and all(isinstance(inner, Mapping) for inner in value):
-        for position, inner in enumerate(value):
-            yield from leaves(inner, f"{path}.{position}")
-    else:
-        yield path, "none" if value is None else clean(str(value))
+def settings(values: Mapping[str, Any]) -> Pairs:
+    """Return ('run.seed', '0') and the like of nested mappings."""
+    return [(key, "none" if value is None else clean(str(value))) for key, value in leaves(values).items()]
 
 
 def clean(text: str) -> str:

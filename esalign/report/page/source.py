@@ -24,7 +24,7 @@ class RunFiles:
         config: the resolved configuration.
         environment: versions and machine.
         rows: one per generation, the start first.
-        samples: answers, with their generation.
+        samples: completions, with their generation.
         result: how the run ended; None while it has not.
     """
 
