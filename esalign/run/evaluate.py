@@ -7,7 +7,7 @@ import numpy as np
 
 from esalign.fitness.completions import complete, make_samples
 from esalign.protocols import Backend
-from esalign.rewards.pool import RewardPool
+from esalign.rewards import RewardPool, TrainerState
 from esalign.run.statistics import Estimate, estimate
 from esalign.types import Array, Example, Sample, Sampling
 
@@ -20,11 +20,13 @@ class HeldOut:
         examples: the problems.
         pool: the rewards that judge them.
         on_completion: called as each completion is finished, for those who wait.
+        state: how far the run is, for rewards that ask.
     """
 
     examples: Sequence[Example]
     pool: RewardPool
     on_completion: Callable[[], None] | None = None
+    state: TrainerState = field(default_factory=TrainerState)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class HeldOutResult:
 
 def evaluate(backend: Backend, held_out: HeldOut, vector: Array, sampling: Sampling) -> HeldOutResult:
     """Complete held-out problems with one search vector, shape (dim,)."""
+    held_out.pool.state = held_out.state
     completed = complete(
         backend,
         held_out.pool,

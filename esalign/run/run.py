@@ -242,7 +242,7 @@ class Run:
     def _judge(self, name: str, measure: str, held_out: HeldOut, use: Use, temperature: float) -> HeldOutResult:
         """Judge the learner by a measure; ``name`` is what the problems are called. While a stage is shown, tell it."""
         began = time.perf_counter()
-        held_out.pool.state = TrainerState(self._progress.done, self._limits.generations)
+        held_out = replace(held_out, state=TrainerState(self._progress.done, self._limits.generations))
         if self._stage:
             text, finished = f"{self._stage} ({name.replace('/', ', ')})", itertools.count(1)
             self._reporter.stage(text)
