@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import yaml
 from esalign_torch import TorchBackend
 from models import make_model
 from runs import esalign, kill_at_random_moments, reproducible, start_esalign, write_run
@@ -121,6 +122,19 @@ def test_equal_seeds_give_equal_runs(finished, tmp_path):
     done = esalign("run", write_run(tmp_path))
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "runs" / "small", finished[0])
+
+
+def test_a_search_from_the_model_alone_that_is_killed_equals_one_that_is_not(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+        file = write_run(folder, space={"name": "base-svd", "rank": 2, "tie": 8}, run__generations=40)
+        config = yaml.safe_load(file.read_text())
+        file.write_text(yaml.safe_dump({**config, "model": {"path": config["model"]["path"]}}))
+    assert esalign("run", whole / "run.yaml").returncode == 0
+    kill_at_random_moments("run", killed / "run.yaml", killed / "runs" / "small", kills=4)
+    assert_same_run(killed / "runs" / "small", whole / "runs" / "small")
+    assert json.loads((whole / "runs" / "small" / "result.json").read_text())["verification"]["agreement"] == 1.0
 
 
 @pytest.mark.parametrize("fitness", ["reward", "surrogate", "distillation"])

@@ -16,9 +16,10 @@ from esalign.config.run import RunConfig
 from esalign.errors import EsalignError
 from esalign.loop import search
 from esalign.report.card import CardFacts
-from esalign.report.words import SEARCH, concerns
+from esalign.report.words import SEARCH, concerns, concerns_of_step
 from esalign.rewards import audit
 from esalign.run.evolution import Evolution
+from esalign.run.first_step import try_first_step
 from esalign.run.folder import ADAPTER, Outcome, alone_in, choose_folder
 from esalign.run.plan import Plan
 from esalign.run.reporter import Reporter
@@ -79,6 +80,14 @@ def plan(config: RunConfig) -> Plan:
         learner, splits, validation = parts.learner, parts.splits, parts.held_out.validation
         measure = order_measures(learner.measures, config.run.select_by)[0]
         start = learner.judge(measure, validation, config.sampling.make(seed=config.run.seed))
+        step, proposed = try_first_step(
+            learner.backend,
+            learner.space.dim,
+            [example.prompt for example in validation.examples],
+            config.sampling.make(seed=config.run.seed),
+            sigma=learner.optimizer.sigma,
+            seed=config.run.seed,
+        )
         began = time.perf_counter()
         [generation] = search(learner.optimizer, learner.fitness, generations=1)
         seconds = time.perf_counter() - began
@@ -96,7 +105,9 @@ def plan(config: RunConfig) -> Plan:
             concerns=(
                 *audit(validation.pool, validation.examples[:TRIED_ANSWERS]),
                 *concerns(row, max_tokens=config.sampling.max_tokens).values(),
+                *concerns_of_step(step, proposed),
             ),
+            step=step,
             samples=evaluation.samples,
         )
 

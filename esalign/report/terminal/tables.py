@@ -20,6 +20,7 @@ from esalign.report.words import (
     prompt_text,
     score,
     set_name,
+    step_effect,
 )
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def show_plan(console: "Console", plan: "Plan") -> None:
     facts = {
         "search": f"{config.run.generations} generations, {config.describe()}",
         "dimension": f"{count(plan.dim)} singular values are searched",
+        "first step": step_effect(plan.step),
         "problems": f"{count(training)} to train on, {count(validation)} for validation, {count(test)} for the test",
         "resolution": f"gains below {number(plan.resolution)} on the {count(validation)} validation problems are noise",
         "tokens": f"about {compact(plan.tokens)} generated tokens in all generations",
