@@ -11,6 +11,10 @@ from esalign.types import Prompt
 Failure = Literal["error", "timeout"]
 
 
+class FromOutside(BaseException):
+    """What ends a reward and is none of its own making: a time limit, Ctrl-C."""
+
+
 class Outcome(NamedTuple):
     """What a reward made of a completion.
 
@@ -49,7 +53,7 @@ def one_line(error: BaseException) -> str:
 
 
 def judge(reward: Reward, item: Item) -> Outcome:
-    """Score one completion. What the reward raises, exits included, and what is not finite becomes a failure.
+    """Score one completion. Whatever the reward raises, exits and interrupts too, and what is not finite is a failure.
 
     Raises:
         RewardError: the reward breaks its contract, so that no other completion can fare better.
@@ -58,9 +62,9 @@ def judge(reward: Reward, item: Item) -> Outcome:
     columns |= {"completion_ids": [list(item.completion_ids)], "trainer_state": item.state}
     try:
         value = reward.evaluate([item.prompt], [item.completion], columns)[0]
-    except RewardError:
+    except (RewardError, FromOutside):
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (the user's code, and completions that verifiers evaluate)
+    except BaseException as error:  # noqa: BLE001  (the user's code, and completions that verifiers evaluate)
         return Outcome(failure="error", message=one_line(error))
     if value is not None and not math.isfinite(value):
         return Outcome(failure="error", message=f"the reward is {value}, expected a finite number")

@@ -85,8 +85,7 @@ class Reward:
         self, prompts: Sequence[Prompt], completions: Sequence[str], columns: Mapping[str, Any]
     ) -> list[float | None]:
         """Return rewards as `__call__` does, but leave NaN and infinities to the caller."""
-        arguments = {"trainer_state": TrainerState(), **columns, "prompts": prompts}
-        arguments["completions"] = completions if self.as_text else _as_chats(prompts, completions)
+        arguments = {"trainer_state": TrainerState(), **columns, "prompts": prompts, "completions": completions}
         for name in self.required:
             if name not in arguments:
                 hint = registry.did_you_mean(name, columns)
@@ -95,10 +94,14 @@ class Reward:
                     f"columns: {', '.join(columns) or 'none'}"
                 )
         for name, values in arguments.items():
+            if isinstance(values, str):
+                raise RewardError(f"reward {self.name!r} was given text as {name!r}, expected a list: [{values!r:.40}]")
             if name != "trainer_state" and len(values) != len(completions):
                 raise RewardError(
                     f"reward {self.name!r} was given {len(completions)} completions, but {len(values)} of {name!r}"
                 )
+        if not self.as_text:
+            arguments["completions"] = _as_chats(prompts, completions)
         known = arguments.keys() - set(OF_A_RUN) if self.parameters is None else self.parameters
         known = (known | self.named) - self.options.keys()
         arguments = {name: value for name, value in arguments.items() if name in known}

@@ -44,7 +44,7 @@ def show_result(
     verification: "Verification | None",
     folder: Path,
     *,
-    adapter: str = "adapter",
+    saved: str = "adapter",
     words: Words = SEARCH,
 ) -> None:
     """Print the start and the result side by side, what the gain means, what it cost, and where everything lies.
@@ -54,7 +54,7 @@ def show_result(
         result: how the run ended.
         verification: how the saved adapter compares with the engine; None when it was not checked.
         folder: the run's directory.
-        adapter: name of the adapter's folder in it.
+        saved: name of what lies in it as the result: ``adapter`` or ``model``.
         words: what this kind of run calls its things.
     """
     console.print()
@@ -69,7 +69,7 @@ def show_result(
         _fact(console, label, text)
     if verification is not None:
         _fact(console, "check", verification.note, "" if verification.good else STYLES["worse"])
-    _fact(console, "adapter", str(folder / adapter))
+    _fact(console, saved, str(folder / saved))
     _fact(console, "report", str(folder / "report.html"))
 
 
