@@ -105,10 +105,12 @@ def add_errors(row: Mapping[str, Any], judged: Judged) -> dict[str, Any]:
     return {**row, **counts, ERROR_EXAMPLES: {**judged.error_examples, **row.get(ERROR_EXAMPLES, {})}}
 
 
-def make_samples(examples: Sequence[Example], completed: Completed, *, candidate: int = 0) -> tuple[Sample, ...]:
-    """Return a candidate's first completions, for people to read."""
+def make_samples(
+    examples: Sequence[Example], completed: Completed, *, candidate: int = 0, most: int | None = SHOWN_SAMPLES
+) -> tuple[Sample, ...]:
+    """Return a candidate's first completions, or with None all of them, for people to read."""
     shown = []
-    for j, example in enumerate(examples[:SHOWN_SAMPLES]):
+    for j, example in enumerate(examples[:most]):
         reward = completed.rewards[candidate, j]
         text = completed.rows[candidate][j].text
         shown.append(Sample(example.prompt, text, None if np.isnan(reward) else float(reward), example.columns))

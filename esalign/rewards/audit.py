@@ -137,7 +137,7 @@ def _text_of(prompt: Prompt) -> str | None:
     """Return what a prompt asks: its text, or a chat's last message; None for token ids."""
     if isinstance(prompt, str):
         return prompt
-    return str(prompt[-1]["content"]) if is_chat(prompt) else None  # type: ignore[index,call-overload]
+    return str(prompt[-1]["content"]) if is_chat(prompt) else None  # type: ignore[index]
 
 
 def _short(text: str) -> str:

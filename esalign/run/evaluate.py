@@ -39,7 +39,7 @@ class HeldOutResult:
         truncated: share of completions cut by the token limit.
         errors: number of completions whose scoring failed, by reward and kind.
         error_examples: one message of each.
-        samples: a few completions.
+        samples: the completions.
     """
 
     scores: Array
@@ -72,7 +72,7 @@ def evaluate(backend: Backend, held_out: HeldOut, vector: Array, sampling: Sampl
         truncated=completed.truncated,
         errors=completed.errors,
         error_examples=completed.error_examples,
-        samples=make_samples(held_out.examples, completed),
+        samples=make_samples(held_out.examples, completed, most=None),
     )
 
 

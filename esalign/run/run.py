@@ -12,7 +12,7 @@ import numpy as np
 
 from esalign.errors import CheckpointError, ConfigError
 from esalign.files import JsonLines
-from esalign.fitness.completions import add_errors
+from esalign.fitness.completions import SHOWN_SAMPLES, add_errors
 from esalign.rewards import TrainerState
 from esalign.run.checkpoint import Checkpoints
 from esalign.run.evaluate import HeldOut, HeldOutResult
@@ -20,6 +20,7 @@ from esalign.run.learner import REWARD, HeldOutSets, Learner, Step
 from esalign.run.reporter import About, Reporter
 from esalign.run.result import Comparison, Result
 from esalign.run.statistics import Estimate, estimate, paired_difference, within_noise
+from esalign.run.texts import write_texts
 from esalign.run.trackers import Tracker
 from esalign.seeds import Use, derive
 from esalign.types import Array, Sample, Sampling, State
@@ -90,6 +91,7 @@ class Run:
         self._held_out = held_out
         self._flat_limit, self._kl_prompts = flat_limit, kl_prompts
         self._reporter, self._tracker, self._interrupts = reporter, tracker, interrupts
+        self._folder = folder
         self._measures = order_measures(learner.measures, about.limits.select_by)
         folder.mkdir(parents=True, exist_ok=True)
         self._stage = ""  # what the user waits for, outside the search
@@ -174,7 +176,8 @@ class Run:
         for result in held_out.values():
             row = add_errors(row, result)
         self._metrics.append(row)
-        self._append_samples(0, next((result.samples for result in results.values() if result.samples), ()))
+        self._append_samples(0, _first_samples(results)[:SHOWN_SAMPLES])
+        write_texts(self._folder, "start", _first_samples(held_out))
         self._checkpoints.save(self._state(), 0)
         self._stage = ""
         self._reporter.generation(row)
@@ -188,6 +191,7 @@ class Run:
             chosen, generation = progress.start, 0
         self._learner.restore(chosen)
         results = self._judge_held_out()
+        write_texts(self._folder, "result", _first_samples(results))
         comparisons = {
             name: Comparison(
                 start=estimate(progress.start_scores[name]),
@@ -201,7 +205,7 @@ class Run:
             reason=reason,
             generation=generation,
             comparisons=comparisons,
-            samples=next((result.samples for result in results.values() if result.samples), ()),
+            samples=_first_samples(results)[:SHOWN_SAMPLES],
             kl=self._kl_to_start(generation),
             totals=self._totals(),
         )
@@ -353,6 +357,11 @@ def validation_row(row: Mapping[str, Any], results: Mapping[str, HeldOutResult])
     for key, result in zip(keys, results.values(), strict=True):
         row = {**add_errors(row, result), key: interval(result.estimate)}
     return dict(row)
+
+
+def _first_samples(results: Mapping[str, HeldOutResult]) -> tuple[Sample, ...]:
+    """Return what was completed for the first set that was completed at all; others may be measured without."""
+    return next((result.samples for result in results.values() if result.samples), ())
 
 
 def peak_memory() -> dict[str, float]:
