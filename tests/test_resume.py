@@ -283,7 +283,8 @@ def test_the_code_of_a_reward_is_found_however_it_is_named(tmp_path, monkeypatch
         ("package_of_rewards.judging:judge", {"__init__.py", "judging.py", "helping.py"}),
         ("loose.folder.judging:judge", {"judging.py", "other.py", "third.py"}),
         (f"{tmp_path / 'script.py'}:judge", {"script.py", "third.py"}),
-        ("math", {"maths.py"}),
-        ("math_verify:verify", {"__init__.py"}),
     ):
         assert {file.name for file in inputs.find_code(name)} == files, name
+    installed = {file.name for file in inputs.find_code("math")}
+    assert {"maths.py", "match.py"} <= installed
+    assert {file.parent.name for file in inputs.find_code("math_verify:verify")} == {"math_verify"}

@@ -72,20 +72,25 @@ def _as_json(value: Any) -> Any:
 
 
 def find_code(reward: str) -> Iterator[Path]:
-    """Yield the files of a reward's code: its own, and what it imports from beside it; of installed code, its own."""
+    """Yield the files of a reward's code: its own, and what it imports from beside it; of a package, those beside."""
     place = reward.rpartition(":")[0]
     if reward in registry.names(registry.REWARDS):
-        yield Path(inspect.getfile(registry.find(registry.REWARDS, reward)))
+        yield from _installed(Path(inspect.getfile(registry.find(registry.REWARDS, reward))))
         return
     is_file = place.endswith(".py")
     file = Path(place).expanduser().resolve() if is_file else Path(inspect.getfile(importlib.import_module(place)))
     root = file.parents[0 if is_file else place.count(".") + (file.name == "__init__.py")]
     if not is_file and any(file.is_relative_to(folder) for folder in sysconfig.get_paths().values()):
-        yield file
+        yield from _installed(file)
         return
     finder = _Finder([str(root)])
     finder.run_script(str(file)) if is_file else finder.import_hook(place)
     yield from sorted({Path(found.__file__) for found in finder.modules.values() if found.__file__})
+
+
+def _installed(file: Path) -> list[Path]:
+    """Return a module's file, and those beside it where it is of a package."""
+    return sorted(file.parent.glob("*.py")) if (file.parent / "__init__.py").exists() else [file]
 
 
 class _Finder(ModuleFinder):
