@@ -307,6 +307,14 @@ def test_the_final_table_fits_and_shows_both_sides(width):
         assert expected in text
 
 
+def test_what_was_saved_is_told_by_its_own_name():
+    console = make_console(width=100)
+    show_result(console, make_result(), GOOD, Path("runs/quickstart"), saved="model")
+    shown = printed(console)
+    assert "runs/quickstart/model" in shown
+    assert "adapter" not in shown
+
+
 def test_a_gain_that_may_be_chance_and_a_start_that_was_best_are_said_plainly():
     for result, expected in (
         (make_result(gain=0.01), "no clear difference: the gain's 95 % interval includes zero"),

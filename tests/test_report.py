@@ -269,12 +269,55 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         write_report(tmp_path)
 
 
-@pytest.mark.parametrize("file", ["result.json", "environment.json", "config.yaml"])
-def test_a_broken_file_is_named_and_the_old_report_stays(tmp_path, file):
+BROKEN = {
+    "result cut short": ("result.json", '{"reason": "all 4', "result.json cannot be read"),
+    "result empty": ("result.json", "", "result.json cannot be read"),
+    "result no mapping": ("result.json", "[1]", "result.json holds a list"),
+    "result without generation": ("result.json", '{"reason": "x"}', "result.json does not say which generation"),
+    "comparisons without gain": (
+        "result.json",
+        json.dumps(make_result(comparisons={"test/greedy": {"start": interval(0.2)}})),
+        "'comparisons' of result.json",
+    ),
+    "comparisons a list": ("result.json", json.dumps(make_result(comparisons=[1])), "'comparisons' of result.json"),
+    "totals of text": ("result.json", json.dumps(make_result(totals={"tokens": {"generated": "x"}})), "'totals' of"),
+    "samples of text": ("result.json", json.dumps(make_result(samples=["x"])), "'samples' of result.json"),
+    "kl of text": ("result.json", json.dumps(make_result(kl="small")), "'kl' of result.json"),
+    "verification of text": ("result.json", json.dumps(make_result(verification="good")), "'verification' of"),
+    "environment empty": ("environment.json", "", "environment.json cannot be read"),
+    "environment no text": ("environment.json", b"\xff\xfe\x00", "environment.json cannot be read"),
+    "configuration broken": ("config.yaml", "{broken: [", "config.yaml cannot be read"),
+    "configuration a list": ("config.yaml", "[1]", "config.yaml holds a list"),
+    "run of text": ("config.yaml", "run: small\nsampling: 3\n", "'sampling' of config.yaml"),
+    "metrics not JSON": ("metrics.jsonl", "nonsense\n" + json.dumps(ROWS[0]) + "\n", "1 lines of metrics.jsonl"),
+    "metrics a number": ("metrics.jsonl", "3\n" + json.dumps(ROWS[0]) + "\n", "1 lines of metrics.jsonl"),
+    "metrics without generation": ("metrics.jsonl", '{"fitness": {"mean": 1}}\n{}\n', "2 lines of metrics.jsonl"),
+    "fitness a number": ("metrics.jsonl", '{"generation": 1, "fitness": 3}\n', "'fitness' of metrics.jsonl"),
+    "validation of text": (
+        "metrics.jsonl",
+        '{"generation": 1, "validation": {"mean": "x"}}\n{"generation": 2, "validation": []}\n',
+        "'validation' of metrics.jsonl",
+    ),
+    "sigma a mapping": ("metrics.jsonl", '{"generation": 1, "sigma": {"a": 1}}\n', "'sigma' of metrics.jsonl"),
+    "errors of text": (
+        "metrics.jsonl",
+        '{"generation": 1, "errors/math (timeout)": "x"}\n',
+        "'errors/math (timeout)' of",
+    ),
+    "samples not JSON": ("samples.jsonl", "x\ny\n{}\n", "2 lines of samples.jsonl"),
+    "samples a list": ("samples.jsonl", "[]\n", "1 lines of samples.jsonl"),
+    "rewards of text": (
+        "samples.jsonl",
+        '{"generation": "x", "reward": "x", "prompt": 3}\n',
+        "'reward' of samples.jsonl",
+    ),
+}
+
+
+@pytest.mark.parametrize(("file", "content", "said"), BROKEN.values(), ids=BROKEN)
+def test_what_is_broken_is_left_out_of_the_report_and_named(tmp_path, file, content, said):
     folder = write_run(tmp_path, rows=FEW, result=make_result())
-    before = write_report(folder).read_bytes()
-    (folder / file).write_text("{broken: [")
-    with pytest.raises(CheckpointError, match=re.escape(file)) as error:
-        write_report(folder)
-    assert "\n" not in str(error.value)
-    assert (folder / "report.html").read_bytes() == before
+    (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    text = read_page(folder).text
+    assert said in text
+    assert "left out" in text

@@ -14,7 +14,7 @@ import pytest
 from models import TinyModel, make_tiny
 
 from esalign.errors import BackendError, ConfigError
-from esalign.space import SvdLora
+from esalign.space import SvdLora, make_space
 from esalign.testing import BACKEND_CLAIMS, Reference, Subject
 from esalign.types import Sampling
 
@@ -108,6 +108,17 @@ def test_other_architectures_answer_as_the_folded_adapter_does(start: Any, tmp_p
     made = make_width_128(tmp_path, architecture)
     own = SvdLora.from_pretrained(made.adapter)
     subject = Subject(partial(start, made.model, own), model=made.model, space=own)
+    for claim in PARITY:
+        claim(subject)
+
+
+@pytest.mark.parametrize("tie", [None, 5])
+@pytest.mark.parametrize("mode", ["shared-basis", "files"])
+def test_spaces_of_the_models_own_weights_answer_as_the_folded_adapter_does(
+    start: Any, tiny: TinyModel, tie: int | None, mode: str
+) -> None:
+    own = make_space("base-svd", model=str(tiny.model), rank=3, tie=tie)
+    subject = Subject(partial(start, tiny.model, own, mode=mode), model=tiny.model, space=own, spread=0.4)
     for claim in PARITY:
         claim(subject)
 

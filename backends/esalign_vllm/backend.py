@@ -8,6 +8,7 @@ import numpy as np
 from esalign.engines.checks import as_asked, check_choice, check_count, check_sequences, opened
 from esalign.engines.loading import list_ends
 from esalign.engines.text import TextCodec
+from esalign.engines.turns import one_at_a_time
 from esalign.protocols import Space
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_vllm.basis import MODES
@@ -107,6 +108,7 @@ class VllmBackend:
         """How candidates reach vLLM: ``shared-basis``, ``slots`` or ``files``; ``bare`` without a space."""
         return opened(self._engine).mode
 
+    @one_at_a_time
     def generate(
         self,
         candidates: Array,
@@ -131,6 +133,7 @@ class VllmBackend:
         self._run(vectors, work, finish)
         return rows
 
+    @one_at_a_time
     def score(
         self, candidates: Array, sequences: Sequences, support: Sequence[Array] | None = None
     ) -> list[list[Array]]:
@@ -154,11 +157,13 @@ class VllmBackend:
         self._run(vectors, work, finish, together=max(1, MOST_SCORES // most))
         return as_asked(rows, support)
 
+    @one_at_a_time
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids that the engine feeds for a prompt."""
         opened(self._engine)
         return self._codec.encode(prompt)
 
+    @one_at_a_time
     def close(self) -> None:
         """Stop vLLM and free its memory. Calling it twice is harmless."""
         if self._engine is not None:

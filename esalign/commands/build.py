@@ -18,6 +18,7 @@ from esalign.rewards.pool import RewardPool
 from esalign.run.evaluate import HeldOut
 from esalign.run.evolution import Evolution
 from esalign.run.learner import HeldOutSets
+from esalign.run.self_test import self_test
 from esalign.run.trackers import Tracker, make_tracker
 from esalign.space import make_space
 
@@ -122,6 +123,14 @@ def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
     held_out = make_held_out(config, splits, closing)
     backend = make_backend(config.backend, config.model.path, space)
     closing.callback(backend.close)
+    self_test(
+        backend,
+        config.backend,
+        model=config.model.path,
+        space=space,
+        candidate=optimizer.ask()[0],
+        examples=splits.validation.examples,
+    )
     fitness = _make_fitness(config, backend, space, splits, held_out.validation.pool)
     learner = Evolution(space=space, backend=backend, optimizer=optimizer, fitness=fitness)
     return SearchParts(learner, splits, held_out)

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from esalign.commands.build import load_splits, make_held_out
 from esalign.commands.drive import drive, finish, settle
+from esalign.commands.hub import find_hub
 from esalign.config.distill import DistillConfig
 from esalign.data import MiniBatches, Splits
 from esalign.distill.learner import Distillation, measures_for
@@ -20,7 +22,7 @@ from esalign.errors import DistillationError
 from esalign.protocols import Backend
 from esalign.report.card import CardFacts
 from esalign.report.words import DISTILLATION
-from esalign.run.folder import ADAPTER, MODEL, Outcome, alone_in, choose_folder
+from esalign.run.folder import ADAPTER, MODEL, Outcome, alone_in, choose_folder, noting_resume
 from esalign.run.learner import HeldOutSets
 from esalign.run.reporter import Reporter
 from esalign.run.result import Result
@@ -54,9 +56,10 @@ def run_distill(
     Raises:
         DistillationError: student and teacher do not fit, or numbers are not finite.
     """
+    find_hub(config)
     folder = choose_folder(config, resume=resume)
     reporter.stage("loading data, rewards, student and teacher")
-    with ExitStack() as closing:
+    with noting_resume(folder), ExitStack() as closing:
         parts = make_parts(config, closing)
         closing.enter_context(alone_in(folder))
         warn_of_templates(parts, reporter)
@@ -138,10 +141,9 @@ def write_outcome(
     """Write the student as it is, check that it completes the same when it is read back, and report."""
     whole = config.student.tuning == "full"
     saved = save_student(parts.student, config.student, folder / (MODEL if whole else ADAPTER))
-    reporter.stage("loading what was saved with transformers and peft, and comparing its completions")
-    verification = _verify(config, saved, parts)
+    check = partial(_verify, config, saved, parts)
     name, facts = config.run.name, _facts(config)
-    return finish(folder, saved, result, verification, name=name, facts=facts, reporter=reporter)
+    return finish(folder, saved, result, check, name=name, facts=facts, reporter=reporter)
 
 
 def _verify(config: DistillConfig, saved: Path, parts: StudentParts) -> Verification:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from esalign.errors import OptimizerError
+from esalign.protocols import Optimizer
 from esalign.types import Array, State
 
 
@@ -160,3 +161,21 @@ class Pending:
             raise OptimizerError(f"the state's 'rng' is no state of {type(generator).__name__}: {error}") from error
         found._asked = None if take(state, "asked") is None else take(state, "asked", self.shape)
         return found
+
+
+def reduce(optimizer: Optimizer, settings: Mapping[str, Any], **arguments: Any) -> tuple[Any, ...]:
+    """Return what `copy` and `pickle` make a copy of: one that asks the same and shares nothing.
+
+    Args:
+        optimizer: what is to be copied.
+        settings: the arguments of its construction, with its name under ``optimizer``.
+        **arguments: those that the settings lack.
+    """
+    given = {name: value for name, value in settings.items() if name != "optimizer"}
+    return _rebuild, (type(optimizer), {**given, **arguments}, optimizer.state_dict())
+
+
+def _rebuild(factory: Callable[..., Optimizer], arguments: Mapping[str, Any], state: State) -> Optimizer:
+    optimizer = factory(**arguments)
+    optimizer.load_state_dict(state)
+    return optimizer

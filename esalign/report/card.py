@@ -44,7 +44,7 @@ def comparison_table(result: "Result") -> str:
     return "\n".join(head + rows)
 
 
-def write_card(folder: Path, run: str, facts: CardFacts, result: "Result", verification: Verification) -> None:
+def write_card(folder: Path, run: str, facts: CardFacts, result: "Result", verification: Verification | None) -> None:
     """Write the README.md that says what was made, how it was made and how it did.
 
     Args:
@@ -52,10 +52,15 @@ def write_card(folder: Path, run: str, facts: CardFacts, result: "Result", verif
         run: the run's name.
         facts: what differs between kinds of runs.
         result: how the run ended.
-        verification: how what was saved compares with what was meant.
+        verification: how what was saved compares with what was meant; None until it is known.
     """
     kl = [] if result.kl is None else [f"KL to the start: {result.kl:.4f} nats per token."]
-    lines = [*facts.settings, f"Stopped: {result.reason}.", *kl, f"Check: {verification.note}."]
+    lines = [
+        *facts.settings,
+        f"Stopped: {result.reason}.",
+        *kl,
+        f"Check: {verification.note if verification else 'not done'}.",
+    ]
     card = f"""---
 base_model: {json.dumps(facts.base_model)}
 library_name: {facts.library}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from esalign.run.first_step import FirstStep
 from esalign.run.statistics import Estimate
 
 MISSING = "n/a"
@@ -218,6 +219,24 @@ def concerns(row: Mapping[str, Any], *, max_tokens: int | None) -> dict[str, str
     if (row.get("fitness") or {}).get("std") == 0:
         found["flat"] = "all candidates have the same fitness, so nothing can be learned from this generation"
     return found
+
+
+def step_effect(step: FirstStep) -> str:
+    """Say what the first step of a search does to completions."""
+    return (
+        f"sigma {step.sigma:g} changes {step.changed:.0%} of greedy completions; {step.broken:.0%} of them are empty, "
+        f"cut or repeat themselves, {step.broken_at_start:.0%} at the start"
+    )
+
+
+def concerns_of_step(step: FirstStep, proposed: float | None) -> tuple[str, ...]:
+    """Say whether the first step of a search is too small or too large, and which one is not."""
+    if not (step.too_small or step.too_large):
+        return ()
+    instead = f"; try optimizer.sigma={proposed:.2g}" if proposed is not None else ""
+    if step.too_small:
+        return (f"the first candidates hardly differ from the start, so nothing tells them apart{instead}",)
+    return (f"the first candidates break what the start can do{instead}",)
 
 
 def worst(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

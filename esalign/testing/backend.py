@@ -16,6 +16,7 @@ An engine's whole test is::
 
 import itertools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -340,10 +341,34 @@ def refuses_what_it_cannot_do(subject: Subject) -> None:
     long = [3] * (subject.reference.context + 1)
     for bad in ([], long, [-1], [10**7]):
         expect_refusal(BackendError, generate, good, [prompt, bad], sampling)
-    for pair in (([], [3]), (long, [3]), ([3], [10**7])):
+    for prompts in (prompt, {"role": "user", "content": prompt}, [{"role": "user", "content": prompt}], [3, 4]):
+        expect_refusal(BackendError, generate, good, prompts, sampling)  # one prompt is no list of prompts
+    for pair in (([], [3]), (long, [3]), ([3], [10**7]), "ab", (), 3, ("ab", [3], [3])):
         expect_refusal(BackendError, score, good, [pair])
     after = subject.backend.generate(subject.candidates, subject.prompts, subject.sampling())
     subject.agrees(ids_of(after), ids_of(subject.greedy))
+
+
+def completes_for_several_threads(subject: Subject) -> None:
+    """Threads that call one engine at the same time get what each would get alone."""
+    sequences = [(subject.backend.encode(prompt), completion.token_ids) for prompt, completion in _pairs(subject)]
+
+    def work(i: int) -> tuple[list[list[Completion]], list[list[Array]]]:
+        candidate = subject.candidates[i : i + 1]
+        completions = subject.backend.generate(candidate, subject.prompts[:4], subject.sampling())
+        return completions, subject.backend.score(candidate, sequences)
+
+    alone = [work(i) for i in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(work, range(4)))
+    for (completions, scores), (expected, scored) in zip(together, alone, strict=True):
+        subject.agrees(ids_of(completions), ids_of(expected))
+        for got, right in zip(scores[0], scored[0], strict=True):
+            _close(got, right, subject)
+
+
+def _pairs(subject: Subject) -> list[tuple[str, Completion]]:
+    return list(zip(subject.prompts[:4], subject.greedy[0][:4], strict=True))
 
 
 def leaves_its_arguments_alone(subject: Subject) -> None:
@@ -379,6 +404,7 @@ CLAIMS: tuple[Callable[[Subject], None], ...] = (
     scores_as_the_folded_adapter_does,
     scores_what_it_generates,
     refuses_what_it_cannot_do,
+    completes_for_several_threads,
     leaves_its_arguments_alone,
     closes_twice,
 )

@@ -9,6 +9,7 @@ A plug-in's whole test is::
 Each claim takes what makes the optimiser: a class, or a function, with the keywords dim, sigma, population and seed.
 """
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -100,6 +101,19 @@ def hands_out_no_live_state(make: Make) -> None:
     advance(touched, 3, np.random.default_rng(2))
     advance(clean, 3, np.random.default_rng(2))
     assert same(touched.state_dict(), clean.state_dict())
+
+
+def copies_ask_the_same(make: Make) -> None:
+    """A deep copy goes on as the original does, told or asked, and neither notices what the other is told."""
+    for waits in (False, True):
+        original = make_small(make)
+        advance(original, 2, np.random.default_rng(0))
+        if waits:
+            original.ask()
+        other = copy.deepcopy(original)
+        advance(original, 3, np.random.default_rng(1))
+        advance(other, 3, np.random.default_rng(1))
+        assert np.array_equal(other.ask(), original.ask())
 
 
 def leaves_its_arguments_alone(make: Make) -> None:
@@ -254,6 +268,7 @@ CLAIMS: tuple[Callable[[Make], None], ...] = (
     asks_the_same_until_told,
     repeats_with_its_seed,
     hands_out_no_live_state,
+    copies_ask_the_same,
     leaves_its_arguments_alone,
     leaves_global_randomness_alone,
     refuses_what_was_not_asked,

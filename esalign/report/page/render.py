@@ -163,14 +163,14 @@ def accounting(files: RunFiles) -> Pairs:
 
 
 def all_concerns(files: RunFiles) -> list[str]:
-    """Return what was worrying: the worst of each kind, with the generations in which it was."""
+    """Return what was worrying: files that cannot be read, and the worst of each kind, with its generations."""
     limit = (files.config.get("sampling") or {}).get("max_tokens")
     when: dict[str, list[int]] = {}
     for row in files.rows:
         for kind in concerns(row, max_tokens=limit):
             when.setdefault(kind, []).append(row["generation"])
     texts = concerns(worst(files.rows), max_tokens=limit)
-    return [f"{text} ({_spread(when[kind], files.words.step)})" for kind, text in texts.items()]
+    return [*files.broken, *(f"{text} ({_spread(when[kind], files.words.step)})" for kind, text in texts.items())]
 
 
 def verification(files: RunFiles) -> Mapping[str, Any] | None:
