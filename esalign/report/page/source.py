@@ -8,8 +8,11 @@ from typing import Any, TypeAlias
 
 from esalign.errors import CheckpointError
 from esalign.files import read_json_lines
-from esalign.report.words import ERRORS, Words, as_estimate, words_for
+from esalign.fitness.completions import ERROR_EXAMPLES, ERRORS
+from esalign.report.changes import Changes, find_changes
+from esalign.report.words import Words, as_estimate, words_for
 from esalign.run.statistics import Estimate
+from esalign.run.texts import COMPLETIONS
 
 CONFIG, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -29,6 +32,7 @@ class RunFiles:
         rows: one per generation, the start first.
         samples: completions, with their generation.
         result: how the run ended; None while it has not.
+        changes: which test problems were gained and lost; None while the run has not ended.
         broken: what could not be read, in words; the page is written without it.
     """
 
@@ -38,6 +42,7 @@ class RunFiles:
     rows: Sequence[Mapping[str, Any]]
     samples: Sequence[Mapping[str, Any]]
     result: Mapping[str, Any] | None
+    changes: Changes | None = None
     broken: Sequence[str] = ()
 
     @property
@@ -74,6 +79,7 @@ def read_run(folder: Path) -> RunFiles:
         rows=_read_lines(folder / METRICS, _is_metric, broken, needed="generation"),
         samples=_read_lines(folder / SAMPLES, _is_sample, broken),
         result=None if result is None else _keep(result, _is_result, RESULT, broken),
+        changes=find_changes(_read_lines(folder / COMPLETIONS, _is_text, broken, needed="problem")),
         broken=broken,
     )
 
@@ -141,12 +147,18 @@ def _is_section(key: str, value: Any) -> bool:
 
 
 def _is_metric(key: str, value: Any) -> bool:
+    if key == ERROR_EXAMPLES:
+        return isinstance(value, dict)
     nested = key in NESTED or ("/" in key and not key.startswith(ERRORS))
     return _are_numbers(value) if nested else _is_number(value)
 
 
 def _is_sample(key: str, value: Any) -> bool:
     return _is_number(value) if key in ("generation", "reward") else True
+
+
+def _is_text(key: str, value: Any) -> bool:
+    return _is_number(value) if key == "reward" else True
 
 
 def _is_result(key: str, value: Any) -> bool:
