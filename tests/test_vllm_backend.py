@@ -118,7 +118,7 @@ def test_spaces_of_the_models_own_weights_answer_as_the_folded_adapter_does(
     start: Any, tiny: TinyModel, tie: int | None, mode: str
 ) -> None:
     own = make_space("base-svd", model=str(tiny.model), rank=3, tie=tie)
-    subject = Subject(partial(start, tiny.model, own, mode=mode), model=tiny.model, space=own, spread=0.4)
+    subject = Subject(partial(start, tiny.model, own, mode=mode), model=tiny.model, space=own, spread=1.2)
     for claim in PARITY:
         claim(subject)
 
