@@ -2,10 +2,10 @@
 
 For each target W = U S V^T, and r of its directions, the update of a search vector x is
 
-    U_r diag(scale * x) V_r^T        scale = rms(S_r) / sqrt(number of targets), or each direction's own S in place of rms
+    U_r diag(scale * x) V_r^T        scale = rms(S_r) / sqrt(number of targets); or each direction's own S, not rms
 
-so that the zero vector is the model itself, bit for bit, and one step size suits models of few layers and of many: random
-changes of the layers add up as their squares do. Engines get it as factors of the usual kind:
+so that the zero vector is the model itself, bit for bit, and one step size suits models of few layers and of many:
+random changes of the layers add up as their squares do. Engines get it as factors of the usual kind:
 V_A = V_r, s_A = 1, M = I, U_B = U_r and s_B = scale * x.
 """
 
