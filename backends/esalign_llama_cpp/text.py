@@ -26,8 +26,8 @@ class GgufTokenizer:
         texts, _ = render([messages], chat_template=self.chat_template, bos_token=bos, eos_token=eos, **variables)
         return str(texts[0])
 
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:  # noqa: ARG002  (they have no text here)
-        """Return the text of a completion, without control tokens."""
-        pieces = self._vocabulary.pieces
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Return the text of a completion, with or without control tokens."""
+        pieces = self._vocabulary.pieces if skip_special_tokens else self._vocabulary.shown_pieces
         text = b"".join(pieces[token] for token in ids).decode("utf-8", "replace")
         return text.removeprefix(" ") if self._vocabulary.strips_blank else text

@@ -154,6 +154,11 @@ class TorchBackend:
         """Return the token ids that the engine feeds for a prompt."""
         return opened(self._engine).codec.encode(prompt)
 
+    @property
+    def context(self) -> int | None:
+        """The most tokens of a prompt and its completion."""
+        return opened(self._engine).codec.context
+
     def close(self) -> None:
         """Free the engine's memory. Calling it twice is harmless."""
         on_gpu = self._engine is not None and self._engine.device.type == "cuda"
@@ -175,7 +180,7 @@ class TorchBackend:
             uniforms=torch.from_numpy(uniforms).to(engine.device),
             stops=stops,
             may_complete=None if marks is None else marks.to(engine.device),
-            ends=torch.tensor(sorted(engine.codec.ends), dtype=torch.long, device=engine.device),
+            ends=torch.tensor(sorted(engine.codec.ends_with(sampling.stop)), dtype=torch.long, device=engine.device),
         )
 
     def _tabulate(self, candidates: Array) -> Tensor:

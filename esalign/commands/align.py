@@ -93,6 +93,7 @@ def plan(config: RunConfig) -> Plan:
             tokens=generations * evaluation.generated_tokens,
             seconds=generations * seconds,
             columns=splits.train.aliases,
+            notes=splits.notes,
             concerns=(
                 *audit(validation.pool, validation.examples[:TRIED_ANSWERS]),
                 *concerns(row, max_tokens=config.sampling.max_tokens).values(),

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from esalign.assets import model_path
-from esalign.commands.build import load_splits, make_backend, make_pool
+from esalign.commands.build import keep_prompts, load_splits, make_backend, make_pool
 from esalign.config.run import RunConfig
 from esalign.errors import ConfigError
 from esalign.run.evaluate import HeldOutResult, evaluate
@@ -28,4 +28,5 @@ def judge(config: RunConfig, *, adapter: str | None, split: str) -> HeldOutResul
         backend = make_backend(config.backend, config.model.path, space)
         closing.callback(backend.close)
         sampling = config.sampling.make(seed=config.run.seed)
-        return evaluate(backend, pool, np.zeros(space.dim if space else 0), datasets[split].examples, sampling)
+        examples = keep_prompts(config, backend)(datasets[split]).examples
+        return evaluate(backend, pool, np.zeros(space.dim if space else 0), examples, sampling)

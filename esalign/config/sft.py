@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from esalign.config.sections import Section, Source
+from esalign.config.sections import Place, Section, Source
 
 
 class SftData(Source):
@@ -49,6 +49,6 @@ class SftOptions(Section):
 class SftConfig(SftOptions):
     """A warm start: a LoRA adapter from a few demonstrations."""
 
-    model: str = Field(description="Base model: a Hugging Face id, a local folder, or 'embedded'.")
-    out: str = Field(description="Folder of the adapter to write.")
+    model: Place = Field(description="Base model: a Hugging Face id, a local folder, or 'embedded'.")
+    out: Place = Field(description="Folder of the adapter to write.")
     data: SftData

@@ -21,6 +21,7 @@ from esalign.run.verify import Verification
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 INPUTS = "inputs.json"
+DATA = "data.json"
 RESULT = "result.json"
 ADAPTER = "adapter"
 MODEL = "model"

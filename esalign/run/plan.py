@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from esalign.config.run import RunConfig
+from esalign.data import Note
 from esalign.types import Sample
 
 
@@ -19,6 +20,7 @@ class Plan:
         tokens: generated tokens in all, from the mean length of the batch.
         seconds: search time in all, from the batch's speed.
         columns: role -> the data's column that was taken for it without being told so.
+        notes: what else was dropped, changed, cut or assumed of the data.
         concerns: what should worry the user.
         samples: completions of the first population with their rewards.
     """
@@ -30,5 +32,6 @@ class Plan:
     tokens: int
     seconds: float
     columns: Mapping[str, str]
+    notes: tuple[Note, ...]
     concerns: tuple[str, ...]
     samples: tuple[Sample, ...]

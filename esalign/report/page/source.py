@@ -11,7 +11,7 @@ from esalign.files import read_json_lines
 from esalign.report.words import Words, as_estimate, words_for
 from esalign.run.statistics import Estimate
 
-CONFIG, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
+CONFIG, ENVIRONMENT, DATA, RESULT = "config.yaml", "environment.json", "data.json", "result.json"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
@@ -26,6 +26,7 @@ class RunFiles:
         rows: one per generation, the start first.
         samples: answers, with their generation.
         result: how the run ended; None while it has not.
+        notes: what was dropped, changed, cut or assumed of the data, as mappings of kind and text.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class RunFiles:
     rows: Sequence[Mapping[str, Any]]
     samples: Sequence[Mapping[str, Any]]
     result: Mapping[str, Any] | None
+    notes: Sequence[Mapping[str, Any]] = ()
 
     @property
     def words(self) -> Words:
@@ -64,6 +66,7 @@ def read_run(folder: Path) -> RunFiles:
         rows=read_json_lines(folder / METRICS),
         samples=read_json_lines(folder / SAMPLES),
         result=_read_json(folder / RESULT),
+        notes=(_read_json(folder / DATA) or {}).get("notes") or (),
     )
 
 
