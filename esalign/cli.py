@@ -51,9 +51,15 @@ def main() -> None:
         _fail(str(error))
     except OSError as error:  # a full disk, a folder without permission
         where = f" '{error.filename}'" if error.filename else ""
-        _fail(f"{error.strerror or error}{where}; what was written before is whole, so a run can go on with --resume")
+        _fail(_with_notes(f"{error.strerror or error}{where}", error))
     except MemoryError as error:
-        _fail(f"out of memory ({error or 'no details'}): use a smaller population, fewer problems or a smaller model")
+        advice = "use a smaller population, fewer problems or a smaller model"
+        _fail(_with_notes(f"out of memory ({error or 'no details'}): {advice}", error))
+
+
+def _with_notes(text: str, error: BaseException) -> str:
+    """Return text with what was noted on an error, such as that a run can go on."""
+    return "; ".join([text, *getattr(error, "__notes__", ())])
 
 
 def _show_version(wanted: bool) -> None:
@@ -114,6 +120,8 @@ def sft(config: OwnConfig = None) -> None:
             load_config(files, overrides, schema=SftConfig),
             on_step=lambda step, loss: status.update(f"training: step {step}, loss {loss:.3f}"),
         )
+    for note in summary.notes:
+        console.print(f"{note.kind:<10} {note.text}", markup=False)
     console.print(f"adapter    {summary.adapter}")
     console.print(
         f"loss       {summary.final_loss:.3f} at the end, {summary.loss:.3f} on average, {summary.steps} steps"
@@ -161,10 +169,10 @@ def evaluate(
         result = judge(settings, adapter=None if no_adapter else adapter or settings.model.adapter, split=split)
     console.print(f"score      {result.estimate}  ({result.estimate.count} problems)")
     console.print(
-        f"tokens     {result.generated_tokens:,} generated, {result.truncated:.1%} of answers cut at the limit"
+        f"tokens     {result.generated_tokens:,} generated, {result.truncated:.1%} of completions cut at the limit"
     )
     for name, count in result.errors.items():
-        console.print(f"[yellow]errors[/]     {name}: {count} answers")
+        console.print(f"[yellow]errors[/]     {name}: {count} completions")
 
 
 @app.command()
@@ -204,7 +212,7 @@ def init(
         raise ConfigError(f"there is no folder '{file.parent}' to write '{file.name}' to")
     if file.exists() and not force:
         raise ConfigError(f"'{file}' exists: name another file, or use --force")
-    write_atomically(file, commented_config().encode())
+    write_atomically(file, commented_config(file.stem).encode())
     _console().print(f"wrote {file}: edit model, data and rewards, then `esalign run {file} --dry-run`")
 
 
@@ -224,7 +232,8 @@ def _show_outcome(console: Any, outcome: Any, **options: Any) -> None:
     if outcome.result is None:
         console.print(f"interrupted, and saved: go on with --resume ({outcome.folder})")
         raise typer.Exit(INTERRUPTED)
-    terminal.show_result(console, outcome.result, outcome.verification, outcome.folder, **options)
+    saved = outcome.saved.name
+    terminal.show_result(console, outcome.result, outcome.verification, outcome.folder, saved=saved, **options)
 
 
 def _read_run_config(arguments: Sequence[str], backend: str | None) -> Any:
@@ -278,8 +287,8 @@ def _first_interrupt(reporter: Any) -> Iterator[list[int]]:
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield seen
-    except KeyboardInterrupt:  # typer would exit without a word
-        print("stopped; the run goes on with --resume", file=sys.stderr)  # noqa: T201
+    except KeyboardInterrupt as error:  # typer would exit without a word
+        print(_with_notes("stopped", error), file=sys.stderr)  # noqa: T201
         raise typer.Exit(INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,7 +1,9 @@
 """Rewards that the tests load by path and by module, well behaved and not."""
 
+import asyncio
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -29,6 +31,18 @@ def _obey(completion):  # noqa: C901  (a flat list of misdeeds)
             raise KeyError("no such thing")
         case "exit":
             sys.exit(3)
+        case "interrupt":
+            raise KeyboardInterrupt
+        case "cancel":
+            raise asyncio.CancelledError
+        case "hang on":
+            try:
+                time.sleep(600)
+            except BaseException:  # noqa: BLE001  (as careless rewards do)
+                time.sleep(600)
+        case "Ctrl-C":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(600)
         case "die":
             os._exit(1)
         case "nan":

@@ -332,6 +332,9 @@ FAILURES = {
     "sleep": ("timeout", "no reward within 2 s"),
     "raise": ("error", "KeyError: 'no such thing'"),
     "exit": ("error", "SystemExit: 3"),
+    "interrupt": ("error", "KeyboardInterrupt:"),
+    "cancel": ("error", "CancelledError:"),
+    "hang on": ("timeout", "no reward within 2 s"),
     "die": ("error", "the scoring process died on this answer, twice"),
     "nan": ("error", "the reward is nan, expected a finite number"),
     "infinity": ("error", "the reward is inf, expected a finite number"),
@@ -349,6 +352,37 @@ def test_a_failure_is_counted_and_shown_and_spares_its_neighbours(pool, completi
     assert scores.errors == {f"misbehaving/{kind}": 1}
     assert scores.error_examples == {f"misbehaving/{kind}": message}
     assert scores.num_errors == 1
+
+
+@pytest.mark.parametrize(
+    "completion", sorted(FAILURES.keys() - {"die", "hang in C"})
+)  # which end the process, or have it
+def test_without_workers_a_failure_is_the_same(completion):
+    kind, message = FAILURES[completion]
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)]
+    with RewardPool([(function("misbehaving"), 1.0)], workers=0, timeout=0.2) as pool:
+        scores = pool.score(examples(3), ["1", completion, "2"])
+    assert scores.rewards == {0: 1.0, 1: 0.0, 2: 2.0}
+    assert scores.error_examples == {f"misbehaving/{kind}": message.replace("2 s", "0.2 s")}
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)] == handlers
+
+
+def test_without_workers_an_interrupt_from_outside_ends_the_scoring():
+    with RewardPool([(function("misbehaving"), 1.0)], workers=0) as pool, pytest.raises(KeyboardInterrupt):
+        pool.score(examples(1), ["Ctrl-C"])
+
+
+def test_without_workers_an_alarm_that_was_set_before_still_rings():
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with RewardPool([(function("misbehaving"), 1.0)], workers=0, timeout=0.1) as pool:
+            assert pool.score(examples(1), ["sleep"]).errors == {"misbehaving/timeout": 1}
+        time.sleep(0.4)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert rung == [1]
 
 
 def test_many_failures_at_once_are_all_counted(pool):

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from models import TinyModel, make_tiny
+from special_stops import check_special_stops
 
+from esalign.engines.loading import load_tokenizer
 from esalign.errors import BackendError, ConfigError
-from esalign.space import SvdLora
+from esalign.space import SvdLora, make_space
 from esalign.testing import BACKEND_CLAIMS, Reference, Subject
 from esalign.types import Sampling
 
@@ -112,6 +114,17 @@ def test_other_architectures_answer_as_the_folded_adapter_does(start: Any, tmp_p
         claim(subject)
 
 
+@pytest.mark.parametrize("tie", [None, 5])
+@pytest.mark.parametrize("mode", ["shared-basis", "files"])
+def test_spaces_of_the_models_own_weights_answer_as_the_folded_adapter_does(
+    start: Any, tiny: TinyModel, tie: int | None, mode: str
+) -> None:
+    own = make_space("base-svd", model=str(tiny.model), rank=3, tie=tie)
+    subject = Subject(partial(start, tiny.model, own, mode=mode), model=tiny.model, space=own, spread=0.4)
+    for claim in PARITY:
+        claim(subject)
+
+
 def test_bare_model_answers_without_an_adapter(start: Any, tiny: TinyModel) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -139,7 +152,7 @@ def test_prefix_cache_never_serves_keys_of_an_earlier_candidate(backend: Any, sp
     sampling = Sampling(max_tokens=12)
     backend.generate(first, [prompt], sampling)
     rows = backend.generate(second, [prompt], sampling)
-    expected = [subject.reference.answer(candidate, [prompt], 12)[0] for candidate in second]
+    expected = [subject.reference.complete(candidate, [prompt], 12)[0] for candidate in second]
     assert [list(row[0].token_ids) for row in rows] == expected
 
 
@@ -152,7 +165,7 @@ def test_centre_answers_as_the_adapter_itself_beside_other_candidates(
     backend = start(mode=mode, slots=4)
     prompts = [backend.encode(prompt) for prompt in subject.prompts[:6]]
     row = backend.generate(population, prompts, Sampling(max_tokens=12))[0]
-    assert [list(a.token_ids) for a in row] == subject.reference.answer(np.zeros(space.dim), prompts, 12)
+    assert [list(a.token_ids) for a in row] == subject.reference.complete(np.zeros(space.dim), prompts, 12)
 
 
 def test_requests_without_an_adapter_get_the_base_model(backend: Any, space: SvdLora, tiny: TinyModel) -> None:
@@ -284,7 +297,7 @@ def test_broken_private_parts_fall_back_to_files_with_a_warning(
     assert backend.mode == "files"
     prompts = [backend.encode(prompt) for prompt in subject.prompts[:4]]
     rows = backend.generate(subject.candidates[:3], prompts, Sampling(max_tokens=8))
-    expected = [subject.reference.answer(candidate, prompts, 8) for candidate in subject.candidates[:3]]
+    expected = [subject.reference.complete(candidate, prompts, 8) for candidate in subject.candidates[:3]]
     assert [[list(a.token_ids) for a in row] for row in rows] == expected
 
 
@@ -360,7 +373,7 @@ def test_quantised_models_answer_every_candidate(
     reference = Reference(tiny.model, space)
     candidates = draw(space, 3)
     prompt = quantised.encode("3 + 4 =")
-    answer = reference.answer(candidates[0], [prompt], 12)[0]
+    answer = reference.complete(candidates[0], [prompt], 12)[0]
     rows = quantised.score(candidates, [(prompt, answer)])
     for candidate, (scores,) in zip(candidates, rows, strict=True):
         table = reference.log_probabilities(candidate, prompt, answer)
@@ -368,3 +381,12 @@ def test_quantised_models_answer_every_candidate(
         errors = np.abs(scores - table[np.arange(len(answer)), answer]).mean()
         assert errors < 0.5 * np.abs(other - table[np.arange(len(answer)), answer]).mean()
     assert not np.allclose(rows[0][0], rows[1][0], atol=0.1)
+
+
+def test_special_tokens_in_stop_strings_stop(tmp_path: Path) -> None:
+    tiny = make_width_128(tmp_path, eos=(1,))
+    backend = VllmBackend(tiny.model, None)
+    try:
+        check_special_stops(backend, load_tokenizer(str(tiny.model)), [f"{n} + {n} =" for n in range(12)])
+    finally:
+        backend.close()

@@ -14,6 +14,7 @@ from esalign.engines.loading import LoadedModel, load_model
 from esalign.engines.sampling import draw_uniforms
 from esalign.engines.stops import StopStrings
 from esalign.engines.text import TextCodec
+from esalign.engines.turns import one_at_a_time
 from esalign.protocols import Space
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_torch.batches import Limits, make_limits
@@ -116,6 +117,7 @@ class TorchBackend:
         self._engine: Engine | None = Engine(network, values, codec, network.device, pad, layers)
         self._limits = self._measure(memory_gb, max_rows)
 
+    @one_at_a_time
     def generate(
         self,
         candidates: Array,
@@ -136,6 +138,7 @@ class TorchBackend:
                 on_completion(row.candidate, row.prompt, completion)
         return [[completion for completion in line if completion is not None] for line in completions]
 
+    @one_at_a_time
     def score(
         self, candidates: Array, sequences: Sequences, support: Sequence[Array] | None = None
     ) -> list[list[Array]]:
@@ -150,6 +153,7 @@ class TorchBackend:
                 scores[row.candidate][row.sequence] = part.numpy()
         return as_asked(scores, support)
 
+    @one_at_a_time
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids that the engine feeds for a prompt."""
         return opened(self._engine).codec.encode(prompt)
@@ -159,6 +163,7 @@ class TorchBackend:
         """The most tokens of a prompt and its completion."""
         return opened(self._engine).codec.context
 
+    @one_at_a_time
     def close(self) -> None:
         """Free the engine's memory. Calling it twice is harmless."""
         on_gpu = self._engine is not None and self._engine.device.type == "cuda"

@@ -14,20 +14,13 @@ from esalign.data import Dataset, MiniBatches, Splits, load_dataset, make_splits
 from esalign.data.lengths import keep_fitting
 from esalign.fitness import FitnessParts
 from esalign.protocols import Backend, BoundedBackend, Fitness, Space
-from esalign.registry import (
-    DEFAULT_SIGMA,
-    FITNESS,
-    SPACES,
-    check_options,
-    find,
-    load_backend,
-    make_optimizer,
-    merge,
-)
+from esalign.registry import DEFAULT_SIGMA, FITNESS, SPACES, find, load_backend, make_fitness, make_optimizer, merge
 from esalign.rewards import load_reward
 from esalign.rewards.pool import RewardPool
+from esalign.run.evaluate import HeldOut
 from esalign.run.evolution import Evolution
-from esalign.run.learner import HeldOut, HeldOutSets
+from esalign.run.learner import HeldOutSets
+from esalign.run.self_test import self_test
 from esalign.run.trackers import Tracker, make_tracker
 from esalign.space import make_space
 
@@ -166,6 +159,14 @@ def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
     backend = make_backend(config.backend, config.model.path, space)
     closing.callback(backend.close)
     splits, held_out = fit_problems(keep_prompts(config, backend), splits, held_out)
+    self_test(
+        backend,
+        config.backend,
+        model=config.model.path,
+        space=space,
+        candidate=optimizer.ask()[0],
+        examples=splits.validation.examples,
+    )
     fitness = _make_fitness(config, backend, space, splits, held_out.validation.pool)
     learner = Evolution(space=space, backend=backend, optimizer=optimizer, fitness=fitness)
     return SearchParts(learner, splits, held_out)
@@ -173,9 +174,6 @@ def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
 
 def _make_fitness(config: RunConfig, backend: Backend, space: Space, splits: Splits, pool: RewardPool) -> Fitness:
     section, seed = config.fitness, config.run.seed
-    factory = find(FITNESS, section.name)
-    settings = {"prompts": section.prompts, "samples": section.samples}
-    check_options(f"fitness {section.name!r}", factory, section.options, reserved=("parts", *settings))
     parts = FitnessParts(
         backend=backend,
         batches=MiniBatches(splits.train.examples, seed=seed),
@@ -186,9 +184,8 @@ def _make_fitness(config: RunConfig, backend: Backend, space: Space, splits: Spl
         model=config.model.path,
         space=space,
     )
-    given = {name: value for name, value in settings.items() if value is not None}
-    fitness: Fitness = factory(parts, **given, **section.options)
-    return fitness
+    settings = {"prompts": section.prompts, "samples": section.samples}
+    return make_fitness(section.name, parts, **merge(f"fitness {section.name!r}", settings, section.options))
 
 
 def make_probe(section: ProbeSection | None, config: Experiment, closing: ExitStack) -> HeldOut | None:

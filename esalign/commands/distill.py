@@ -10,6 +10,7 @@ import numpy as np
 
 from esalign.commands.build import fit_problems, keep_prompts, load_splits, make_held_out
 from esalign.commands.drive import drive, finish, settle
+from esalign.commands.hub import find_hub
 from esalign.config.distill import DistillConfig
 from esalign.data import MiniBatches, Splits
 from esalign.data.lengths import keep_fitting
@@ -21,7 +22,7 @@ from esalign.engines.loading import LoadedModel, load_model
 from esalign.protocols import Backend
 from esalign.report.card import CardFacts
 from esalign.report.words import DISTILLATION
-from esalign.run.folder import ADAPTER, MODEL, Outcome, alone_in, choose_folder
+from esalign.run.folder import ADAPTER, MODEL, Outcome, alone_in, choose_folder, noting_resume
 from esalign.run.learner import HeldOutSets
 from esalign.run.reporter import Reporter
 from esalign.run.result import Result
@@ -55,9 +56,10 @@ def run_distill(
     Raises:
         DistillationError: student and teacher do not fit, or numbers are not finite.
     """
+    find_hub(config)
     folder = choose_folder(config, resume=resume)
     reporter.stage("loading data, rewards, student and teacher")
-    with ExitStack() as closing:
+    with noting_resume(folder), ExitStack() as closing:
         parts = make_parts(config, closing)
         closing.enter_context(alone_in(folder))
         warn_of_templates(parts, reporter)
@@ -133,17 +135,16 @@ def warn_of_templates(parts: StudentParts, reporter: Reporter) -> None:
 def write_outcome(
     config: DistillConfig, folder: Path, parts: StudentParts, result: Result, reporter: Reporter
 ) -> Outcome:
-    """Write the student as it is, check that it answers the same when it is read back, and report."""
+    """Write the student as it is, check that it completes the same when it is read back, and report."""
     whole = config.student.tuning == "full"
     saved = save_student(parts.student, config.student, folder / (MODEL if whole else ADAPTER))
-    reporter.stage("loading what was saved with transformers and peft, and comparing its answers")
-    verification = _verify(config, saved, parts)
+    check = partial(_verify, config, saved, parts)
     name, facts = config.run.name, _facts(config)
-    return finish(folder, saved, result, verification, name=name, facts=facts, reporter=reporter)
+    return finish(folder, saved, result, check, name=name, facts=facts, reporter=reporter)
 
 
 def _verify(config: DistillConfig, saved: Path, parts: StudentParts) -> Verification:
-    """Compare greedy answers of the saved student, loaded anew, with those of the student in memory."""
+    """Compare greedy completions of the saved student, loaded anew, with those of the student in memory."""
     section, training = config.student, config.training
     whole = section.tuning == "full"
     path, adapter = (str(saved), None) if whole else (section.path, str(saved))
@@ -157,7 +158,7 @@ def _verify(config: DistillConfig, saved: Path, parts: StudentParts) -> Verifica
     meant, read = (engine.generate(np.zeros((1, 0)), prompts, sampling)[0] for engine in (parts.engine, reread))
     equal = [one.token_ids == other.token_ids for one, other in zip(meant, read, strict=True)]
     agreement = sum(equal) / len(equal)
-    note = f"{sum(equal)} of {len(equal)} greedy answers are the same after loading with transformers + peft"
+    note = f"{sum(equal)} of {len(equal)} greedy completions are the same after loading with transformers + peft"
     if agreement < REQUIRED_AGREEMENT:
         return Verification(False, agreement, len(equal), f"only {note}: do not use this student, and report a bug")
     return Verification(True, agreement, len(equal), note)

@@ -1,6 +1,6 @@
 """What `esalign run` and `esalign distill` share: a learner is driven in its folder, and what it leaves is written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +11,7 @@ from esalign.config.distill import DistillConfig
 from esalign.config.run import RunConfig
 from esalign.data import Splits
 from esalign.data.examples import alias_notes
+from esalign.errors import EsalignError
 from esalign.files import write_json
 from esalign.report.card import CardFacts, write_card
 from esalign.report.page import write_report
@@ -88,16 +89,28 @@ def finish(
     folder: Path,
     saved: Path,
     result: Result,
-    verification: Verification,
+    check: Callable[[], Verification],
     *,
     name: str,
     facts: CardFacts,
     reporter: Reporter,
 ) -> Outcome:
-    """Write model card, result and report of what was saved."""
+    """Write model card, result and report of what was saved; then check it, and write what came of that, too."""
+
+    def write(verification: Verification | None) -> None:
+        write_card(saved, name, facts, result, verification)
+        write_result(folder, result, verification)
+        write_report(folder)
+
+    write(None)
+    reporter.stage("loading what was saved with transformers and peft, and comparing its completions")
+    try:
+        verification = check()
+    except Exception as error:  # noqa: BLE001  (of engines and libraries; the result is written, and must not be lost)
+        why = str(error) if isinstance(error, EsalignError) else f"{type(error).__name__}: {error}"
+        verification = Verification(True, None, 0, f"not compared, as the check failed: {' '.join(why.split())[:300]}")
+        reporter.warn(verification.note)
     if not verification.good:
         reporter.warn(verification.note)
-    write_card(saved, name, facts, result, verification)
-    write_result(folder, result, verification)
-    write_report(folder)
-    return Outcome(folder, result, verification)
+    write(verification)
+    return Outcome(folder, saved, result, verification)

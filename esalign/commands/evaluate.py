@@ -6,9 +6,11 @@ import numpy as np
 
 from esalign.assets import model_path
 from esalign.commands.build import keep_prompts, load_splits, make_backend, make_pool
+from esalign.commands.hub import find_hub
 from esalign.config.run import RunConfig
 from esalign.errors import ConfigError
-from esalign.run.evaluate import HeldOutResult, evaluate
+from esalign.run.evaluate import HeldOut, HeldOutResult, evaluate
+from esalign.run.self_test import self_test
 from esalign.space import make_space
 
 
@@ -18,6 +20,7 @@ def judge(config: RunConfig, *, adapter: str | None, split: str) -> HeldOutResul
     Raises:
         ConfigError: no such split.
     """
+    find_hub(config)
     splits = load_splits(config)
     datasets = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     if split not in datasets:
@@ -27,6 +30,6 @@ def judge(config: RunConfig, *, adapter: str | None, split: str) -> HeldOutResul
         pool = closing.enter_context(make_pool(config.rewards, config.scoring))
         backend = make_backend(config.backend, config.model.path, space)
         closing.callback(backend.close)
-        sampling = config.sampling.make(seed=config.run.seed)
-        examples = keep_prompts(config, backend)(datasets[split]).examples
-        return evaluate(backend, pool, np.zeros(space.dim if space else 0), examples, sampling)
+        start, examples = np.zeros(space.dim if space else 0), keep_prompts(config, backend)(datasets[split]).examples
+        self_test(backend, config.backend, model=config.model.path, space=space, candidate=start, examples=examples)
+        return evaluate(backend, HeldOut(examples, pool), start, config.sampling.make(seed=config.run.seed))

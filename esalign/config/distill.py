@@ -13,9 +13,8 @@ from esalign.config.sections import (
     SamplingSection,
     ScoringSection,
     Section,
+    Targets,
 )
-
-Targets = tuple[str, ...] | Literal["all-linear"]
 
 
 class StudentSection(Section):

@@ -134,6 +134,8 @@ def describe(error: ValidationError, schema: type[Section]) -> str:
         known = _keys_at(schema, first["loc"][:-1])
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+        if not close and "options" in known:
+            hint += "; what the plug-in itself takes stands under 'options'"
         message = f"unknown key '{path}', {hint}"
     elif first["type"] == "missing":
         message = f"'{path}' is missing"

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from esalign.config.sections import (
     DataSection,
@@ -14,6 +14,7 @@ from esalign.config.sections import (
     ScoringSection,
     Section,
 )
+from esalign.registry import DEFAULT_POPULATION
 
 
 class ModelSection(Section):
@@ -27,7 +28,7 @@ class ModelSection(Section):
 
 
 class SpaceSection(Section):
-    """What is searched. Further keys are options of the space: ``fraction`` of svd-lora, ``rank`` of base-svd."""
+    """What is searched. Options of the space stand beside its name: ``fraction`` of svd-lora, ``rank`` of base-svd."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -45,6 +46,12 @@ class SpaceSection(Section):
         """The space's own options."""
         return dict(self.model_extra or {})
 
+    @model_validator(mode="after")
+    def _options_stand_beside_the_name(self) -> "SpaceSection":
+        if "options" in self.options:
+            raise ValueError("a space has its options beside its name: {name: svd-lora, fraction: 0.5}")
+        return self
+
 
 class BackendSection(Section):
     """The inference engine."""
@@ -52,6 +59,12 @@ class BackendSection(Section):
     name: str = Field("torch", description="Engine: torch, vllm, llama-cpp, or a plug-in's name.")
     dtype: str = Field("auto", description="Compute type: auto (the model's own), float32, bfloat16 or float16.")
     device: str = Field("auto", description="Device: auto, cpu, cuda or cuda:N.")
+    self_test: float = Field(
+        6.0,
+        ge=0,
+        description="Compare log-probabilities of a few tokens with transformers at the start, if the base model's "
+        "weights take at most so many GB; 0 never does.",
+    )
     options: dict[str, Any] = Field({}, description="Options of the engine itself; see its page in docs/.")
 
 
@@ -78,7 +91,7 @@ class OptimizerSection(Section):
     """The evolution strategy."""
 
     name: str = Field("cma-es", description="cma-es, openai-es, random-search, nevergrad:<Name>, or a plug-in's name.")
-    population: int = Field(24, ge=2, le=100_000, description="Candidates per generation.")
+    population: int = Field(DEFAULT_POPULATION, ge=2, le=100_000, description="Candidates per generation.")
     sigma: float | None = Field(
         None, gt=0, le=1000, description="First step size, in units of the space; none: what suits the space."
     )

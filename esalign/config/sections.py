@@ -1,5 +1,6 @@
 """The schema of a run, strict at every level, and its reading from YAML files and ``a.b=value`` overrides."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol
 
@@ -7,6 +8,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from esalign.files import expand_home
 from esalign.types import Sampling
+
+LONGEST_NAME = 200  # bytes of a run's name: file systems take 255, and a number may be appended
 
 
 class Section(BaseModel):
@@ -17,6 +20,9 @@ class Section(BaseModel):
 
 Place = Annotated[str, AfterValidator(expand_home)]
 """A file or folder, or a name that may be one: ``~`` is the user's home."""
+
+Targets = Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"]
+"""Layers of a new adapter: the ends of their names, or all linear ones."""
 
 
 class Source(Section):
@@ -93,7 +99,7 @@ class ScoringSection(Section):
     """How rewards are computed."""
 
     workers: int = Field(1, ge=0, description="Processes that score beside generation; 0 scores in the run's own.")
-    timeout: float = Field(10.0, gt=0, description="Seconds that one completion's scoring may take (with workers).")
+    timeout: float = Field(10.0, gt=0, description="Seconds that one completion's scoring may take.")
 
 
 class SamplingSection(Section):
@@ -117,10 +123,19 @@ class ProbeSection(Source):
     rewards: Rewards = Field(description="Rewards of the probe.")
 
 
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"expected the name of a folder: letters, digits, '_', '-' and '.', beginning with one of the first three, "
+            f"at most {LONGEST_NAME} bytes; run.dir says where it lies"
+        )
+    return name
+
+
 class RunSection(Section):
     """How long a run goes on, how it is judged, and where the results go."""
 
-    name: str = Field("run", pattern=r"^\w[\w.-]*$", description="Name of the run's folder.")
+    name: Annotated[str, AfterValidator(_check_name)] = Field("run", description="Name of the run's folder.")
     dir: Place = Field("runs", description="Folder that holds the runs.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     generations: int = Field(50, ge=1, description="Generations of a search, or updates of a distillation.")

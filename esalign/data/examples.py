@@ -1,7 +1,7 @@
 """Rows of columns -> problems: which column is the prompt, which the answer, and what is put around the prompt."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,13 +60,16 @@ def load_examples(source: str, *, size: int | None = None, seed: int = 0, **read
     return list(load_dataset(Source(source=source, **reading), size=size, seed=seed).examples)
 
 
-def load_dataset(source: Source, *, size: int | None = None, seed: int = 0) -> Dataset:
+def load_dataset(
+    source: Source, *, size: int | None = None, seed: int = 0, revise: Callable[[Row], Row] | None = None
+) -> Dataset:
     """Return problems of a source.
 
     Args:
         source: where from, and how to read.
         size: number of problems: a random sample, or as many as a task is to generate. None is all, in their order.
         seed: decides the sample, or what a task generates.
+        revise: gives a row the columns that its problem is made of; None leaves rows as they are.
 
     Raises:
         DataError: nothing there, unreadable, a column that is not there, an empty prompt, or fewer rows than asked.
@@ -74,6 +77,8 @@ def load_dataset(source: Source, *, size: int | None = None, seed: int = 0) -> D
     if size is not None and size < 1:
         raise DataError(f"size of '{source.source}' is {size}, expected at least 1")
     rows = source_rows(source, size=size, seed=seed)
+    if revise is not None:
+        rows = [revise(row) for row in rows]
     if size is None or is_task(source):
         return build_dataset(rows, source)
     if len(rows) < size:

@@ -170,7 +170,7 @@ def _read_files(files: Mapping[str, list[Path]], source: str, split: str | None)
     """Return the rows of a split of single files, of a slice such as ``train[:10%]``, or of several, ``train+test``."""
     from datasets import ReadInstruction
 
-    if split is None or split in files:
+    if split is None or not set(split) & set("[+"):
         name = _choose_split(files, source, split)
         return [row for file in files[name] for row in _read_file(file, _READERS[file.suffix.lower()])]
     rows = {name: _read_files(files, source, name) for name in files}

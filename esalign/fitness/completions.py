@@ -1,6 +1,6 @@
 """What candidates complete, and what it is worth: generation and scoring side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,14 +41,25 @@ class Completed:
 
 
 def complete(
-    backend: Backend, pool: RewardPool, candidates: Array, examples: Sequence[Example], sampling: Sampling
+    backend: Backend,
+    pool: RewardPool,
+    candidates: Array,
+    examples: Sequence[Example],
+    sampling: Sampling,
+    *,
+    on_completion: Callable[[], None] | None = None,
 ) -> Completed:
-    """Let candidates, shape (population, dim), complete examples; scoring goes on beside generation."""
+    """Let candidates, shape (population, dim), complete examples; scoring goes on beside generation.
 
-    def on_completion(i: int, j: int, completion: Completion) -> None:
+    ``on_completion`` is called as each completion is finished.
+    """
+
+    def submit(i: int, j: int, completion: Completion) -> None:
         pool.submit((i, j), examples[j], completion.text)
+        if on_completion is not None:
+            on_completion()
 
-    rows = backend.generate(candidates, [example.prompt for example in examples], sampling, on_completion)
+    rows = backend.generate(candidates, [example.prompt for example in examples], sampling, submit)
     scores = pool.collect()
     rewards = np.full((len(rows), len(examples)), np.nan)
     for i, row in enumerate(rows):

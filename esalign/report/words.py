@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from esalign.run.first_step import FirstStep
 from esalign.run.statistics import Estimate
 
 MISSING = "n/a"
-HIGH_TRUNCATION = 0.2  # share of cut answers above which the limit decides more than the model
+HIGH_TRUNCATION = 0.2  # share of cut completions above which the limit decides more than the model
 HIGH_ABSTENTION = 0.5
 ERRORS = "errors/"  # in a row, before the name of what failed
 
@@ -100,8 +101,15 @@ def as_estimate(value: Mapping[str, Any] | None) -> Estimate | None:
 
 
 def number(value: float | None, spec: str = ".3f") -> str:
-    """Return '0.412', or 'n/a' for what is missing or not finite."""
-    return MISSING if value is None or not math.isfinite(value) else format(value, spec)
+    """Return '0.412', or 'n/a' for what is missing or not finite; what rounds to zero has no minus.
+
+    >>> number(-0.0004), number(-0.0004, "+.3f"), number(None)
+    ('0.000', '+0.000', 'n/a')
+    """
+    if value is None or not math.isfinite(value):
+        return MISSING
+    text = format(value, spec)
+    return text if text.strip("-0.") else format(0.0, spec)
 
 
 def score(value: Estimate | None) -> str:
@@ -194,23 +202,41 @@ def concerns(row: Mapping[str, Any], *, max_tokens: int | None) -> dict[str, str
 
     Args:
         row: a line of ``metrics.jsonl``, or what `worst` makes of many.
-        max_tokens: the limit of an answer's length, named in the advice.
+        max_tokens: the limit of a completion's length, named in the advice.
     """
     found = {
-        key: f"{count(value)} answers could not be scored ({key.removeprefix(ERRORS)})"
+        key: f"{count(value)} completions could not be scored ({key.removeprefix(ERRORS)})"
         for key, value in row.items()
         if key.startswith(ERRORS) and value
     }
     if (row.get("truncated") or 0) >= HIGH_TRUNCATION:
         limit = f" of {max_tokens} tokens" if max_tokens else ""
         found["truncated"] = (
-            f"{row['truncated']:.0%} of answers were cut at the limit{limit}: raise sampling.max_tokens?"
+            f"{row['truncated']:.0%} of completions were cut at the limit{limit}: raise sampling.max_tokens?"
         )
     if (row.get("abstained") or 0) >= HIGH_ABSTENTION:
-        found["abstained"] = f"the rewards abstained on {row['abstained']:.0%} of answers: do they fit the data?"
+        found["abstained"] = f"the rewards abstained on {row['abstained']:.0%} of completions: do they fit the data?"
     if (row.get("fitness") or {}).get("std") == 0:
         found["flat"] = "all candidates have the same fitness, so nothing can be learned from this generation"
     return found
+
+
+def step_effect(step: FirstStep) -> str:
+    """Say what the first step of a search does to completions."""
+    return (
+        f"sigma {step.sigma:g} changes {step.changed:.0%} of greedy completions; {step.broken:.0%} of them are empty, "
+        f"cut or repeat themselves, {step.broken_at_start:.0%} at the start"
+    )
+
+
+def concerns_of_step(step: FirstStep, proposed: float | None) -> tuple[str, ...]:
+    """Say whether the first step of a search is too small or too large, and which one is not."""
+    if not (step.too_small or step.too_large):
+        return ()
+    instead = f"; try optimizer.sigma={proposed:.2g}" if proposed is not None else ""
+    if step.too_small:
+        return (f"the first candidates hardly differ from the start, so nothing tells them apart{instead}",)
+    return (f"the first candidates break what the start can do{instead}",)
 
 
 def worst(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,10 @@ from esalign.types import Prompt
 Failure = Literal["error", "timeout"]
 
 
+class FromOutside(BaseException):
+    """What ends a reward and is none of its own making: a time limit, Ctrl-C."""
+
+
 class Outcome(NamedTuple):
     """What a reward made of an answer.
 
@@ -39,7 +43,7 @@ def one_line(error: BaseException) -> str:
 
 
 def judge(reward: Reward, item: Item) -> Outcome:
-    """Score one answer. What the reward raises, exits included, and what is not finite becomes a failure.
+    """Score one answer. Whatever the reward raises, exits and interrupts included, and what is not finite is a failure.
 
     Raises:
         RewardError: the reward breaks its contract, so that no other answer can fare better.
@@ -47,9 +51,9 @@ def judge(reward: Reward, item: Item) -> Outcome:
     columns = {name: [value] for name, value in item.columns.items()}
     try:
         value = reward.evaluate([item.prompt], [item.completion], columns)[0]
-    except RewardError:
+    except (RewardError, FromOutside):
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (the user's code, and answers that verifiers evaluate)
+    except BaseException as error:  # noqa: BLE001  (the user's code, and answers that verifiers evaluate)
         return Outcome(failure="error", message=one_line(error))
     if value is not None and not math.isfinite(value):
         return Outcome(failure="error", message=f"the reward is {value}, expected a finite number")

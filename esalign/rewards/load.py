@@ -73,6 +73,8 @@ class Reward:
                     f"columns: {', '.join(columns) or 'none'}"
                 )
         for name, values in arguments.items():
+            if isinstance(values, str):
+                raise RewardError(f"reward {self.name!r} was given text as {name!r}, expected a list: [{values!r:.40}]")
             if len(values) != len(completions):
                 raise RewardError(
                     f"reward {self.name!r} was given {len(completions)} completions, but {len(values)} of {name!r}"

@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from esalign.errors import RewardError
-from esalign.rewards.judge import Item, Outcome, judge
+from esalign.rewards.here import judge_here
+from esalign.rewards.judge import Item, Outcome
 from esalign.rewards.load import Reward, RewardFunction, load_reward
 from esalign.rewards.scorers import Scorers
 from esalign.types import Example
@@ -47,7 +48,7 @@ class RewardPool:
 
     Args:
         rewards: (reward, weight) pairs; a reward is loaded, or what `load_reward` takes.
-        workers: number of processes; 0 scores in this one, without a time limit.
+        workers: number of processes; 0 scores in this one, where code in C has no time limit.
         timeout: seconds for one reward of one answer.
         error_reward: what a failed reward counts as.
 
@@ -70,7 +71,7 @@ class RewardPool:
         self._rewards = [load_reward(reward) for reward, _ in rewards]
         self._weights = [float(weight) for _, weight in rewards]
         self._names = _distinct([reward.name for reward in self._rewards])
-        self._error_reward = error_reward
+        self._error_reward, self._timeout = error_reward, timeout
         self._numbers = itertools.count()
         self._batch = _Batch(self._numbers)
         self._scorers = Scorers(self._rewards, workers=workers, timeout=timeout) if workers else None
@@ -91,7 +92,7 @@ class RewardPool:
             return
         item = Item(example.prompt, example.columns, completion)
         if self._scorers is None:
-            self._batch.outcomes[place] = [judge(reward, item) for reward in self._rewards]
+            self._batch.outcomes[place] = [judge_here(reward, item, self._timeout) for reward in self._rewards]
         else:
             self._scorers.submit(place, item)
 

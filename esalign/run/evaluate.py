@@ -1,6 +1,6 @@
 """Held-out evaluation of one search vector, and its distance from the start."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,21 @@ from esalign.protocols import Backend
 from esalign.rewards.pool import RewardPool
 from esalign.run.statistics import Estimate, estimate
 from esalign.types import Array, Example, Sample, Sampling
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Problems that are never learnt from.
+
+    Args:
+        examples: the problems.
+        pool: the rewards that judge them.
+        on_completion: called as each completion is finished, for those who wait.
+    """
+
+    examples: Sequence[Example]
+    pool: RewardPool
+    on_completion: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,17 +51,22 @@ class HeldOutResult:
         return estimate(self.scores)
 
 
-def evaluate(
-    backend: Backend, pool: RewardPool, vector: Array, examples: Sequence[Example], sampling: Sampling
-) -> HeldOutResult:
-    """Complete held-out examples with one search vector, shape (dim,)."""
-    completed = complete(backend, pool, np.asarray(vector)[None], examples, sampling)
+def evaluate(backend: Backend, held_out: HeldOut, vector: Array, sampling: Sampling) -> HeldOutResult:
+    """Complete held-out problems with one search vector, shape (dim,)."""
+    completed = complete(
+        backend,
+        held_out.pool,
+        np.asarray(vector)[None],
+        held_out.examples,
+        sampling,
+        on_completion=held_out.on_completion,
+    )
     return HeldOutResult(
         scores=completed.rewards[0],
         generated_tokens=completed.generated_tokens,
         truncated=completed.truncated,
         errors=completed.errors,
-        samples=make_samples(examples, completed),
+        samples=make_samples(held_out.examples, completed),
     )
 
 

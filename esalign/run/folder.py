@@ -15,6 +15,7 @@ from esalign.config.reading import leaves, load_config, read_yaml
 from esalign.config.sections import Experiment, Section
 from esalign.errors import CheckpointError
 from esalign.files import write_atomically, write_json
+from esalign.run.checkpoint import Checkpoints
 from esalign.run.result import Result
 from esalign.run.verify import Verification
 
@@ -22,6 +23,7 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 INPUTS = "inputs.json"
 DATA = "data.json"
+CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 ADAPTER = "adapter"
 MODEL = "model"
@@ -39,15 +41,17 @@ MAY_CHANGE = (
     "run.kl_prompts",
     "run.checkpoint_every",
     "run.verify_prompts",
+    "backend.self_test",
 )
 """Keys that may differ between a run and its continuation."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a run ended; result and verification are None when it was interrupted."""
+    """Where a run ended; what it saved, result and verification are None when it was interrupted."""
 
     folder: Path
+    saved: Path | None = None
     result: Result | None = None
     verification: Verification | None = None
 
@@ -87,6 +91,17 @@ def alone_in(folder: Path) -> Iterator[None]:
         ) from None
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def noting_resume(folder: Path) -> Iterator[None]:
+    """Note on what ends a run from outside (a full disk, no memory, Ctrl-C) that it can go on, if it can."""
+    try:
+        yield
+    except (OSError, MemoryError, KeyboardInterrupt) as error:
+        if Checkpoints(folder / CHECKPOINTS).exist:
+            error.add_note("what was written before is whole, so the run goes on with --resume")
+        raise
 
 
 def prepare_folder(folder: Path, config: Section, inputs: Mapping[str, str], *, resume: bool) -> bool:
@@ -132,15 +147,15 @@ def read_base(folder: Path) -> str:
         raise CheckpointError(f"'{folder / CONFIG}' is not a run's: it names no model.path or student.path") from None
 
 
-def write_result(folder: Path, result: Result, verification: Verification) -> None:
-    """Write how a run ended, for the report and for programs."""
+def write_result(folder: Path, result: Result, verification: Verification | None) -> None:
+    """Write how a run ended, for the report and for programs; verification is None until it is known."""
     content = {
         "reason": result.reason,
         "generation": result.generation,
         "comparisons": {name: asdict(comparison) for name, comparison in result.comparisons.items()},
         "kl": result.kl,
         "totals": result.totals,
-        "verification": asdict(verification),
+        "verification": asdict(verification) if verification else None,
         "samples": [sample.row() for sample in result.samples],
     }
     write_json(folder / RESULT, content)

@@ -41,7 +41,7 @@ def hash_inputs(config: Experiment, problems: Mapping[str, Sequence[Example]]) -
         parts[f"the code of reward {reward.name!r}"] = _hash_files(_find_code(reward.name))
     for key, value in leaves(config.model_dump(mode="json")).items():
         if isinstance(value, str) and _PATHS.fullmatch(key):
-            files = _find_files(adapter_path(value) if key.endswith("adapter") else model_path(value))
+            files = find_files(adapter_path(value) if key.endswith("adapter") else model_path(value))
             if files:
                 parts[f"{key} '{value}'"] = _hash_files(files)
     return parts
@@ -85,7 +85,7 @@ def _find_code(reward: str) -> Iterator[Path]:
         yield file
 
 
-def _find_files(path: str) -> list[Path]:
+def find_files(path: str) -> list[Path]:
     """Return the files of a model or an adapter, local or in the hub's cache, or a file; none where there are none."""
     from huggingface_hub import try_to_load_from_cache
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from esalign.config.run import RunConfig
 from esalign.data import Note
+from esalign.run.first_step import FirstStep
 from esalign.types import Sample
 
 
@@ -22,6 +23,7 @@ class Plan:
         columns: role -> the data's column that was taken for it without being told so.
         notes: what else was dropped, changed, cut or assumed of the data.
         concerns: what should worry the user.
+        step: what the first step does to completions.
         samples: completions of the first population with their rewards.
     """
 
@@ -34,4 +36,5 @@ class Plan:
     columns: Mapping[str, str]
     notes: tuple[Note, ...]
     concerns: tuple[str, ...]
+    step: FirstStep
     samples: tuple[Sample, ...]

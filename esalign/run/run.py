@@ -1,5 +1,6 @@
 """One run of any learner: advance, validate, keep the best, checkpoint, and judge the result on unseen problems."""
 
+import itertools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,8 @@ import numpy as np
 from esalign.errors import CheckpointError, ConfigError
 from esalign.files import JsonLines
 from esalign.run.checkpoint import Checkpoints
-from esalign.run.evaluate import HeldOutResult
-from esalign.run.learner import REWARD, HeldOut, HeldOutSets, Learner, Step
+from esalign.run.evaluate import HeldOut, HeldOutResult
+from esalign.run.learner import REWARD, HeldOutSets, Learner, Step
 from esalign.run.reporter import About, Reporter
 from esalign.run.result import Comparison, Result
 from esalign.run.statistics import Estimate, estimate, paired_difference, within_noise
@@ -89,6 +90,7 @@ class Run:
         self._reporter, self._tracker, self._interrupts = reporter, tracker, interrupts
         self._measures = order_measures(learner.measures, about.limits.select_by)
         folder.mkdir(parents=True, exist_ok=True)
+        self._stage = ""  # what the user waits for, outside the search
         self._checkpoints = Checkpoints(folder / "checkpoints")
         self._metrics = JsonLines(folder / "metrics.jsonl")
         self._samples = JsonLines(folder / "samples.jsonl")
@@ -155,7 +157,7 @@ class Run:
     def _judge_start(self) -> None:
         """Judge the learner as it comes, on every held-out set."""
         progress = self._progress
-        self._reporter.stage("judging the start on held-out problems")
+        self._stage = "judging the start"
         results = self._judge_validation()
         progress.start = self._learner.snapshot()
         progress.start_validation = progress.best_scores = results[self._measures[0]].scores
@@ -170,12 +172,13 @@ class Run:
         self._metrics.append(row)
         self._append_samples(0, next((result.samples for result in results.values() if result.samples), ()))
         self._checkpoints.save(self._state(), 0)
+        self._stage = ""
         self._reporter.generation(row)
 
     def _judge_result(self, reason: str) -> Result:
         """Judge the best state on the problems that nothing was chosen by."""
         progress = self._progress
-        self._reporter.stage("judging the result on held-out problems")
+        self._stage = "judging the result"
         chosen, generation = progress.best, progress.best_generation
         if within_noise(progress.best_scores, progress.start_validation):
             chosen, generation = progress.start, 0
@@ -212,7 +215,8 @@ class Run:
         """Return the result of every measure on the validation problems, the one that decides first."""
         temperature = self._sampling.temperature
         return {
-            name: self._judge(name, self._held_out.validation, Use.VALIDATION, temperature) for name in self._measures
+            name: self._judge("validation", name, self._held_out.validation, Use.VALIDATION, temperature)
+            for name in self._measures
         }
 
     def _judge_held_out(self) -> dict[str, HeldOutResult]:
@@ -222,16 +226,23 @@ class Run:
         results = {}
         for measure in self._measures:
             if measure != REWARD:
-                results[f"test/{measure}"] = self._judge(measure, self._held_out.test, Use.TEST, own)
+                name = f"test/{measure}"
+                results[name] = self._judge(name, measure, self._held_out.test, Use.TEST, own)
                 continue
             for name in sorted(decodings, key=lambda name: decodings[name] != own):
-                results[name] = self._judge(REWARD, self._held_out.test, Use.TEST, decodings[name])
+                results[name] = self._judge(name, REWARD, self._held_out.test, Use.TEST, decodings[name])
         if self._held_out.probe is not None:
-            results["probe"] = self._judge(REWARD, self._held_out.probe, Use.PROBE, 0.0)
+            results["probe"] = self._judge("probe", REWARD, self._held_out.probe, Use.PROBE, 0.0)
         return results
 
-    def _judge(self, measure: str, held_out: HeldOut, use: Use, temperature: float) -> HeldOutResult:
+    def _judge(self, name: str, measure: str, held_out: HeldOut, use: Use, temperature: float) -> HeldOutResult:
+        """Judge the learner by a measure; ``name`` is what the problems are called. While a stage is shown, tell it."""
         began = time.perf_counter()
+        if self._stage:
+            text, finished = f"{self._stage} ({name.replace('/', ', ')})", itertools.count(1)
+            self._reporter.stage(text)
+            total = len(held_out.examples)
+            held_out = replace(held_out, on_completion=lambda: self._reporter.stage(text, next(finished), total))
         result = self._learner.judge(measure, held_out, self._decoding(use, temperature))
         self._progress.held_out_seconds += time.perf_counter() - began
         self._progress.held_out_tokens += result.generated_tokens

@@ -3,7 +3,7 @@
 from typing import Any
 
 from esalign.protocols import Space
-from esalign.registry import SPACES, check_options, find
+from esalign.registry import SPACES, make_plug
 from esalign.space.tied import TiedSpace
 
 
@@ -34,10 +34,7 @@ def make_space(
         ConfigError: an unknown name or option, or one that is out of range.
         AdapterError: the space refuses the adapter.
     """
-    factory = find(SPACES, name)
-    settings = ("model", "adapter", "tie", "tie_over", "tie_seed")
-    check_options(f"space {name!r}", factory, options, reserved=settings)
-    space: Space = factory(model=model, adapter=adapter, **options)
+    space: Space = make_plug(SPACES, name, {"model": model, "adapter": adapter}, options)
     if tie is None:
         return space
     return TiedSpace(space, tie=tie, over=tie_over, seed=tie_seed)

@@ -84,7 +84,10 @@ def open_svd_lora(*, model: str | None, adapter: str | None, fraction: float = 1
         AdapterError: the adapter cannot be used.
     """
     if adapter is None:
-        raise ConfigError("space 'svd-lora' needs model.adapter, the LoRA adapter whose singular values are searched")
+        raise ConfigError(
+            "space 'svd-lora' needs an adapter, whose singular values are searched (model.adapter): "
+            "make one with `esalign sft`"
+        )
     adapter = adapter_path(adapter)
     ending = Path(adapter).suffix.removeprefix(".")
     if ending in registry.names(registry.FORMATS):

@@ -25,7 +25,7 @@ from esalign.report.words import (
 )
 from esalign.run.statistics import Estimate
 
-LONGEST_TEXT = 4000  # characters of a prompt or an answer that are shown
+LONGEST_TEXT = 4000  # characters of a prompt or a completion that are shown
 SHOWN_GENERATIONS = 8
 PROBE = "probe"
 REPLACED = ("Cc", "Cs")  # control characters and lone surrogates
@@ -55,7 +55,7 @@ def render(files: RunFiles) -> str:
         concerns=all_concerns(files),
         verification=verification(files),
         notes=[(str(note.get("kind", "")), clean(str(note.get("text", "")))) for note in files.notes],
-        answers=answers(files),
+        completions=completions(files),
         config=settings(files.config),
         environment=settings(files.environment),
     )
@@ -164,14 +164,14 @@ def accounting(files: RunFiles) -> Pairs:
 
 
 def all_concerns(files: RunFiles) -> list[str]:
-    """Return what was worrying: the worst of each kind, with the generations in which it was."""
+    """Return what was worrying: files that cannot be read, and the worst of each kind, with its generations."""
     limit = (files.config.get("sampling") or {}).get("max_tokens")
     when: dict[str, list[int]] = {}
     for row in files.rows:
         for kind in concerns(row, max_tokens=limit):
             when.setdefault(kind, []).append(row["generation"])
     texts = concerns(worst(files.rows), max_tokens=limit)
-    return [f"{text} ({_spread(when[kind], files.words.step)})" for kind, text in texts.items()]
+    return [*files.broken, *(f"{text} ({_spread(when[kind], files.words.step)})" for kind, text in texts.items())]
 
 
 def verification(files: RunFiles) -> Mapping[str, Any] | None:
@@ -182,8 +182,8 @@ def verification(files: RunFiles) -> Mapping[str, Any] | None:
     return {"good": bool(found.get("good", True)), "note": str(found.get("note", ""))}
 
 
-def answers(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
-    """Return answers to read: the result's own, the start's, and some between, newest first."""
+def completions(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
+    """Return completions to read: the result's own, the start's, and some between, newest first."""
     groups: dict[int, list[Mapping[str, str]]] = {}
     for sample in files.samples:
         groups.setdefault(int(sample.get("generation") or 0), []).append(_answer(sample))

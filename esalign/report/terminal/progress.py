@@ -13,7 +13,7 @@ from esalign.run.statistics import Estimate
 
 SHOWN = 200  # generations that a sparkline may show
 WINDOW = 10  # generations that the speed is measured over
-TAIL_BYTES = 1 << 16  # enough of samples.jsonl for the answers of one generation
+TAIL_BYTES = 1 << 16  # enough of samples.jsonl for the completions of one generation
 
 
 class RunProgress:
@@ -102,7 +102,7 @@ class RunProgress:
         return float(machine.get("search_seconds") or 0.0) + float(machine.get("held_out_seconds") or 0.0)
 
     def last_sample(self) -> Mapping[str, Any] | None:
-        """Return an answer of the last generation, from the end of ``samples.jsonl``."""
+        """Return a completion of the last generation, from the end of ``samples.jsonl``."""
         import json
 
         try:

@@ -20,6 +20,7 @@ from esalign.report.words import (
     prompt_text,
     score,
     set_name,
+    step_effect,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def show_result(
     verification: "Verification | None",
     folder: Path,
     *,
-    adapter: str = "adapter",
+    saved: str = "adapter",
     words: Words = SEARCH,
 ) -> None:
     """Print the start and the result side by side, what the gain means, what it cost, and where everything lies.
@@ -53,7 +54,7 @@ def show_result(
         result: how the run ended.
         verification: how the saved adapter compares with the engine; None when it was not checked.
         folder: the run's directory.
-        adapter: name of the adapter's folder in it.
+        saved: name of what lies in it as the result: ``adapter`` or ``model``.
         words: what this kind of run calls its things.
     """
     console.print()
@@ -68,7 +69,7 @@ def show_result(
         _fact(console, label, text)
     if verification is not None:
         _fact(console, "check", verification.note, "" if verification.good else STYLES["worse"])
-    _fact(console, "adapter", str(folder / adapter))
+    _fact(console, saved, str(folder / saved))
     _fact(console, "report", str(folder / "report.html"))
 
 
@@ -108,6 +109,7 @@ def show_plan(console: "Console", plan: "Plan") -> None:
     facts = {
         "search": f"{config.run.generations} generations, {config.describe()}",
         "dimension": f"{count(plan.dim)} singular values are searched",
+        "first step": step_effect(plan.step),
         "problems": f"{count(training)} to train on, {count(validation)} for validation, {count(test)} for the test",
         "resolution": f"gains below {number(plan.resolution)} on the {count(validation)} validation problems are noise",
         "tokens": f"about {compact(plan.tokens)} generated tokens in all generations",
