@@ -172,7 +172,8 @@ def evaluate(
         f"tokens     {result.generated_tokens:,} generated, {result.truncated:.1%} of completions cut at the limit"
     )
     for name, count in result.errors.items():
-        console.print(f"[yellow]errors[/]     {name}: {count} completions")
+        line = f"errors     {name}: {count} completions: {result.error_examples.get(name)}"
+        console.print(line, style="yellow", markup=False)
 
 
 @app.command()

@@ -120,7 +120,8 @@ def check_options(user: str, factory: Callable[..., Any], options: Mapping[str, 
 
     Args:
         user: what the options are for, e.g. ``"optimizer 'cma-es'"``.
-        factory: the class or function that will get them. One that takes ``**kwargs`` judges them itself.
+        factory: the class or function that will get them. One that takes ``**kwargs`` judges by itself what it does not
+            name.
         options: the user's options.
         reserved: parameters that are no options, as the caller fills them in.
 
@@ -128,9 +129,10 @@ def check_options(user: str, factory: Callable[..., Any], options: Mapping[str, 
         ConfigError: an unknown option, or a value of the wrong type.
     """
     parameters = inspect.signature(factory).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
     taken = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        _check_types(user, factory, {name: value for name, value in options.items() if name in taken})
+        return
     known = sorted(taken - set(reserved))
     for name in options:
         if name not in known:

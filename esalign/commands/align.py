@@ -28,8 +28,6 @@ from esalign.run.run import order_measures
 from esalign.run.statistics import resolution
 from esalign.run.verify import Verification, save_adapter, verify_adapter
 
-TRIED_ANSWERS = 16  # right answers that a dry run shows to the rewards
-
 
 def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interrupts: Sequence[int] = ()) -> Outcome:
     """Search, then write adapter, model card, result and report into the run's folder.
@@ -48,6 +46,9 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
         parts = make_parts(config, closing)
         alone.enter_context(alone_in(folder))
         config, learner = settle(config, parts.learner), parts.learner
+        if not resume:
+            for concern in audit(parts.held_out.validation.pool, parts.held_out.validation.examples):
+                reporter.warn(concern)
         result = drive(
             config,
             folder,
@@ -103,7 +104,7 @@ def plan(config: RunConfig) -> Plan:
             columns=splits.train.aliases,
             notes=splits.notes,
             concerns=(
-                *audit(validation.pool, validation.examples[:TRIED_ANSWERS]),
+                *audit(validation.pool, validation.examples),
                 *concerns(row, max_tokens=config.sampling.max_tokens).values(),
                 *concerns_of_step(step, proposed),
             ),

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from esalign.fitness.completions import ERROR_EXAMPLES, ERRORS
 from esalign.run.first_step import FirstStep
 from esalign.run.statistics import Estimate
 
 MISSING = "n/a"
 HIGH_TRUNCATION = 0.2  # share of cut completions above which the limit decides more than the model
 HIGH_ABSTENTION = 0.5
-ERRORS = "errors/"  # in a row, before the name of what failed
 
 
 @dataclass(frozen=True)
@@ -204,11 +204,7 @@ def concerns(row: Mapping[str, Any], *, max_tokens: int | None) -> dict[str, str
         row: a line of ``metrics.jsonl``, or what `worst` makes of many.
         max_tokens: the limit of a completion's length, named in the advice.
     """
-    found = {
-        key: f"{count(value)} completions could not be scored ({key.removeprefix(ERRORS)})"
-        for key, value in row.items()
-        if key.startswith(ERRORS) and value
-    }
+    found = {key: _failures(row, key) for key, value in row.items() if key.startswith(ERRORS) and value}
     if (row.get("truncated") or 0) >= HIGH_TRUNCATION:
         limit = f" of {max_tokens} tokens" if max_tokens else ""
         found["truncated"] = (
@@ -239,13 +235,26 @@ def concerns_of_step(step: FirstStep, proposed: float | None) -> tuple[str, ...]
     return (f"the first candidates break what the start can do{instead}",)
 
 
-def worst(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one row that stands for many: errors summed, and the worst of everything else that `concerns` reads."""
-    errors: dict[str, float] = {}
+def _failures(row: Mapping[str, Any], key: str) -> str:
+    """Say how many scorings failed, and what one of them said."""
+    name = key.removeprefix(ERRORS)
+    example = (row.get(ERROR_EXAMPLES) or {}).get(name)
+    return f"{count(row[key])} completions could not be scored ({name})" + (f": {example}" if example else "")
+
+
+def sum_errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the scorings that failed in many rows, as one row has them: their numbers, and a message of each kind."""
+    errors: dict[str, Any] = {ERROR_EXAMPLES: {}}
     for row in rows:
         for key, value in row.items():
             if key.startswith(ERRORS):
                 errors[key] = errors.get(key, 0.0) + (value or 0.0)
+        errors[ERROR_EXAMPLES] = {**(row.get(ERROR_EXAMPLES) or {}), **errors[ERROR_EXAMPLES]}
+    return errors
+
+
+def worst(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one row that stands for many: errors summed, and the worst of everything else that `concerns` reads."""
     shares = {key: max((row.get(key) or 0.0 for row in rows), default=0.0) for key in ("truncated", "abstained")}
     spreads = [row["fitness"].get("std") for row in rows if row.get("fitness")]
-    return {**errors, **shares, "fitness": {"std": 0.0 if 0.0 in spreads else None}}
+    return {**sum_errors(rows), **shares, "fitness": {"std": 0.0 if 0.0 in spreads else None}}

@@ -20,13 +20,13 @@ class InterruptedHereError(FromOutside, KeyboardInterrupt):
 
 
 def judge_here(reward: Reward, item: Item, timeout: float) -> Outcome:
-    """Score one answer as `judge` does, with a time limit.
+    """Score one completion as `judge` does, with a time limit.
 
     The limit is an alarm of the system, which only the main thread gets, and which waits for code in C to return.
 
     Args:
         reward: what to score with.
-        item: the answer.
+        item: the completion.
         timeout: seconds.
 
     Raises:

@@ -7,7 +7,7 @@ import numpy as np
 
 from esalign.fitness.completions import complete, make_samples
 from esalign.protocols import Backend
-from esalign.rewards.pool import RewardPool
+from esalign.rewards import RewardPool, TrainerState
 from esalign.run.statistics import Estimate, estimate
 from esalign.types import Array, Example, Sample, Sampling
 
@@ -20,11 +20,13 @@ class HeldOut:
         examples: the problems.
         pool: the rewards that judge them.
         on_completion: called as each completion is finished, for those who wait.
+        state: how far the run is, for rewards that ask.
     """
 
     examples: Sequence[Example]
     pool: RewardPool
     on_completion: Callable[[], None] | None = None
+    state: TrainerState = field(default_factory=TrainerState)
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,15 @@ class HeldOutResult:
         generated_tokens: tokens generated for it.
         truncated: share of completions cut by the token limit.
         errors: number of completions whose scoring failed, by reward and kind.
-        samples: a few completions.
+        error_examples: one message of each.
+        samples: the completions.
     """
 
     scores: Array
     generated_tokens: int
     truncated: float = float("nan")
     errors: Mapping[str, int] = field(default_factory=dict)
+    error_examples: Mapping[str, str] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
 
     @property
@@ -53,6 +57,7 @@ class HeldOutResult:
 
 def evaluate(backend: Backend, held_out: HeldOut, vector: Array, sampling: Sampling) -> HeldOutResult:
     """Complete held-out problems with one search vector, shape (dim,)."""
+    held_out.pool.state = held_out.state
     completed = complete(
         backend,
         held_out.pool,
@@ -66,7 +71,8 @@ def evaluate(backend: Backend, held_out: HeldOut, vector: Array, sampling: Sampl
         generated_tokens=completed.generated_tokens,
         truncated=completed.truncated,
         errors=completed.errors,
-        samples=make_samples(held_out.examples, completed),
+        error_examples=completed.error_examples,
+        samples=make_samples(held_out.examples, completed, most=None),
     )
 
 

@@ -12,12 +12,15 @@ import numpy as np
 
 from esalign.errors import CheckpointError, ConfigError
 from esalign.files import JsonLines
+from esalign.fitness.completions import SHOWN_SAMPLES, add_errors
+from esalign.rewards import TrainerState
 from esalign.run.checkpoint import Checkpoints
 from esalign.run.evaluate import HeldOut, HeldOutResult
 from esalign.run.learner import REWARD, HeldOutSets, Learner, Step
 from esalign.run.reporter import About, Reporter
 from esalign.run.result import Comparison, Result
 from esalign.run.statistics import Estimate, estimate, paired_difference, within_noise
+from esalign.run.texts import write_texts
 from esalign.run.trackers import Tracker
 from esalign.seeds import Use, derive
 from esalign.types import Array, Sample, Sampling, State
@@ -88,6 +91,7 @@ class Run:
         self._held_out = held_out
         self._flat_limit, self._kl_prompts = flat_limit, kl_prompts
         self._reporter, self._tracker, self._interrupts = reporter, tracker, interrupts
+        self._folder = folder
         self._measures = order_measures(learner.measures, about.limits.select_by)
         folder.mkdir(parents=True, exist_ok=True)
         self._stage = ""  # what the user waits for, outside the search
@@ -130,7 +134,7 @@ class Run:
         number = self._progress.done
         row: dict[str, Any] = {"generation": number, **step.metrics}
         if number % self._limits.evaluate_every == 0 or self._limit_reached():
-            row |= self._validate(number)
+            row = self._validate(number, row)
         row |= self._totals()
         row["machine"] |= step.machine
         self._metrics.append(row)
@@ -142,8 +146,8 @@ class Run:
         if self._tracker is not None:
             self._tracker.log(flatten(row), number)
 
-    def _validate(self, number: int) -> dict[str, Any]:
-        """Judge the learner on the validation problems; a new best is kept. Returns its part of the metrics row."""
+    def _validate(self, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Judge the learner on the validation problems; a new best is kept. Returns the metrics row with its part."""
         progress = self._progress
         results = self._judge_validation()
         scores = results[self._measures[0]].scores
@@ -152,7 +156,7 @@ class Run:
         if gain >= 0:  # of equal ones, the later
             progress.best_generation, progress.best = number, self._learner.snapshot()
             progress.best_scores = scores
-        return validation_row(results)
+        return validation_row(row, results)
 
     def _judge_start(self) -> None:
         """Judge the learner as it comes, on every held-out set."""
@@ -165,12 +169,15 @@ class Run:
         progress.start_scores = {name: result.scores for name, result in held_out.items()}
         row: dict[str, Any] = {
             "generation": 0,
-            **validation_row(results),
+            **validation_row({}, results),
             **{name: interval(result.estimate) for name, result in held_out.items()},
             **self._totals(),
         }
+        for result in held_out.values():
+            row = add_errors(row, result)
         self._metrics.append(row)
-        self._append_samples(0, next((result.samples for result in results.values() if result.samples), ()))
+        self._append_samples(0, _first_samples(results)[:SHOWN_SAMPLES])
+        write_texts(self._folder, "start", _first_samples(held_out))
         self._checkpoints.save(self._state(), 0)
         self._stage = ""
         self._reporter.generation(row)
@@ -184,6 +191,7 @@ class Run:
             chosen, generation = progress.start, 0
         self._learner.restore(chosen)
         results = self._judge_held_out()
+        write_texts(self._folder, "result", _first_samples(results))
         comparisons = {
             name: Comparison(
                 start=estimate(progress.start_scores[name]),
@@ -197,7 +205,7 @@ class Run:
             reason=reason,
             generation=generation,
             comparisons=comparisons,
-            samples=next((result.samples for result in results.values() if result.samples), ()),
+            samples=_first_samples(results)[:SHOWN_SAMPLES],
             kl=self._kl_to_start(generation),
             totals=self._totals(),
         )
@@ -238,6 +246,7 @@ class Run:
     def _judge(self, name: str, measure: str, held_out: HeldOut, use: Use, temperature: float) -> HeldOutResult:
         """Judge the learner by a measure; ``name`` is what the problems are called. While a stage is shown, tell it."""
         began = time.perf_counter()
+        held_out = replace(held_out, state=TrainerState(self._progress.done, self._limits.generations))
         if self._stage:
             text, finished = f"{self._stage} ({name.replace('/', ', ')})", itertools.count(1)
             self._reporter.stage(text)
@@ -342,10 +351,17 @@ def order_measures(measures: Sequence[str], select_by: str | None) -> tuple[str,
     return (select_by, *(name for name in measures if name != select_by))
 
 
-def validation_row(results: Mapping[str, HeldOutResult]) -> dict[str, Any]:
-    """Return ``validation``, by the measure that comes first and decides, and ``validation/<measure>`` of others."""
+def validation_row(row: Mapping[str, Any], results: Mapping[str, HeldOutResult]) -> dict[str, Any]:
+    """Return a row with ``validation``, by the measure that decides, ``validation/<measure>`` of others, and errors."""
     keys = ("validation", *(f"validation/{name}" for name in list(results)[1:]))
-    return {key: interval(result.estimate) for key, result in zip(keys, results.values(), strict=True)}
+    for key, result in zip(keys, results.values(), strict=True):
+        row = {**add_errors(row, result), key: interval(result.estimate)}
+    return dict(row)
+
+
+def _first_samples(results: Mapping[str, HeldOutResult]) -> tuple[Sample, ...]:
+    """Return what was completed for the first set that was completed at all; others may be measured without."""
+    return next((result.samples for result in results.values() if result.samples), ())
 
 
 def peak_memory() -> dict[str, float]:
@@ -371,6 +387,6 @@ def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for key, value in row.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}/")
-        else:
+        elif not isinstance(value, str):
             flat[f"{prefix}{key}"] = float(value)
     return flat

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from esalign.config.reading import leaves
+from esalign.report.changes import Change
 from esalign.report.page.plots import draw_plots
 from esalign.report.page.source import RunFiles
 from esalign.report.words import (
@@ -27,6 +28,7 @@ from esalign.run.statistics import Estimate
 
 LONGEST_TEXT = 4000  # characters of a prompt or a completion that are shown
 SHOWN_GENERATIONS = 8
+SHOWN_CHANGES = 20  # of the problems gained, and of those lost
 PROBE = "probe"
 REPLACED = ("Cc", "Cs")  # control characters and lone surrogates
 
@@ -55,6 +57,7 @@ def render(files: RunFiles) -> str:
         concerns=all_concerns(files),
         verification=verification(files),
         notes=[(str(note.get("kind", "")), clean(str(note.get("text", "")))) for note in files.notes],
+        changes=changes(files),
         completions=completions(files),
         config=settings(files.config),
         environment=settings(files.environment),
@@ -182,6 +185,19 @@ def verification(files: RunFiles) -> Mapping[str, Any] | None:
     return {"good": bool(found.get("good", True)), "note": str(found.get("note", ""))}
 
 
+def changes(files: RunFiles) -> Mapping[str, Any] | None:
+    """Return what became of the test problems: counts, form, and the texts of those gained and lost."""
+    found = files.changes
+    if files.result is None or found is None:
+        return None
+    groups = (("gained, the most rewarded first", found.gained), ("lost, the greatest loss first", found.lost))
+    return {
+        "counts": found.counts,
+        "form": found.form,
+        "groups": [(name, len(group), [_change_of(one) for one in group[:SHOWN_CHANGES]]) for name, group in groups],
+    }
+
+
 def completions(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
     """Return completions to read: the result's own, the start's, and some between, newest first."""
     groups: dict[int, list[Mapping[str, str]]] = {}
@@ -217,6 +233,16 @@ def _answer(sample: Mapping[str, Any]) -> Mapping[str, str]:
         "start": clean(str(sample.get("start") or "")),
         "completion": clean(str(sample.get("completion", ""))),
         "reward": "none (abstained)" if reward is None else f"{reward:g}",
+    }
+
+
+def _change_of(change: Change) -> Mapping[str, str]:
+    return {
+        "prompt": clean(prompt_text(change.prompt)),
+        "before": clean(change.before),
+        "after": clean(change.after),
+        "reward_before": f"{change.reward_before:g}",
+        "reward_after": f"{change.reward_after:g}",
     }
 
 

@@ -8,8 +8,11 @@ from typing import Any, TypeAlias
 
 from esalign.errors import CheckpointError
 from esalign.files import read_json_lines
-from esalign.report.words import ERRORS, Words, as_estimate, words_for
+from esalign.fitness.completions import ERROR_EXAMPLES, ERRORS
+from esalign.report.changes import Changes, find_changes
+from esalign.report.words import Words, as_estimate, words_for
 from esalign.run.statistics import Estimate
+from esalign.run.texts import COMPLETIONS
 
 CONFIG, ENVIRONMENT, DATA, RESULT = "config.yaml", "environment.json", "data.json", "result.json"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -30,6 +33,7 @@ class RunFiles:
         samples: completions, with their generation.
         result: how the run ended; None while it has not.
         notes: what was dropped, changed, cut or assumed of the data, as mappings of kind and text.
+        changes: which test problems were gained and lost; None while the run has not ended.
         broken: what could not be read, in words; the page is written without it.
     """
 
@@ -40,6 +44,7 @@ class RunFiles:
     samples: Sequence[Mapping[str, Any]]
     result: Mapping[str, Any] | None
     notes: Sequence[Mapping[str, Any]] = ()
+    changes: Changes | None = None
     broken: Sequence[str] = ()
 
     @property
@@ -77,6 +82,7 @@ def read_run(folder: Path) -> RunFiles:
         samples=_read_lines(folder / SAMPLES, _is_sample, broken),
         result=None if result is None else _keep(result, _is_result, RESULT, broken),
         notes=_keep(_as_mapping(_read(folder / DATA, broken), DATA, broken), _is_data, DATA, broken).get("notes", ()),
+        changes=find_changes(_read_lines(folder / COMPLETIONS, _is_text, broken, needed="problem")),
         broken=broken,
     )
 
@@ -144,6 +150,8 @@ def _is_section(key: str, value: Any) -> bool:
 
 
 def _is_metric(key: str, value: Any) -> bool:
+    if key == ERROR_EXAMPLES:
+        return isinstance(value, dict)
     nested = key in NESTED or ("/" in key and not key.startswith(ERRORS))
     return _are_numbers(value) if nested else _is_number(value)
 
@@ -154,6 +162,10 @@ def _is_sample(key: str, value: Any) -> bool:
 
 def _is_data(key: str, value: Any) -> bool:
     return key != "notes" or (isinstance(value, list) and all(isinstance(note, dict) for note in value))
+
+
+def _is_text(key: str, value: Any) -> bool:
+    return _is_number(value) if key == "reward" else True
 
 
 def _is_result(key: str, value: Any) -> bool:

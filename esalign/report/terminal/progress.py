@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from esalign.files import read_json_lines
-from esalign.report.words import ERRORS, WORDS, as_estimate, concerns
+from esalign.report.words import WORDS, as_estimate, concerns, sum_errors
 from esalign.run.reporter import About
 from esalign.run.statistics import Estimate
 
@@ -39,7 +39,7 @@ class RunProgress:
         self.words = WORDS[about.kind]
         self.rows: list[Mapping[str, Any]] = []
         self.concerns: list[str] = []
-        self._errors: dict[str, float] = {}
+        self._errors: dict[str, Any] = {}
         self.best: tuple[int, Estimate] | None = None
         self.validated: tuple[int, Estimate] | None = None
         self.received = clock()
@@ -54,9 +54,7 @@ class RunProgress:
             if self.best is None or validation.mean >= self.best[1].mean:
                 self.best = self.validated
         self.rows = [*self.rows, row]  # a new list, as another thread may be drawing the old one
-        for key, value in row.items():
-            if key.startswith(ERRORS):
-                self._errors[key] = self._errors.get(key, 0.0) + (value or 0.0)
+        self._errors = sum_errors([self._errors, row])
         self.concerns = list(concerns({**row, **self._errors}, max_tokens=self.about.max_tokens).values())
         self.received = self._clock()
 
