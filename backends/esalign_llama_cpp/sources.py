@@ -57,7 +57,7 @@ def find_source(
     Raises:
         BackendError: no such model, or one that cannot be converted.
     """
-    path = Path(model)
+    path = Path(model).expanduser()
     if path.is_file() or path.suffix == ".gguf":
         if quantization is not None:
             raise BackendError(
@@ -70,7 +70,7 @@ def find_source(
     if kind in BLOCKS:
         check_rows(config, kind)
     temporary = tempfile.TemporaryDirectory(prefix="esalign-gguf-") if cache is None else None
-    home = Path(temporary.name if temporary else cache or "")
+    home = Path(temporary.name if temporary else cache or "").expanduser()
     home.mkdir(parents=True, exist_ok=True)
     target = home / f"{folder.resolve().name}-{kind}-{fingerprint(folder)[:16]}.gguf"
     try:
