@@ -25,6 +25,13 @@ Targets = Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"
 """Layers of a new adapter: the ends of their names, or all linear ones."""
 
 
+def section_in(annotation: Any) -> type[Section] | None:
+    """Return the section inside an annotation such as ``ProbeSection | None`` or ``tuple[RewardSection, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for inner in getattr(annotation, "__args__", ()) if (found := section_in(inner))), None)
+
+
 class Source(Section):
     """Where problems come from, and how a row becomes one."""
 
