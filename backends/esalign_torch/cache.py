@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 STRIDE = 16  # least number of slots to grow by
 
 
-class RowCacheLayer(DynamicLayer):
+class _RowCacheLayer(DynamicLayer):
     """Keys and values of one layer, in buffers of shape (rows, heads, capacity, features).
 
     transformers' own layer joins the new token to the old ones by a copy of all of them at each step, and drops its
@@ -68,7 +68,7 @@ class RowCache(Cache):
     """
 
     def __init__(self, layers: int, rows: int) -> None:
-        self.row_layers = [RowCacheLayer(rows) for _ in range(layers)]
+        self.row_layers = [_RowCacheLayer(rows) for _ in range(layers)]
         super().__init__(layers=list(self.row_layers))
 
     @property
