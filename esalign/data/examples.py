@@ -251,6 +251,8 @@ def _example(row: Row, where: str, reading: _Reading) -> Example:
     if source.template is not None:
         prompt = apply_template(prompt, columns, source.template, where, reading.empty)
     read = with_system(as_prompt(prompt, where, reading.left_out), source.system_prompt, where)
+    if source.chat and isinstance(read, str):
+        read = ({"role": "user", "content": read},)
     reading.unanswered += columns.get("answer", "") is None
     refuse_surrogates(read, f"{where}: the prompt")
     refuse_surrogates(columns.get("answer"), f"{where}: the answer")
