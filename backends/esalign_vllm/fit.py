@@ -15,6 +15,10 @@ def load_config(model: str, *, trust_remote_code: bool) -> Any:
     Raises:
         BackendError: there is no readable model.
     """
+    if model.endswith(".gguf"):
+        raise BackendError(
+            f"model '{model}' is a GGUF file, which backend 'vllm' does not read here: use 'llama-cpp' or 'torch'"
+        )
     with one_line_errors(f"model '{model}'"):
         from transformers import AutoConfig
 
