@@ -28,7 +28,7 @@ from esalign.run.reporter import Reporter
 from esalign.run.run import order_measures
 from esalign.run.statistics import resolution
 from esalign.run.verify import Verification, save_adapter, verify_adapter
-from esalign.types import Example
+from esalign.types import Example, Message
 
 
 def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interrupts: Sequence[int] = ()) -> Outcome:
@@ -151,8 +151,9 @@ def _concern_of_plain_text(backend: Backend, examples: Sequence[Example]) -> tup
     """Say so when a model that has a chat template is given plain text."""
     if not all(isinstance(example.prompt, str) for example in examples):
         return ()
+    message: Message = {"role": "user", "content": "."}
     try:
-        backend.encode([{"role": "user", "content": "."}])
+        backend.encode((message,))
     except EsalignError:  # no template
         return ()
     advice = "data.chat=true makes chats of them, as a model that is tuned to chat wants"
