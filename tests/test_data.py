@@ -129,6 +129,15 @@ def test_template_surrounds_the_prompt_and_keeps_doubled_braces(tmp_path):
     assert load_examples(source, template="Q: {prompt}")[0].prompt == "Q: What is 0 + 0?"
 
 
+def test_chat_makes_messages_of_text_alone(tmp_path):
+    rows = [{"prompt": "1 + 1"}, {"prompt": [{"role": "user", "content": "2 + 2"}]}]
+    file = tmp_path / "mixed.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = load_examples(str(file), chat=True)
+    assert first.prompt == ({"role": "user", "content": "1 + 1"},)
+    assert second.prompt == ({"role": "user", "content": "2 + 2"},)
+
+
 def test_system_prompt_makes_chat_messages(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", ROWS)
     assert load_examples(source, system_prompt="Be brief.")[0].prompt == (

@@ -17,6 +17,7 @@ from esalign.commands.hub import find_hub
 from esalign.config.run import RunConfig
 from esalign.errors import EsalignError
 from esalign.loop import search
+from esalign.protocols import Backend
 from esalign.report.card import CardFacts
 from esalign.report.words import SEARCH, concerns, concerns_of_step
 from esalign.rewards import audit
@@ -27,6 +28,7 @@ from esalign.run.reporter import Reporter
 from esalign.run.run import order_measures
 from esalign.run.statistics import resolution
 from esalign.run.verify import Verification, save_adapter, verify_adapter
+from esalign.types import Example, Message
 
 
 def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interrupts: Sequence[int] = ()) -> Outcome:
@@ -107,6 +109,7 @@ def plan(config: RunConfig) -> Plan:
                 *audit(validation.pool, validation.examples),
                 *concerns(row, max_tokens=config.sampling.max_tokens).values(),
                 *concerns_of_step(step, proposed),
+                *_concern_of_plain_text(learner.backend, validation.examples),
             ),
             step=step,
             samples=evaluation.samples,
@@ -142,6 +145,19 @@ def _export_beside(adapter: Path, model: str, form: str) -> Verification:
     except EsalignError as error:
         return Verification(False, None, 0, f"the adapter was not written as {form}: {error}")
     return Verification(True, None, 0, note)
+
+
+def _concern_of_plain_text(backend: Backend, examples: Sequence[Example]) -> tuple[str, ...]:
+    """Say so when a model that has a chat template is given plain text."""
+    if not all(isinstance(example.prompt, str) for example in examples):
+        return ()
+    message: Message = {"role": "user", "content": "."}
+    try:
+        backend.encode((message,))
+    except EsalignError:  # no template
+        return ()
+    advice = "data.chat=true makes chats of them, as a model that is tuned to chat wants"
+    return (f"prompts are plain text, which the model continues, though it has a chat template: {advice}",)
 
 
 def _facts(config: RunConfig) -> CardFacts:

@@ -24,7 +24,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = (), *, s
     for file in files:
         merged = merge(merged, read_yaml(file))
     for override in overrides:
-        merged = merge(merged, _parse_override(override))
+        merged = merge(merged, parse_override(override))
     # A section whose keys are all commented out reads as null, and means its defaults.
     sections = {key: value for key, value in merged.items() if value is not None}
     try:
@@ -78,7 +78,7 @@ def _load_yaml(text: str) -> Any:
     return yaml.load(text, Loader)  # noqa: S506  (a safe loader)
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def parse_override(text: str) -> dict[str, Any]:
     """Read ``a.b=value``, the value as YAML, into nested dictionaries."""
     import yaml
 

@@ -44,6 +44,7 @@ class Source(Section):
     columns: dict[str, str] = Field({}, description="Names of columns, as {prompt: theirs, answer: theirs}.")
     template: str | None = Field(None, description="Text around the prompt, e.g. '{prompt}\\nThink step by step.'")
     system_prompt: str | None = Field(None, description="System message; makes chat messages of text prompts.")
+    chat: bool = Field(False, description="Make chat messages of text prompts, as a model that is tuned to chat wants.")
 
 
 class DataSection(Source):
@@ -70,7 +71,7 @@ class DataSection(Source):
         """Give sources of their own what they do not name; config, split and options only where it is one source."""
         if not isinstance(value, Mapping):
             return value
-        reading, choosing = ("columns", "template", "system_prompt"), ("source", "config", "split", "options")
+        reading, choosing = ("columns", "template", "system_prompt", "chat"), ("source", "config", "split", "options")
         filled = dict(value)
         for name in ("validation", "test"):
             own = value.get(name)

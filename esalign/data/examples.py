@@ -13,7 +13,7 @@ from esalign.data.rows import Row, read_rows
 from esalign.errors import DataError
 from esalign.registry import did_you_mean
 from esalign.seeds import Use, generator
-from esalign.types import Example
+from esalign.types import Example, Message
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "prompt": ("prompt", "question", "problem", "instruction", "input"),
@@ -251,6 +251,9 @@ def _example(row: Row, where: str, reading: _Reading) -> Example:
     if source.template is not None:
         prompt = apply_template(prompt, columns, source.template, where, reading.empty)
     read = with_system(as_prompt(prompt, where, reading.left_out), source.system_prompt, where)
+    if source.chat and isinstance(read, str):
+        message: Message = {"role": "user", "content": read}
+        read = (message,)
     reading.unanswered += columns.get("answer", "") is None
     refuse_surrogates(read, f"{where}: the prompt")
     refuse_surrogates(columns.get("answer"), f"{where}: the answer")

@@ -17,7 +17,7 @@ from esalign.run.inputs import find_files
 from esalign.run.reference import score
 from esalign.types import Array, Example, Sampling
 
-PROMPTS, TOKENS = 2, 16  # the shortest of the first problems, and tokens of each completion
+PROMPTS, TOKENS = 2, 16  # the shortest of the first problems; tokens of each completion, and of each prompt
 SHORTEST_OF = 32
 EXACT, ROUNDED = 0.02, 0.2
 """Mean difference of log-probabilities, in nats, from which it is no rounding: in float32, and in other types."""
@@ -46,7 +46,7 @@ def self_test(
         model: the base model.
         space: the search space; None for the bare model.
         candidate: the search vector to compare at, shape (dim,).
-        examples: problems, whose shortest prompts are completed.
+        examples: problems, whose shortest prompts are completed and scored.
 
     Raises:
         BackendError: there is such a difference in float32.
@@ -59,6 +59,8 @@ def self_test(
     try:
         [completions] = backend.generate(candidate[None], prompts, Sampling(max_tokens=TOKENS))
         sequences = [(ids, one.token_ids) for ids, one in zip(prompts, completions, strict=True)]
+        # The prompts' own tokens are likely and unlikely ones, which tell more than a model that repeats itself.
+        sequences += [(ids[:1], ids[1 : TOKENS + 1]) for ids in prompts if len(ids) > 1]
         [scores] = backend.score(candidate[None], sequences)
         found = _ask_transformers(path, space, candidate, sequences, config.dtype)
     except BackendError as error:
@@ -67,7 +69,8 @@ def self_test(
     if found["obstacle"]:
         return
     given, likeliest = (np.concatenate(found[key]) for key in ("given", "likeliest"))
-    scored, chosen = np.abs(np.concatenate(scores) - given).mean(), (likeliest - given).mean()
+    greedy = sum(len(one.token_ids) for one in completions)
+    scored, chosen = np.abs(np.concatenate(scores) - given).mean(), (likeliest - given)[:greedy].mean()
     exact = config.dtype == "float32"
     if max(scored, chosen) <= (EXACT if exact else ROUNDED):
         return

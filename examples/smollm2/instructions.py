@@ -31,7 +31,7 @@ WORDS = "always because before favourite morning never often people quiet simple
 KINDS = ("short", "word", "comma")
 
 
-def make(topics: list[str], seed: int) -> list[dict[str, Any]]:
+def make(topics: list[str], seed: int) -> list[dict[str, str]]:
     """Return problems of all kinds on all topics, in random order, each with what the reward must know."""
     rng = random.Random(seed)
     rows = []
@@ -43,8 +43,8 @@ def make(topics: list[str], seed: int) -> list[dict[str, Any]]:
                     "word": f"Use the word {word} in a sentence about {topic}.",
                     "comma": f"Write one sentence about {topic}. Do not use commas.",
                 }[kind]
-                rows.append({"prompt": [{"role": "user", "content": ask}], "kind": kind, "topic": topic, "word": word})
-    unique = {row["prompt"][0]["content"]: row for row in rows}
+                rows.append({"prompt": ask, "kind": kind, "topic": topic, "word": word})
+    unique = {row["prompt"]: row for row in rows}
     return rng.sample(list(unique.values()), len(unique))
 
 
