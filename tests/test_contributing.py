@@ -105,6 +105,12 @@ def test_the_space_has_a_fingerprint_of_its_options(space):
     assert other.fingerprint != space.fingerprint
 
 
+def test_the_space_is_tied_over_all_its_numbers_and_not_over_layers():
+    assert esalign.make_space("subspace", adapter="embedded", size=5, tie=2).dim == 2
+    with pytest.raises(ConfigError, match="needs a space whose layers have numbers of their own"):
+        esalign.make_space("subspace", adapter="embedded", size=5, tie=2, tie_over="layers")
+
+
 def test_the_space_has_checked_options():
     with pytest.raises(ConfigError, match="option 'size' is 'big', input should be a valid integer"):
         esalign.make_space("subspace", model=None, adapter=str(ADAPTER), size="big")

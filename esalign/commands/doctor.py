@@ -36,9 +36,9 @@ def examine() -> Iterator[str]:
         found = next((f"{package} {_version(package)}" for package in packages if _version(package)), None)
         remedy = f'not installed: pip install "esalign[{extra}]"'
         yield f"  {'ok' if found else '--'}  {use}: {found or remedy}"
-    yield from _plugins()
     for name in registry.names(registry.DOCTOR):
         yield from (f"      {line}" for line in registry.find(registry.DOCTOR, name)())
+    yield from _plugins()
 
 
 def _plugins() -> Iterator[str]:

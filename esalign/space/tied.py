@@ -42,6 +42,10 @@ class TiedSpace:
         if over not in ("all", "layers"):
             raise ConfigError(f"tie_over is {over!r}, expected 'all' or 'layers'")
         sizes = [space.dim] if over == "all" else [module.a.count + module.b.count for module in space.modules]
+        if sum(sizes) != space.dim:
+            raise ConfigError(
+                "tie_over 'layers' needs a space whose layers have numbers of their own: set tie_over: all"
+            )
         if not 1 <= tie <= min(sizes):
             what = "the space has" if over == "all" else "the smallest layer of the space has"
             raise ConfigError(f"tie is {tie}, expected 1 to {min(sizes)}, as {what} no more numbers")
