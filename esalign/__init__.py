@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from esalign.protocols import Space as Space
     from esalign.registry import load_backend as load_backend
     from esalign.registry import make_optimizer as make_optimizer
-    from esalign.registry import make_space as make_space
     from esalign.rewards import load_reward as load_reward
     from esalign.space import SvdLora as SvdLora
+    from esalign.space import make_space as make_space
     from esalign.types import Completion as Completion
     from esalign.types import Evaluation as Evaluation
     from esalign.types import Example as Example
@@ -37,7 +37,7 @@ _HOMES = {
     "load_backend": "registry",
     "load_reward": "rewards",
     "make_optimizer": "registry",
-    "make_space": "registry",
+    "make_space": "space",
     "search": "loop",
 }
 

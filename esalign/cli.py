@@ -35,7 +35,8 @@ Config = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[CONFIG.yaml ...] [section.key=value ...]",
-        help="YAML files, the later over the earlier, and single values over them. None: the embedded quickstart.",
+        help="YAML files, the later over the earlier, and single values over them. Neither files nor model.path: the "
+        "embedded quickstart.",
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as runs/quickstart.")]
@@ -50,9 +51,15 @@ def main() -> None:
         _fail(str(error))
     except OSError as error:  # a full disk, a folder without permission
         where = f" '{error.filename}'" if error.filename else ""
-        _fail(f"{error.strerror or error}{where}; what was written before is whole, so a run can go on with --resume")
+        _fail(_with_notes(f"{error.strerror or error}{where}", error))
     except MemoryError as error:
-        _fail(f"out of memory ({error or 'no details'}): use a smaller population, fewer problems or a smaller model")
+        advice = "use a smaller population, fewer problems or a smaller model"
+        _fail(_with_notes(f"out of memory ({error or 'no details'}): {advice}", error))
+
+
+def _with_notes(text: str, error: BaseException) -> str:
+    """Return text with what was noted on an error, such as that a run can go on."""
+    return "; ".join([text, *getattr(error, "__notes__", ())])
 
 
 def _show_version(wanted: bool) -> None:
@@ -160,10 +167,11 @@ def evaluate(
         result = judge(settings, adapter=None if no_adapter else adapter or settings.model.adapter, split=split)
     console.print(f"score      {result.estimate}  ({result.estimate.count} problems)")
     console.print(
-        f"tokens     {result.generated_tokens:,} generated, {result.truncated:.1%} of answers cut at the limit"
+        f"tokens     {result.generated_tokens:,} generated, {result.truncated:.1%} of completions cut at the limit"
     )
     for name, count in result.errors.items():
-        console.print(f"[yellow]errors[/]     {name}: {count} answers")
+        line = f"errors     {name}: {count} completions: {result.error_examples.get(name)}"
+        console.print(line, style="yellow", markup=False)
 
 
 @app.command()
@@ -203,7 +211,7 @@ def init(
         raise ConfigError(f"there is no folder '{file.parent}' to write '{file.name}' to")
     if file.exists() and not force:
         raise ConfigError(f"'{file}' exists: name another file, or use --force")
-    write_atomically(file, commented_config().encode())
+    write_atomically(file, commented_config(file.stem).encode())
     _console().print(f"wrote {file}: edit model, data and rewards, then `esalign run {file} --dry-run`")
 
 
@@ -223,7 +231,8 @@ def _show_outcome(console: Any, outcome: Any, **options: Any) -> None:
     if outcome.result is None:
         console.print(f"interrupted, and saved: go on with --resume ({outcome.folder})")
         raise typer.Exit(INTERRUPTED)
-    terminal.show_result(console, outcome.result, outcome.verification, outcome.folder, **options)
+    saved = outcome.saved.name
+    terminal.show_result(console, outcome.result, outcome.verification, outcome.folder, saved=saved, **options)
 
 
 def _read_run_config(arguments: Sequence[str], backend: str | None) -> Any:
@@ -234,7 +243,9 @@ def _read_run_config(arguments: Sequence[str], backend: str | None) -> Any:
     files, overrides = split_arguments(arguments)
     if backend:
         overrides.append(f"backend.name={backend}")
-    return load_config(files or [str(asset("quickstart.yaml"))], overrides, schema=RunConfig)
+    own_model = any(override.startswith("model.path=") for override in overrides)
+    quickstart = [] if own_model else [str(asset("quickstart.yaml"))]
+    return load_config(files or quickstart, overrides, schema=RunConfig)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -275,8 +286,8 @@ def _first_interrupt(reporter: Any) -> Iterator[list[int]]:
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield seen
-    except KeyboardInterrupt:  # typer would exit without a word
-        print("stopped; the run goes on with --resume", file=sys.stderr)  # noqa: T201
+    except KeyboardInterrupt as error:  # typer would exit without a word
+        print(_with_notes("stopped", error), file=sys.stderr)  # noqa: T201
         raise typer.Exit(INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGINT, before)
@@ -290,7 +301,12 @@ def _console() -> Any:
 
 def _be_quiet() -> None:
     """Keep the libraries' progress bars, advice and warnings off the user's terminal; our own are shown in one line."""
-    for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY"):
+    for variable in (
+        "TQDM_DISABLE",
+        "HF_HUB_DISABLE_PROGRESS_BARS",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS",
+        "HF_HUB_DISABLE_TELEMETRY",
+    ):
         os.environ.setdefault(variable, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

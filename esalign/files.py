@@ -55,8 +55,12 @@ class JsonLines:
         write_atomically(self._file, text.encode())
 
 
-def read_json_lines(file: Path) -> list[dict[str, Any]]:
+def read_json_lines(file: Path, *, skipped: list[int] | None = None) -> list[Any]:
     """Read all whole lines of a file; a torn last line, as a kill leaves it, is passed over.
+
+    Args:
+        file: its path; one that is not there has no lines.
+        skipped: where to put the numbers of other lines that are not JSON; None for an error.
 
     Raises:
         CheckpointError: a line before the last is not JSON.
@@ -67,9 +71,11 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
+        except (json.JSONDecodeError, RecursionError) as error:
+            if number < len(lines) and skipped is None:
                 raise CheckpointError(f"'{file}' line {number} is not JSON: {error}") from error
+            if number < len(lines) and skipped is not None:
+                skipped.append(number)
     return rows
 
 

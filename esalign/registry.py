@@ -7,16 +7,15 @@ A distribution offers a plug-in in its ``pyproject.toml``:
 """
 
 import difflib
+import functools
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from esalign.errors import ConfigError, MissingPackageError
-
-if TYPE_CHECKING:
-    from esalign.protocols import Backend, Optimizer, Space
+from esalign.protocols import Backend, Fitness, Optimizer, Space
 
 BACKENDS = "esalign.backends"
 OPTIMIZERS = "esalign.optimizers"
@@ -25,7 +24,13 @@ FITNESS = "esalign.fitness"
 SPACES = "esalign.spaces"
 FORMATS = "esalign.formats"
 DOCTOR = "esalign.doctor"
+PLUGS = {BACKENDS: Backend, OPTIMIZERS: Optimizer, SPACES: Space, FITNESS: Fitness}
 NEVERGRAD = "nevergrad"
+
+DEFAULT_SIGMA = 0.5
+"""First step size where a space names none of its own."""
+DEFAULT_POPULATION = 24
+"""Candidates of a generation."""
 
 
 def names(group: str) -> list[str]:
@@ -47,7 +52,7 @@ def find(group: str, name: str) -> Any:
     point = entry_point(group, name)
     try:
         return point.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a plug-in's module does on import
         raise import_failure(point, error) from error
 
 
@@ -73,7 +78,8 @@ def import_failure(point: EntryPoint, error: Exception) -> Exception:
     if isinstance(error, MissingPackageError):
         return error
     if not isinstance(error, ModuleNotFoundError) or not error.name:
-        return ConfigError(f"{user} is broken: {point.value} cannot be imported: {error}")
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return ConfigError(f"{user} is broken: {point.value} cannot be imported: {reason}")
     package = error.name.partition(".")[0]
     if package == point.module.partition(".")[0]:
         return ConfigError(f"{user} is broken: {point.value} does not exist; reinstall the package that offers it")
@@ -114,7 +120,8 @@ def check_options(user: str, factory: Callable[..., Any], options: Mapping[str, 
 
     Args:
         user: what the options are for, e.g. ``"optimizer 'cma-es'"``.
-        factory: the class or function that will get them. One that takes ``**kwargs`` judges them itself.
+        factory: the class or function that will get them. One that takes ``**kwargs`` judges by itself what it does not
+            name.
         options: the user's options.
         reserved: parameters that are no options, as the caller fills them in.
 
@@ -122,9 +129,10 @@ def check_options(user: str, factory: Callable[..., Any], options: Mapping[str, 
         ConfigError: an unknown option, or a value of the wrong type.
     """
     parameters = inspect.signature(factory).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
     taken = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        _check_types(user, factory, {name: value for name, value in options.items() if name in taken})
+        return
     known = sorted(taken - set(reserved))
     for name in options:
         if name not in known:
@@ -171,8 +179,15 @@ def merge(user: str, settings: Mapping[str, Any], options: Mapping[str, Any]) ->
 
 
 def make_optimizer(
-    name: str, /, *, dim: int, sigma: float = 0.3, population: int = 24, seed: int = 0, **options: Any
-) -> "Optimizer":
+    name: str,
+    /,
+    *,
+    dim: int,
+    sigma: float = DEFAULT_SIGMA,
+    population: int = DEFAULT_POPULATION,
+    seed: int = 0,
+    **options: Any,
+) -> Optimizer:
     """Make an optimiser by name.
 
     Args:
@@ -185,21 +200,19 @@ def make_optimizer(
         **options: the optimiser's own, see `docs/optimizers.md`.
 
     Raises:
-        ConfigError: an unknown name or option.
+        ConfigError: an unknown name or option, or a plug-in that is no optimiser.
         OptimizerError: settings that the optimiser refuses.
     """
     family, colon, member = name.partition(":")
     user = f"optimizer {name!r}"
     if colon and family != NEVERGRAD:
         raise ConfigError(f"unknown {user}: only nevergrad has a second name, as in 'nevergrad:TwoPointsDE'")
-    factory = find(OPTIMIZERS, family)
     settings: dict[str, Any] = {"dim": dim, "sigma": sigma, "population": population, "seed": seed}
     if family == NEVERGRAD:
         if not member:
             raise ConfigError(f"{user} needs a second name, as in 'nevergrad:TwoPointsDE'")
         settings["name"] = member
-    check_options(user, factory, options, reserved=settings)
-    optimizer: Optimizer = factory(**settings, **options)
+    optimizer: Optimizer = make_plug(OPTIMIZERS, family, settings, options, user=user)
     return optimizer
 
 
@@ -208,11 +221,11 @@ def load_backend(
     /,
     *,
     model: Any,
-    space: "Space | None",
+    space: Space | None,
     dtype: str | None = None,
     device: str | None = None,
     **options: Any,
-) -> "Backend":
+) -> Backend:
     """Start an inference engine by name.
 
     Args:
@@ -226,34 +239,82 @@ def load_backend(
         **options: the engine's own.
 
     Raises:
-        ConfigError: an unknown name or option.
+        ConfigError: an unknown name or option, or a plug-in that is no backend.
         MissingPackageError: the engine's package is not installed.
         BackendError: the engine cannot hold this model.
     """
-    factory = find(BACKENDS, name)
-    check_options(f"backend {name!r}", factory, options, reserved=("model", "space", "dtype", "device"))
-    chosen = {key: value for key, value in (("dtype", dtype), ("device", device)) if value is not None}
-    try:
-        backend: Backend = factory(model=model, space=space, **chosen, **options)
-    except ModuleNotFoundError as error:  # an engine imports its package on use, which is here
-        raise import_failure(entry_point(BACKENDS, name), error) from error
+    backend: Backend = make_plug(
+        BACKENDS, name, {"model": model, "space": space}, options, defaults={"dtype": dtype, "device": device}
+    )
     return backend
 
 
-def make_space(name: str, /, *, model: str | None = None, adapter: str | None = None, **options: Any) -> "Space":
-    """Make a search space by name.
+def make_fitness(
+    name: str, parts: Any, /, *, prompts: int | None = None, samples: int | None = None, **options: Any
+) -> Fitness:
+    """Make a fitness by name.
 
     Args:
-        name: ``svd-lora``, or what an installed plug-in offers in the entry-point group ``esalign.spaces``.
-        model: the base model: a Hugging Face id, a folder or a GGUF file.
-        adapter: the LoRA adapter to start from: a PEFT folder or hub id, or a GGUF file.
-        **options: the space's own.
+        name: ``reward``, ``surrogate``, ``distillation``, or what an installed plug-in offers in the entry-point group
+            ``esalign.fitness``.
+        parts: what every fitness is made of, an `esalign.fitness.FitnessParts`.
+        prompts: problems per generation; the fitness's default unless given.
+        samples: completions per problem; the fitness's default unless given.
+        **options: the fitness's own.
 
     Raises:
-        ConfigError: an unknown name or option.
-        AdapterError: the space refuses the adapter.
+        ConfigError: an unknown name or option, or a plug-in that is no fitness.
     """
-    factory = find(SPACES, name)
-    check_options(f"space {name!r}", factory, options, reserved=("model", "adapter"))
-    space: Space = factory(model=model, adapter=adapter, **options)
-    return space
+    sizes = {"prompts": prompts, "samples": samples}
+    fitness: Fitness = make_plug(FITNESS, name, {}, options, first=(parts,), defaults=sizes)
+    return fitness
+
+
+def make_plug(
+    group: str,
+    name: str,
+    settings: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    user: str = "",
+    first: tuple[Any, ...] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> Any:
+    """Make a plug, and refuse one that lacks a member of its protocol.
+
+    Args:
+        group: its entry-point group.
+        name: its name there.
+        settings: what esalign fills in.
+        options: the user's.
+        user: what the plug is called in errors; its noun and name unless given.
+        first: what esalign fills in by position.
+        defaults: what esalign fills in where it is not None.
+
+    Raises:
+        ConfigError: an unknown name or option, or what is made lacks a member.
+        MissingPackageError: it needs a package that is not installed.
+    """
+    factory, user = functools.partial(find(group, name), *first), user or f"{noun(group)} {name!r}"
+    chosen = {key: value for key, value in (defaults or {}).items() if value is not None}
+    check_options(user, factory, options, reserved=(*settings, *(defaults or {})))
+    arguments = {**settings, **chosen, **options}
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{user} cannot be made with {', '.join(arguments)}: {error}") from None
+    try:
+        plug = factory(**arguments)
+    except ModuleNotFoundError as error:  # packages are imported on use, which is here
+        raise import_failure(entry_point(group, name), error) from error
+    protocol = PLUGS[group]
+    missing = [member for member in vars(protocol) if not member.startswith("_") and not _has(plug, member)]
+    if missing:
+        raise ConfigError(f"{user} lacks {', '.join(missing)}: see esalign.protocols.{protocol.__name__}")
+    return plug
+
+
+def _has(plug: Any, member: str) -> bool:
+    """Say whether a plug has a member, which is not computed for this where it is a property."""
+    absent = object()
+    return inspect.getattr_static(plug, member, absent) is not absent or hasattr(plug, member)

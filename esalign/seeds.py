@@ -20,6 +20,8 @@ class Use(IntEnum):
     PROBE = 10
     KL_TO_START = 11
     NEW_ADAPTER = 12
+    TIE = 13
+    FIRST_STEP = 14
 
 
 def derive(seed: int, use: Use, *parts: int) -> int:

@@ -113,7 +113,8 @@ class Evaluation:
 
     Args:
         fitness: shape (population,), finite, to be maximised.
-        metrics: scalars for the metrics file, e.g. ``reward_std`` or ``reward_errors``.
+        metrics: numbers for the metrics file, e.g. ``reward_std`` or ``errors/math/timeout``; and ``error_examples``, a
+            message of each kind of error.
         generated_tokens: tokens that the engine generated for this evaluation.
         scored_tokens: tokens that the engine read teacher-forced for it.
         prompt_tokens: prompt tokens that the engine read for it.
@@ -121,7 +122,7 @@ class Evaluation:
     """
 
     fitness: Array
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
     generated_tokens: int = 0
     scored_tokens: int = 0
     prompt_tokens: int = 0

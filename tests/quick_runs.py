@@ -30,7 +30,7 @@ def write_quick_run(folder: Path, **changes: Any) -> RunConfig:
     write_atomically(folder / "reward.py", reward.encode())
     raw: dict[str, Any] = {
         "model": {"path": "fake", "adapter": str(folder / "adapter")},
-        "backend": {"name": "fake"},
+        "backend": {"name": "fake", "self_test": 0},
         "data": {"source": str(folder / "data.jsonl"), "validation_size": 8, "test_size": 16},
         "rewards": [{"name": f"{folder / 'reward.py'}:variety"}],
         "scoring": {"workers": 0},
@@ -53,22 +53,28 @@ def as_float32(rng: np.random.Generator, *shape: int) -> Any:
 class Recorder:
     """A reporter that keeps what it is told, and can stop a run by an error after some generations."""
 
-    def __init__(self, *, fail_after: int | None = None) -> None:
+    def __init__(self, *, fail_after: int | None = None, error: BaseException | None = None) -> None:
         self.rows: list[Any] = []
         self.warnings: list[str] = []
-        self._fail_after = fail_after
+        self.stages: dict[str, tuple[int, int]] = {}
+        self._fail_after, self._error = fail_after, error or KeyboardInterrupt()
 
     def start(self, config: Any, folder: Path, done: int) -> None:
         """Nothing to keep."""
 
-    def stage(self, text: str) -> None:
-        """Nothing to keep."""
+    def stage(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Keep what was said last of each stage."""
+        self.stages[text] = (done, total)
 
     def generation(self, row: Any) -> None:
         """Keep a generation's metrics."""
         self.rows.append(row)
         if len(self.rows) == self._fail_after:
-            raise KeyboardInterrupt
+            self.fail()
+
+    def fail(self, *_: Any) -> None:
+        """Raise the error."""
+        raise self._error
 
     def warn(self, text: str) -> None:
         """Keep a warning."""
@@ -82,13 +88,14 @@ def run_quickly(
     reporter: Any = None,
     resume: bool = False,
     with_report: bool = False,
+    check: Any = None,
 ) -> Outcome:
     """Run a configuration to its end, by default without its report, whose plots take longer than all the rest.
 
-    The last step, in which transformers answers again with the saved adapter, has no model to load, and is left out.
+    For the last step, in which transformers answers with the saved adapter, there is no model: check stands for it.
     """
     verification = Verification(good=True, agreement=1.0, count=4, note="not compared")
-    monkeypatch.setattr(command, "verify_adapter", lambda *_, **__: verification)
+    monkeypatch.setattr(command, "verify_adapter", check or (lambda *_, **__: verification))
     if not with_report:
         monkeypatch.setattr(drive, "write_report", lambda _folder: None)
     return command.align(config, reporter=reporter or Recorder(), resume=resume)

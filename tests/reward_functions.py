@@ -1,7 +1,9 @@
 """Rewards that the tests load by path and by module, well behaved and not."""
 
+import asyncio
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -29,6 +31,18 @@ def _obey(completion):  # noqa: C901  (a flat list of misdeeds)
             raise KeyError("no such thing")
         case "exit":
             sys.exit(3)
+        case "interrupt":
+            raise KeyboardInterrupt
+        case "cancel":
+            raise asyncio.CancelledError
+        case "hang on":
+            try:
+                time.sleep(600)
+            except BaseException:  # noqa: BLE001  (as careless rewards do)
+                time.sleep(600)
+        case "Ctrl-C":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(600)
         case "die":
             os._exit(1)
         case "nan":
@@ -68,8 +82,62 @@ def one_number(completions, **_):
     return 1.0
 
 
+def a_mapping(completions, **_):
+    return dict.fromkeys(completions, 1.0)
+
+
+def a_set(completions, **_):
+    return {1.0 for _ in completions}
+
+
+def some_bytes(completions, **_):
+    return b"1" * len(completions)
+
+
+def of_chats(completions, **_):
+    """Score as TRL's rewards for chats do."""
+    return [float(completion[0]["content"] == "4") for completion in completions]
+
+
+def of_texts(completions: list[str], **_):
+    return [float(completion == "4") for completion in completions]
+
+
+def by_tokens(completions, completion_ids, trainer_state):
+    """Show what a run gives beside texts, as TRL does."""
+    return [len(ids) + 100.0 * trainer_state.global_step + trainer_state.max_steps / 1000 for ids in completion_ids]
+
+
+def with_columns(completions, budget: int = 200, **columns):
+    return [float(budget) for _ in completions]
+
+
+def with_answer(completions, answer, budget=200):
+    return [float(completion == right) for completion, right in zip(completions, answer, strict=True)]
+
+
+def mentions_the_answer(completions, answer):
+    return [float(right in completion) for completion, right in zip(completions, answer, strict=True)]
+
+
+def says_any_number(completions, answer):
+    return [float(any(char.isdigit() for char in completion)) for completion in completions]
+
+
+def short(completions):
+    return [-float(len(completion)) for completion in completions]
+
+
+def first_word(completions):
+    return [float(completion.split()[0] == "The") for completion in completions]
+
+
 async def asynchronous(completions, **_):
     return [1.0 for _ in completions]
+
+
+def compute_nothing(solution_str, ground_truth):
+    return {"reward": 1.0}
 
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):

@@ -36,7 +36,7 @@ def write_run(folder: Path, **changes: Any) -> Path:
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
         "model": {"path": str(folder / "model"), "adapter": str(folder / "adapter")},
-        "backend": {"dtype": "float32", "device": "cpu"},
+        "backend": {"dtype": "float32", "device": "cpu", "self_test": 0},
         "data": {"source": str(folder / "data.jsonl"), "validation_size": 8, "test_size": 16},
         "rewards": [{"name": f"{folder / 'reward.py'}:variety"}],
         "scoring": {"workers": 0},

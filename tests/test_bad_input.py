@@ -76,7 +76,7 @@ MISTAKES = [
     (["fitness={name: surrogate, options: {pairs: 0}}"], "at least 1"),
     (["fitness={name: distillation, options: {teacher: {folder}/model, steps: 900}}"], "never end"),
     (["run.tracker=wandb"], "pip install"),
-    (["run.name=.."], "match pattern"),
+    (["run.name=.."], "expected the name of a folder: letters, digits"),
     (["{folder}/twice.yaml"], "'generations' is given twice"),
     (["{folder}/braces.yaml"], "unhashable key"),
     (["optimizer.sigma=.inf"], "finite"),
@@ -148,6 +148,14 @@ def test_a_reward_that_fails_is_counted_and_shown_and_the_run_goes_on(tmp_path, 
     assert "shaky" in done.stdout
 
 
+def test_a_run_that_never_began_is_not_told_to_resume(folder):
+    done = esalign("run", folder / "run.yaml", f"run.dir={folder / 'data.jsonl'}")  # a file is in the way
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: Not a directory")
+    assert done.stderr.count("\n") == 1
+    assert "resume" not in done.stderr
+
+
 def test_a_disk_without_room_is_one_line_and_the_run_resumes_where_it_was(tmp_path):
     file = write_run(tmp_path, run__generations=2)
     assert esalign("run", file).returncode == 0
@@ -157,6 +165,7 @@ def test_a_disk_without_room_is_one_line_and_the_run_resumes_where_it_was(tmp_pa
     done = esalign("run", file, "--resume", "run.generations=4", room=room)
     assert done.returncode == 2
     assert done.stderr.startswith("error: File too large")
+    assert "the run goes on with --resume" in done.stderr
     assert "Traceback" not in done.stderr
     assert {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()} == kept
     assert esalign("run", file, "--resume", "run.generations=4").returncode == 0

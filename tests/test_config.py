@@ -1,5 +1,6 @@
 """The configuration is strict, and says what is wrong in one line."""
 
+import json
 import re
 from pathlib import Path
 
@@ -92,6 +93,39 @@ def test_commented_config_is_a_valid_run_with_the_defaults(tmp_path):
     uncommented = re.sub(r"^(\s*)# (\w+: )", r"\1\2", commented_config(), flags=re.MULTILINE)
     keys = yaml.safe_load(uncommented)
     assert set(keys) == set(RunConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("two", "two"),
+        ("my run (2)", "my-run-2-"),
+        ("007", "007"),
+        ("1e3", "1e3"),
+        ("yes", "yes"),
+        (".hidden", "hidden"),
+        ("größe", "größe"),
+        ('a"b', "a-b"),
+        ("---", "my-run"),
+        ("x" * 250, "x" * 50),
+    ],
+)
+def test_the_commented_config_calls_its_runs_after_its_file(tmp_path, file, name):
+    (tmp_path / "file.yaml").write_text(commented_config(file))
+    assert load_config([tmp_path / "file.yaml"], schema=RunConfig).run.name == name
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", "..", ".a", "-a", "", "a\n", "ä" * 101, "x" * 201])
+def test_a_run_that_cannot_be_called_so_is_told_in_words(good, name):
+    with pytest.raises(ConfigError) as caught:
+        load_config([good], [f"run.name={json.dumps(name)}"], schema=RunConfig)
+    assert "expected the name of a folder: letters, digits, '_', '-' and '.'" in str(caught.value)
+    assert "pattern" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a", "7b-run.2", "_x", "größe", "x" * 200])
+def test_a_run_may_be_called_by_letters_digits_and_marks(good, name):
+    assert load_config([good], [f"run.name={json.dumps(name)}"], schema=RunConfig).run.name == name
 
 
 def test_the_reference_page_is_up_to_date():

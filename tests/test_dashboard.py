@@ -119,8 +119,8 @@ def test_the_last_frame_stays_and_the_cursor_comes_back(tmp_path):
 
 
 def test_the_stage_is_shown_until_the_next_generation(dashboard):
-    dashboard.stage("judging the result")
-    assert "judging the result" in frame(dashboard)
+    dashboard.stage("judging the result", 1200, 3000)
+    assert "judging the result: 1,200 of 3,000" in frame(dashboard)
     dashboard.generation(searched(4))
     assert "judging the result" not in frame(dashboard)
 
@@ -152,8 +152,8 @@ def test_worries_are_shown_and_errors_are_summed(dashboard):
     dashboard.generation(searched(4, **{"errors/math (timeout)": 2}))
     dashboard.generation({**searched(5, **{"errors/math (timeout)": 3}), "truncated": 0.43})
     shown = " ".join(frame(dashboard).replace("│", " ").split())
-    assert "! 5 answers could not be scored (math (timeout))" in shown
-    assert "! 43% of answers were cut at the limit of 32 tokens: raise sampling.max_tokens?" in shown
+    assert "! 5 completions could not be scored (math (timeout))" in shown
+    assert "! 43% of completions were cut at the limit of 32 tokens: raise sampling.max_tokens?" in shown
 
 
 def test_time_left_is_measured_generations_and_the_final_judgement(tmp_path):
@@ -208,10 +208,25 @@ def test_plain_output_is_one_line_an_event_without_escapes(tmp_path):
     assert lines[2].startswith("start | validation 0.200 [0.150, 0.250] | test, greedy 0.210")
     assert lines[3].startswith(" 1/20 | fitness 0.210 max 0.500 std 0.050 | sigma 0.3 | 1,500 tokens/s")
     assert lines[4].endswith("validation 0.300 [0.250, 0.350], start 0.200, best so far")
-    assert lines[5] == "warning: 50% of answers were cut at the limit of 32 tokens: raise sampling.max_tokens?"
+    assert lines[5] == "warning: 50% of completions were cut at the limit of 32 tokens: raise sampling.max_tokens?"
     assert lines[6].startswith(" 3/20")
     assert lines[7:] == ["warning: something with two lines"]
     assert "\x1b" not in printed(console)
+
+
+def test_plain_output_says_once_a_minute_how_far_a_stage_is():
+    console, now = make_console(terminal=False), [0.0]
+    reporter = PlainReporter(console, clock=lambda: now[0])
+    for second in range(0, 150, 10):
+        now[0] = float(second)
+        reporter.stage("judging the start", second // 10, 1000)
+    reporter.stage("loading")
+    assert printed(console).splitlines() == [
+        "judging the start",
+        "judging the start: 6 of 1,000",
+        "judging the start: 12 of 1,000",
+        "loading",
+    ]
 
 
 def test_a_distillation_has_updates_and_shows_what_it_recorded(tmp_path):
@@ -263,7 +278,7 @@ def make_result(*, gain=0.1, half=0.04, generation=12, probe=-0.02):
     return Result("all 20 generations done", generation, comparisons, (), 0.0312, totals)
 
 
-GOOD = Verification(good=True, agreement=1.0, count=32, note="32 of 32 greedy answers equal the engine's")
+GOOD = Verification(good=True, agreement=1.0, count=32, note="32 of 32 greedy completions equal the engine's")
 
 
 @pytest.mark.parametrize("width", [80, 100, 130, 160])
@@ -285,11 +300,19 @@ def test_the_final_table_fits_and_shows_both_sides(width):
         "1,234,567 generated",
         "4 min 10 s of search",
         "2.0 GiB",
-        "32 of 32 greedy answers equal the engine's",
+        "32 of 32 greedy completions equal the engine's",
         "runs/quickstart/adapter",
         "runs/quickstart/report.html",
     ):
         assert expected in text
+
+
+def test_what_was_saved_is_told_by_its_own_name():
+    console = make_console(width=100)
+    show_result(console, make_result(), GOOD, Path("runs/quickstart"), saved="model")
+    shown = printed(console)
+    assert "runs/quickstart/model" in shown
+    assert "adapter" not in shown
 
 
 def test_a_gain_that_may_be_chance_and_a_start_that_was_best_are_said_plainly():
@@ -310,7 +333,7 @@ def test_long_paths_are_printed_whole():
     assert str(folder / "report.html") in printed(console)
 
 
-def test_a_plan_shows_its_size_and_sample_answers():
+def test_a_plan_shows_its_size_and_sample_completions():
     sample = Sample("What is 6 * 7?", "42", 1.0)
     config = RunConfig.model_validate(
         {"model": {"path": "m", "adapter": "a"}, "data": {"source": "d.jsonl"}, "rewards": [{"name": "math"}]}

@@ -28,7 +28,7 @@ class Silent:
     def start(self, config, folder, done):
         self.done = done
 
-    def stage(self, text):
+    def stage(self, text, done=0, total=0):
         pass
 
     def generation(self, row):
@@ -89,6 +89,7 @@ def test_a_distillation_writes_the_files_of_a_run(finished):
         "checkpoints",
         "config.yaml",
         "environment.json",
+        "inputs.json",
         "metrics.jsonl",
         "report.html",
         "result.json",
@@ -179,6 +180,7 @@ def test_all_weights_can_learn_and_are_saved_as_a_model(models, tmp_path):
     changed = [not torch.equal(a, b) for a, b in zip(learnt.parameters(), start.parameters(), strict=True)]
     assert all(changed) or outcome.result.generation == 0
     assert (outcome.folder / "model" / "tokenizer.json").exists()
+    assert outcome.saved == outcome.folder / "model"
 
 
 def test_a_student_can_start_from_an_adapter(finished, models, tmp_path):

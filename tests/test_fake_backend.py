@@ -15,7 +15,7 @@ from esalign.testing.fake import END, VOCAB, ByteTokenizer
 from esalign.types import Sampling
 
 DIM = 5
-NEEDS_TRANSFORMERS = {"answers_as_the_folded_adapter_does", "scores_as_the_folded_adapter_does"}
+NEEDS_TRANSFORMERS = {"completes_as_the_folded_adapter_does", "scores_as_the_folded_adapter_does"}
 
 
 class OwnReference:

@@ -21,7 +21,7 @@ from esalign_llama_cpp.vocabulary import name_of_cutter
 from models import ATTENTION, MLP, make_model, make_tiny, make_tokenizer
 
 from esalign.errors import AdapterError
-from esalign.space import SvdLora
+from esalign.space import BaseSvd, SvdLora
 from esalign.space.adapter import Adapter, LoraModule, read_adapter, write_adapter
 from esalign.testing import Reference
 from esalign.types import Sampling
@@ -107,6 +107,15 @@ def _randomise_vectors(folder):
         if tensor.ndim == 1:
             tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=0.3)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_a_space_of_the_weights_is_the_same_from_a_folder_and_from_a_gguf_file(tmp_path, architecture):
+    model = make_model(tmp_path / "model", architecture)
+    file = convert_model(model, tmp_path / "model.gguf")
+    one, other = (BaseSvd(str(source), rank=2, targets="all-linear") for source in (model, file))
+    assert [module.name for module in one.modules] == [module.name for module in other.modules]
+    assert one.fingerprint == other.fingerprint
 
 
 def test_there_are_biases_to_be_permuted(tmp_path):

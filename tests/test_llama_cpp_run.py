@@ -1,8 +1,12 @@
 """A run on llama.cpp, from the command line: it survives a kill, adds no noise, and refuses mistakes in one line."""
 
 import json
+import subprocess
+import sys
 
+import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
@@ -52,6 +56,43 @@ def test_a_run_needs_no_hugging_face_model_and_its_result_goes_back_to_gguf(fold
     for ours, theirs in zip(best.modules, read_adapter(run / "adapter").modules, strict=True):
         assert ours.name == theirs.name
         assert (ours.A == theirs.A).all()
+
+
+WITHOUT_TORCH = """
+import sys
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NoTorch())
+from esalign.cli import main
+main()
+"""
+
+
+def test_a_gguf_file_prompts_and_a_reward_are_enough_and_torch_is_not_needed(folder, tmp_path):
+    model = convert_model(folder / "model", tmp_path / "alone.gguf")
+    arguments = [
+        *("run", "--backend", "llama-cpp", f"model.path={model}", f"data.source={folder / 'data.jsonl'}"),
+        *(f"rewards={folder / 'reward.py'}:variety", "space.rank=2", "backend.options={threads: 1}"),
+        *("data.validation_size=8", "data.test_size=16", "fitness.prompts=4", "sampling.max_tokens=8"),
+        *("optimizer.population=4", "run.generations=2", f"run.dir={tmp_path}", "run.name=alone"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    run = tmp_path / "alone"
+    assert "the engine's own factors" in json.loads((run / "result.json").read_text())["verification"]["note"]
+    assert (run / "report.html").is_file()
+    assert yaml.safe_load((run / "config.yaml").read_text())["space"]["name"] == "base-svd"
+    # The file that llama.cpp loads with --lora says the same as the PEFT folder.
+    written = lora.read_gguf_adapter(run / "adapter.gguf", model)
+    for ours, theirs in zip(written.modules, read_adapter(run / "adapter").modules, strict=True):
+        assert ours.name == theirs.name
+        np.testing.assert_allclose(ours.B @ ours.A * ours.scaling, theirs.B @ theirs.A * theirs.scaling, atol=1e-6)
 
 
 def refused(done, *told):

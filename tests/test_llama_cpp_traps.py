@@ -1,8 +1,10 @@
-"""Every way in which the llama.cpp engine could give wrong results quietly, each with a test of its guard."""
+"""Every way in which the llama.cpp engine could give wrong results quietly, each with a test of its guard.
+
+Those of an unknown memory layout are in `test_llama_cpp_layout.py`.
+"""
 
 import ctypes
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,249 +13,266 @@ import pytest
 pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
-from esalign_llama_cpp import LlamaCppBackend, convert_model, tensors
+from esalign_llama_cpp import switch
 from esalign_llama_cpp.context import Context
 from esalign_llama_cpp.decoder import Decoder, common_prefix
 from esalign_llama_cpp.library import CONTINUED, ERROR, WARNING, Log, load_library
-from esalign_llama_cpp.model import GgufModel
 from esalign_llama_cpp.options import default_threads
-from esalign_llama_cpp.switch import AdapterFile, InPlaceSwitch, free_adapter, load_adapter, make_sides
-from esalign_llama_cpp.tensors import LayoutError, find_tensors
-from models import ATTENTION, MLP, make_tiny
+from llama_cpp_lab import PROMPTS, complete, draw, engines, open_lab
+from watching import watch
 
 from esalign.errors import BackendError
-from esalign.space import SvdLora
 from esalign.types import Sampling
 
-GREEDY = Sampling(max_tokens=12)
-PROMPTS = [f"{'Find the sum. ' * (j % 3)}{3 * j + 1} + {5 * j + 2} =" for j in range(12)]
+METHODS = pytest.mark.parametrize("method", ["in-place", "files"])  # to switch from candidate to candidate
+SEQUENCE = [((5, 6, 7), (8, 9, 10))]
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp("traps"), "llama", targets=ATTENTION + MLP)
-
-
-@pytest.fixture(scope="module")
-def space(tiny):
-    return SvdLora.from_pretrained(tiny.adapter)
-
-
-@pytest.fixture(scope="module")
-def candidates(space):
-    return np.random.default_rng(0).standard_normal((6, space.dim)) * 0.5
+def lab(tmp_path_factory):
+    return open_lab(tmp_path_factory.mktemp("traps"))
 
 
 @pytest.fixture
-def make(tiny, space):
-    made = []
-
-    def make(model=tiny.model, space=space, **options):
-        made.append(LlamaCppBackend(model, space, **({"threads": 1} | options)))
-        return made[-1]
-
-    yield make
-    for backend in made:
-        backend.close()
-
-
-@pytest.fixture(scope="module")
-def gguf(tiny, tmp_path_factory):
-    return convert_model(tiny.model, tmp_path_factory.mktemp("gguf") / "model.gguf")
+def make(lab):
+    with engines(lab) as make:
+        yield make
 
 
 @pytest.fixture
-def model(gguf):
-    model = GgufModel(load_library(), gguf)
-    yield model
-    model.close()
+def candidates(lab):
+    return lab.candidates
 
 
-def ids(rows):
-    return [[answer.token_ids for answer in row] for row in rows]
+def assert_close(rows, others):
+    for row, other in zip(rows, others, strict=True):
+        for one, two in zip(row, other, strict=True):
+            np.testing.assert_allclose(one, two, atol=2e-4)
+
+
+# --- switching from candidate to candidate ---
 
 
 def test_both_ways_to_switch_give_the_same_bits(make, candidates):
-    scores = [make(method=method).score(candidates, [((5, 6, 7), (8, 9, 10, 11))]) for method in ("in-place", "files")]
-    for (one,), (other,) in zip(*scores, strict=True):
+    in_place, files = (make(method=method).score(candidates, SEQUENCE) for method in ("in-place", "files"))
+    for (one,), (other,) in zip(in_place, files, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("method", ["in-place", "files"])
-def test_candidates_after_an_interrupted_call_are_not_answered_from_its_cache(make, candidates, method):
-    expected = ids(make().generate(candidates[1:2], PROMPTS, GREEDY))
+@METHODS
+def test_after_an_interrupted_call_nothing_comes_from_its_cache(make, candidates, method):
+    expected = complete(make(), candidates[1:2])
     backend = make(sequences=4, method=method)
 
-    def interrupt(_candidate, prompt, _answer):
-        raise KeyboardInterrupt(prompt)
+    def interrupt(*_):
+        raise KeyboardInterrupt
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            backend.generate(candidates[:1], PROMPTS, GREEDY, interrupt)
-    assert ids(backend.generate(candidates[1:2], PROMPTS, GREEDY)) == expected
+            backend.generate(candidates[:1], PROMPTS, Sampling(max_tokens=12), interrupt)
+    assert complete(backend, candidates[1:2]) == expected
 
 
-def test_a_switch_empties_the_cache(make, candidates, monkeypatch):
+def test_a_switch_empties_the_cache(make, candidates):
     """What all prompts share is read anew for every candidate, not copied from the last one's cache."""
-    prompts = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, last] for last in range(20, 26)]
-    backend = make()
-    together = ids(backend.generate(candidates, prompts, GREEDY))
-    alone = [ids(make().generate(candidate[None], prompts, GREEDY))[0] for candidate in candidates]
-    assert together == alone
+    prompts = [[*range(5, 15), last] for last in range(20, 26)]
+    together = complete(make(), candidates, prompts)
+    assert together == [complete(make(), candidate[None], prompts)[0] for candidate in candidates]
 
 
-@pytest.mark.parametrize("method", ["in-place", "files"])
+@METHODS
 def test_no_adapter_is_freed_while_a_context_has_it(make, candidates, monkeypatch, method):
-    """llama.cpp would read freed memory: a crash, or the last candidate's answers."""
+    """llama.cpp would read freed memory: a crash, or the last candidate's completions."""
     in_use, freed = {}, []
-    use, close = Context.use, Context.close
 
-    def note_use(self, adapter):
-        use(self, adapter)
-        in_use[id(self)] = None if adapter is None else ctypes.addressof(adapter.contents)
+    def note_use(context, adapter):
+        in_use[id(context)] = None if adapter is None else ctypes.addressof(adapter.contents)
 
-    def note_close(self):
-        close(self)
-        in_use.pop(id(self), None)
-
-    def note_free(model, adapter):
+    def note_free(_model, adapter):
         freed.append(ctypes.addressof(adapter.contents))
         assert freed[-1] not in in_use.values()
-        free_adapter(model, adapter)
 
-    monkeypatch.setattr(Context, "use", note_use)
-    monkeypatch.setattr(Context, "close", note_close)
-    monkeypatch.setattr("esalign_llama_cpp.switch.free_adapter", note_free)
+    watch(monkeypatch, Context, "use", note_use)
+    watch(monkeypatch, Context, "close", lambda context: in_use.pop(id(context), None))
+    watch(monkeypatch, switch, "free_adapter", note_free)
     backend = make(method=method)
-    backend.score(candidates, [((5, 6, 7), (8, 9, 10))])
+    backend.score(candidates, SEQUENCE)
     backend.close()
     assert len(freed) == (1 if method == "in-place" else 1 + len(candidates))
 
 
-@pytest.mark.parametrize("method", ["in-place", "files"])
+@METHODS
 def test_a_growing_context_goes_on_with_the_adapter(tmp_path, method):
-    tiny = make_tiny(tmp_path, "llama", max_position_embeddings=1024)
-    space = SvdLora.from_pretrained(tiny.adapter)
-    candidates = np.random.default_rng(0).standard_normal((2, space.dim)) * 0.5
-    sequences = [((5, 6, 7), (8, 9, 10))]
-    backend = LlamaCppBackend(tiny.model, space, threads=1, method=method)
-    before = backend.score(candidates[:1], sequences)[0][0]
-    context = backend._engine._context
-    backend.score(candidates[1:], [((5,) * 600, (8, 9, 10))])
-    assert backend._engine._context is not context
-    np.testing.assert_allclose(backend.score(candidates[:1], sequences)[0][0], before, atol=2e-4)
-    backend.close()
+    lab = open_lab(tmp_path, max_position_embeddings=1024)
+    one, other = lab.candidates[:1], lab.candidates[1:2]
+    with engines(lab) as make:
+        backend = make(method=method)
+        before, context = backend.score(one, SEQUENCE), backend._engine._context
+        backend.score(other, [((5,) * 600, (8, 9, 10))])
+        assert backend._engine._context is not context
+        assert_close(backend.score(one, SEQUENCE), before)
 
 
-@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
-def test_quantised_answers_do_not_depend_on_the_batch(make, candidates, kind):
-    """With a cache for each sequence, 8 at a time and one at a time are the same; a unified cache breaks that.
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@METHODS
+def test_switches_leave_memory_flat(make, lab, method):
+    def resident_bytes():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    The adapter's own float32 product rounds by the size of the batch, which tips a few answers of random weights.
-    """
-    prompts = [*PROMPTS, *([7 + j, 300 - j, 20 + 3 * j] for j in range(20))]
-    for space, population, share in ((None, np.zeros((1, 0)), 1.0), (candidates, candidates, 0.95)):
-        options = {"quantization": kind} | ({"space": None} if space is None else {})
-        together = ids(make(sequences=8, **options).generate(population, prompts, GREEDY))
-        alone = ids(make(sequences=1, **options).generate(population, prompts, GREEDY))
-        equal = [a == b for row, other in zip(together, alone, strict=True) for a, b in zip(row, other, strict=True)]
-        assert np.mean(equal) >= share
+    backend, candidates = make(method=method), draw(lab.space, 300, spread=0.3)
+    backend.score(candidates[:100], SEQUENCE)
+    before = resident_bytes()
+    backend.score(candidates, SEQUENCE)
+    assert resident_bytes() - before < 2**20
+
+
+# --- precision, and the size of the batch ---
+
+
+def test_float32_means_float32_throughout(make, lab):
+    for options in ({"dtype": "float32"}, {"dtype": "auto"}, {"model": lab.gguf}):
+        settings = make(**options)._engine.settings
+        assert (settings.kv_type, settings.flash_attention) == ("f32", False)
+
+
+def test_quantised_weights_have_a_cache_of_half_precision(make):
+    assert make(quantization="q8_0")._engine.settings.kv_type == "f16"
 
 
 def test_the_cache_is_not_unified_unless_asked(make):
     assert not make()._engine.settings.unified
 
 
-def test_float32_means_float32_throughout(make, gguf):
-    for backend in (make(dtype="float32"), make(dtype="auto"), make(model=gguf)):
-        assert backend._engine.settings.kv_type == "f32"
-        assert backend._engine.settings.flash_attention is False
-    assert make(quantization="q8_0")._engine.settings.kv_type == "f16"
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+@pytest.mark.parametrize(
+    ("adapted", "least_share"),
+    [
+        pytest.param(False, 1.0, id="the bare model"),
+        # the adapter's own float32 product rounds by the size of the batch, which tips a few of random weights
+        pytest.param(True, 0.95, id="candidates"),
+    ],
+)
+def test_quantised_completions_do_not_depend_on_the_batch(make, lab, kind, adapted, least_share):
+    """With a cache for each sequence, 8 at a time and one at a time are the same; a unified cache breaks that."""
+    space, population = (lab.space, lab.candidates) if adapted else (None, np.zeros((1, 0)))
+    prompts = [*PROMPTS, *([7 + j, 300 - j, 20 + 3 * j] for j in range(20))]
+    together, alone = (
+        complete(make(sequences=count, quantization=kind, space=space), population, prompts) for count in (8, 1)
+    )
+    pairs = [pair for rows in zip(together, alone, strict=True) for pair in zip(*rows, strict=True)]
+    assert np.mean([one == other for one, other in pairs]) >= least_share
 
 
-def test_what_all_prompts_share_is_read_once(make, candidates, monkeypatch):
-    fed = []
-    backend, unshared = make(), make()
-    decode = Context.decode
+def test_completions_are_the_same_for_any_batch_size(make, candidates):
+    wide, narrow = make(batch=512), make(batch=8, sequences=7)
+    assert complete(narrow, candidates[:2]) == complete(wide, candidates[:2])
 
-    def count(self, number):
-        fed.append(number)
-        return decode(self, number)
 
-    monkeypatch.setattr(Context, "decode", count)
-    prefix = list(range(10, 60))
-    prompts = [[*prefix, 70 + j] for j in range(6)]
-    one = Sampling(max_tokens=1)
-    shared = ids(backend.generate(candidates[:1], prompts, one))
-    assert sum(fed) == 50 + 6
+def test_scores_are_the_same_for_any_batch_size(make, candidates):
+    sequences = [((5, 6, 7, 8), tuple(range(9, 60))), ((5, 6), (7,))]
+    wide, narrow = (make(batch=batch, sequences=3).score(candidates[:2], sequences) for batch in (512, 5))
+    assert_close(wide, narrow)
+
+
+# --- what is fed to llama.cpp ---
+
+
+@pytest.fixture
+def fed(monkeypatch):
+    """The sequence number of each token that is read from now on, one array a batch."""
+    batches = []
+    watch(monkeypatch, Context, "decode", lambda context, count: batches.append(context.sequence[:count].copy()))
+    return batches
+
+
+def tokens(fed):
+    return sum(map(len, fed))
+
+
+SHARING = [[*range(10, 60), 70 + j] for j in range(6)]  # 50 tokens that all share, and one of each
+
+
+@pytest.fixture
+def fresh(make, fed):
+    """An engine that has read nothing since it started."""
+    backend = make()
     fed.clear()
-    backend.generate(candidates[:1], [prompts[0]] * 6, Sampling(max_tokens=1, temperature=1.0))
-    assert sum(fed) == 51
+    return backend
+
+
+def test_what_all_prompts_share_is_read_once(fresh, candidates, fed):
+    complete(fresh, candidates[:1], SHARING, max_tokens=1)
+    assert tokens(fed) == 50 + 6
+
+
+def test_a_prompt_that_is_repeated_is_read_once(fresh, candidates, fed):
+    complete(fresh, candidates[:1], [SHARING[0]] * 6, max_tokens=1, temperature=1.0)
+    assert tokens(fed) == 51
+
+
+def test_reading_once_changes_no_completion(make, fresh, candidates, fed, monkeypatch):
+    expected = complete(make(), candidates[:1], SHARING, max_tokens=1)
     monkeypatch.setattr("esalign_llama_cpp.decoder.LEAST_SHARED", 1000)
     fed.clear()
-    assert ids(unshared.generate(candidates[:1], prompts, one)) == shared
-    assert sum(fed) == 51 * 6
+    assert complete(fresh, candidates[:1], SHARING, max_tokens=1) == expected
+    assert tokens(fed) == 6 * 51
 
 
-def test_common_prefix_leaves_a_token_of_each_prompt():
-    assert common_prefix([(1, 2, 3), (1, 2, 3)]) == 2
-    assert common_prefix([(1,), (1, 2)]) == 0
-    assert common_prefix([(1, 2, 3), (1, 9, 3), (1, 2, 4)]) == 1
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        pytest.param([(1, 2, 3), (1, 2, 3)], 2, id="equal: the last token is left"),
+        pytest.param([(1,), (1, 2)], 0, id="one token: it is left"),
+        pytest.param([(1, 2, 3), (1, 9, 3), (1, 2, 4)], 1, id="the shortest that two share"),
+    ],
+)
+def test_common_prefix_leaves_a_token_of_each_prompt(prompts, expected):
+    assert common_prefix(prompts) == expected
 
 
-def test_sequences_in_work_keep_consecutive_numbers(make, candidates, monkeypatch):
+def test_sequences_in_work_keep_consecutive_numbers(make, candidates, fed):
     """llama.cpp computes only such together: with gaps, a batch falls apart into pieces."""
-    backend = make(sequences=5)
-    decode = Context.decode
-
-    def check(self, number):
-        used = set(self.sequence[:number].tolist())
-        assert len(used) == number < 6 or len(used) == 1 or number > 5  # answering, or reading
-        if len(used) == number:
-            assert used == set(range(min(used), min(used) + number))
-        return decode(self, number)
-
-    monkeypatch.setattr(Context, "decode", check)
-    rows = backend.generate(candidates, PROMPTS, Sampling(max_tokens=40))
-    lengths = {len(answer.token_ids) for row in rows for answer in row}
-    assert len(lengths) > 3
+    rows = complete(make(sequences=5), candidates, max_tokens=40)
+    assert len({len(ids) for row in rows for ids in row}) > 3  # sequences end at different times
+    writing = [numbers for numbers in fed if len(set(numbers)) == len(numbers)]  # a token of each
+    assert writing
+    for numbers in writing:
+        assert set(numbers) == set(range(min(numbers), min(numbers) + len(numbers)))
 
 
-def test_a_prompt_is_read_in_one_piece_whatever_its_company(make, candidates, monkeypatch):
-    """How a prompt is cut up shows in the answers of quantised weights."""
-    backend = make(sequences=4, batch=64)
-    decode = Context.decode
-    pieces = []
-
-    def note(self, number):
-        _, counts = np.unique(self.sequence[:number], return_counts=True)
-        assert len(set(counts.tolist())) == 1
-        pieces.extend(counts.tolist())
-        return decode(self, number)
-
-    monkeypatch.setattr(Context, "decode", note)
+def test_a_prompt_is_read_in_one_piece_whatever_its_company(make, candidates, fed):
+    """How a prompt is cut up shows in the completions of quantised weights. A batch holds 64 tokens here."""
     lengths = [5, 30, 7, 7, 2, 100, 9]
-    backend.generate(candidates[:1], [[20 + j] * n for j, n in enumerate(lengths)], Sampling(max_tokens=20))
+    complete(make(sequences=4, batch=64), candidates[:1], [[20 + j] * n for j, n in enumerate(lengths)], max_tokens=20)
+    pieces = []
+    for numbers in fed:
+        counts = np.unique(numbers, return_counts=True)[1].tolist()
+        assert len(set(counts)) == 1  # pieces of one length together
+        pieces += counts
     assert sorted(piece for piece in pieces if piece > 1) == sorted([5, 30, 7, 7, 2, 64, 36, 9])
 
 
-def test_groups_never_exceed_the_room(make, candidates):
-    """Many samples of few prompts, in a context that holds fewer than are asked of one prompt."""
-    sampling = Sampling(max_tokens=6, temperature=1.0)
+@pytest.mark.parametrize("sequences", [1, 2, 5, 10])
+def test_samples_fit_into_a_context_that_holds_fewer_than_a_prompt_has(make, candidates, sequences):
     prompts = [[5, 6, 7]] * 9 + [[8, 9]] * 4
-    wide = ids(make(sequences=32).generate(candidates[:2], prompts, sampling))
-    for sequences in (1, 2, 5, 10):
-        assert ids(make(sequences=sequences).generate(candidates[:2], prompts, sampling)) == wide
+    wide, narrow = (
+        complete(make(sequences=n), candidates[:2], prompts, max_tokens=6, temperature=1.0) for n in (32, sequences)
+    )
+    assert narrow == wide
 
 
-def test_answers_are_the_same_for_any_batch_size(make, candidates):
-    expected = ids(make(batch=512).generate(candidates[:2], PROMPTS, GREEDY))
-    assert ids(make(batch=8, sequences=7).generate(candidates[:2], PROMPTS, GREEDY)) == expected
-    sequences = [((5, 6, 7, 8), tuple(range(9, 60))), ((5, 6), (7,))]
-    wide, narrow = (make(batch=b, sequences=3).score(candidates[:2], sequences) for b in (512, 5))
-    for row, other in zip(wide, narrow, strict=True):
-        for a, b in zip(row, other, strict=True):
-            np.testing.assert_allclose(a, b, atol=2e-4)
+def test_every_candidate_is_fed_the_same_prompts_in_the_same_order(make, candidates, monkeypatch):
+    runs = []
+
+    def note(decoder, groups, _consumer):
+        runs.append(([(group.prompt, group.members) for group in groups], decoder._room))
+
+    watch(monkeypatch, Decoder, "run", note)
+    complete(make(), candidates)
+    assert runs == [runs[0]] * len(candidates)
+
+
+# --- the library ---
 
 
 def test_one_copy_of_ggml_is_mapped(make):
@@ -262,212 +281,72 @@ def test_one_copy_of_ggml_is_mapped(make):
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("needs /proc")
-    copies = {line.split()[-1] for line in maps.read_text().splitlines() if "libggml-base" in line}
-    assert len(copies) == 1
+    assert len({line.split()[-1] for line in maps.read_text().splitlines() if "libggml-base" in line}) == 1
 
 
-def break_size(monkeypatch):
-    monkeypatch.setattr(tensors, "OBJECT_BYTES", 24)
-
-
-def break_name(monkeypatch):
-    broken = type("Broken", (ctypes.Structure,), {"_fields_": swapped("extra", "name")})
-    monkeypatch.setattr(tensors, "GgmlTensor", broken)
-
-
-def break_data(monkeypatch):
-    broken = type("Broken", (ctypes.Structure,), {"_fields_": swapped("data", "view_offs")})
-    monkeypatch.setattr(tensors, "GgmlTensor", broken)
-
-
-def break_callback(monkeypatch):
-    monkeypatch.setattr(tensors, "_watch", lambda *_: {})
-
-
-def swapped(first, second):
-    fields = [(name, kind) for name, kind in tensors.GgmlTensor._fields_]
-    names = [name for name, _ in fields]
-    i, j = names.index(first), names.index(second)
-    fields[i], fields[j] = fields[j], fields[i]
-    return fields
-
-
-@pytest.mark.parametrize("break_it", [break_size, break_name, break_data, break_callback])
-def test_an_unknown_memory_layout_falls_back_to_public_functions_with_a_warning(
-    make, candidates, monkeypatch, break_it
-):
-    expected = ids(make().generate(candidates, PROMPTS, GREEDY))
-    break_it(monkeypatch)
-    with pytest.warns(UserWarning, match="cannot be rewritten in place"):
-        backend = make()
-    assert ids(backend.generate(candidates, PROMPTS, GREEDY)) == expected
-    with pytest.raises(BackendError, match="use method 'files'"):
-        make(method="in-place")
-
-
-def test_a_known_memory_layout_gives_no_warning(make):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert isinstance(make()._engine._switch, InPlaceSwitch)
-
-
-def loaded_tensors(model, sides, expected):
-    with AdapterFile(sides, model.architecture) as file:
-        adapter = load_adapter(model, file.path)
-    try:
-        return find_tensors(model, adapter, expected)
-    finally:
-        free_adapter(model, adapter)
-
-
-def test_memory_is_compared_with_what_was_loaded_into_it(model, space):
-    sides = make_sides(space, model)
-    expected = {side.tensor: side.basis.copy() for side in sides}
-    loaded_tensors(model, sides, expected)
-    expected[sides[3].tensor][0, 0] += 1.0
-    with pytest.raises(LayoutError, match="does not hold what was loaded"):
-        loaded_tensors(model, sides, expected)
-
-
-def test_shape_and_presence_of_tensors_are_checked(model, space):
-    sides = make_sides(space, model)
-    expected = {side.tensor: side.basis for side in sides}
-    name = sides[0].tensor
-    with pytest.raises(LayoutError, match="shape"):
-        loaded_tensors(model, sides, expected | {name: expected[name].T.copy()})
-    with pytest.raises(LayoutError, match="size"):
-        loaded_tensors(model, sides, expected | {name: expected[name].astype(np.float16)})
-    with pytest.raises(LayoutError, match="shows no tensor"):
-        loaded_tensors(model, sides, expected | {"blk.9.attn_q.weight.lora_a": expected[name]})
+NO_REASON = "llama.cpp gave no reason"
 
 
 @pytest.mark.parametrize(
-    ("field", "change", "told"),
+    ("lines", "reason"),
     [
-        ("type", lambda _: 1, "type"),
-        ("ne", lambda ne: ne[::-1], "shape"),
-        ("nb", lambda nb: [*nb[:1], 8, 8, 8], "strides"),
+        pytest.param([(1, "debug\n"), (2, "info\n"), (CONTINUED, "more info\n")], NO_REASON, id="chatter is none"),
+        pytest.param([(WARNING, "load: half "), (CONTINUED, "a line\n")], "half a line", id="a line comes in parts"),
+        pytest.param(
+            [
+                (WARNING, "load: a warning\n"),
+                (ERROR, "f: error loading model: it is broken\n"),
+                (ERROR, "g: failed to load model\n"),
+            ],
+            "it is broken",
+            id="the first error says why",
+        ),
     ],
 )
-def test_every_field_of_a_tensor_is_checked(model, space, monkeypatch, field, change, told):
-    """The field is changed in a copy of the struct, which ggml's own functions then read as well."""
-    copies = {}
-    watch = tensors._watch
+def test_the_reason_of_a_failure_is_read_from_the_log(lines, reason):
+    log = Log()
+    for level, text in lines:
+        log.add(level, text)
+    assert log.reason == reason
+    log.clear()
+    assert log.reason == NO_REASON
 
-    def show_copies(*arguments):
-        for name, address in watch(*arguments).items():
-            copies[name] = copy = tensors.GgmlTensor.from_buffer_copy(tensors.GgmlTensor.from_address(address))
-            old = getattr(copy, field)
-            setattr(copy, field, change(old) if field == "type" else type(old)(*change(list(old))))
-        return {name: ctypes.addressof(copy) for name, copy in copies.items()}
 
-    monkeypatch.setattr(tensors, "_watch", show_copies)
-    sides = make_sides(space, model)
-    with pytest.raises(LayoutError, match=f"the {told} of"):
-        loaded_tensors(model, sides, {side.tensor: side.basis for side in sides})
+def test_threads_default_to_half_of_the_processors():
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert default_threads() == max(1, available // 2)
+
+
+def test_threads_that_are_asked_for_are_used(make, candidates):
+    backend = make(threads=3)
+    complete(backend, candidates[:1], [[5]], max_tokens=1)
+    api, context = load_library().api, backend._engine._context._pointer
+    assert (api.llama_n_threads(context), api.llama_n_threads_batch(context)) == (3, 3)
+
+
+# --- the end ---
+
+
+def test_closing_removes_the_converted_model_and_may_be_repeated(make, candidates):
+    backend = make()
+    converted = backend._source.gguf
+    assert converted.exists()
+    complete(backend, candidates[:1], PROMPTS[:2])
+    backend.close()
+    backend.close()
+    assert not converted.exists()
 
 
 @pytest.mark.parametrize(
-    ("function", "told"), [("name", "address of the name"), ("data", "address of the data"), ("nbytes", "size")]
+    "call",
+    [
+        pytest.param(complete, id="generate"),
+        pytest.param(lambda backend, candidates: backend.score(candidates, SEQUENCE), id="score"),
+        pytest.param(lambda backend, _: backend.encode("a"), id="encode"),
+    ],
 )
-def test_what_is_read_is_compared_with_each_of_ggmls_functions(model, space, monkeypatch, function, told):
-    original = tensors.Ggml.__init__
-
-    def shift(self, library):
-        original(self, library)
-        right = getattr(self, function)
-        setattr(self, function, lambda address: right(address) + 8)
-
-    monkeypatch.setattr(tensors.Ggml, "__init__", shift)
-    sides = make_sides(space, model)
-    with pytest.raises(LayoutError, match=f"the {told} of"):
-        loaded_tensors(model, sides, {side.tensor: side.basis for side in sides})
-
-
-def test_tensors_outside_of_main_memory_are_written_through_ggml(make, candidates, monkeypatch):
-    """As on a GPU: the values are computed beside, and handed over."""
-    expected = make().score(candidates, [((5, 6, 7), (8, 9, 10))])
-    original = tensors.Ggml.__init__
-
-    def without_host(self, library):
-        original(self, library)
-        self.is_host = lambda _: False
-
-    monkeypatch.setattr(tensors.Ggml, "__init__", without_host)
-    backend = make(method="in-place")
-    assert not backend._engine._switch._tensors[0]._direct
-    for row, other in zip(backend.score(candidates, [((5, 6, 7), (8, 9, 10))]), expected, strict=True):
-        np.testing.assert_array_equal(row[0], other[0])
-
-
-def test_reasons_are_read_at_the_levels_of_this_library():
-    log = Log()
-    log.add(1, "debug\n")
-    log.add(2, "info\n")
-    log.add(CONTINUED, "more info\n")
-    assert log.reason == "llama.cpp gave no reason"
-    log.add(WARNING, "load: half ")
-    log.add(CONTINUED, "a line\n")
-    assert log.reason == "half a line"
-    log.add(ERROR, "f: error loading model: it is broken\n")
-    log.add(ERROR, "g: failed to load model\n")
-    assert log.reason == "it is broken"
-    log.clear()
-    assert log.reason == "llama.cpp gave no reason"
-
-
-def test_threads_default_to_half_of_the_processors(make):
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert default_threads() == max(1, available // 2)
-    backend = make(threads=3)
-    backend.generate(np.zeros((1, backend.space.dim)), [[5]], Sampling(max_tokens=1))
-    api = load_library().api
-    assert api.llama_n_threads(backend._engine._context._pointer) == 3
-    assert api.llama_n_threads_batch(backend._engine._context._pointer) == 3
-
-
-def test_every_candidate_is_fed_the_same_prompts_in_the_same_order(make, candidates, monkeypatch):
-    runs = []
-    run = Decoder.run
-
-    def note(self, groups, consumer):
-        runs.append(([(group.prompt, group.members) for group in groups], self._room))
-        run(self, groups, consumer)
-
-    monkeypatch.setattr(Decoder, "run", note)
-    make().generate(candidates, PROMPTS, GREEDY)
-    assert len(runs) == len(candidates)
-    assert all(one == runs[0] for one in runs)
-
-
-def resident_bytes():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-@pytest.mark.parametrize("method", ["in-place", "files"])
-def test_switches_leave_memory_flat(make, space, method):
-    backend = make(method=method)
-    candidates = np.random.default_rng(0).standard_normal((300, space.dim)) * 0.3
-    sequence = [((5, 6, 7), (8, 9))]
-    backend.score(candidates[:100], sequence)
-    before = resident_bytes()
-    backend.score(candidates, sequence)
-    assert resident_bytes() - before < 2**20
-
-
-def test_closing_gives_the_memory_back_and_a_closed_engine_says_so(make, candidates):
+def test_a_closed_engine_says_so(make, candidates, call):
     backend = make()
-    temporary = backend._source.gguf
-    assert temporary.exists()
-    backend.generate(candidates[:1], PROMPTS[:2], GREEDY)
     backend.close()
-    backend.close()
-    assert not temporary.exists()
-    for call in (
-        lambda: backend.generate(candidates, PROMPTS, GREEDY),
-        lambda: backend.score(candidates, [((1,), (2,))]),
-        lambda: backend.encode("a"),
-    ):
-        with pytest.raises(BackendError, match="closed"):
-            call()
+    with pytest.raises(BackendError, match="closed"):
+        call(backend, candidates)

@@ -1,6 +1,8 @@
 """Every optimiser holds to one contract, and each to its paper."""
 
+import copy
 import functools
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -61,6 +63,17 @@ def test_state_survives_a_checkpoint(name, tmp_path):
     resumed = contract.make_small(MAKERS[name])
     resumed.load_state_dict(load_state(tmp_path / "state.npz"))
     assert contract.same(run(resumed, 3).state_dict(), run(original, 3).state_dict())
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, lambda original: pickle.loads(pickle.dumps(original))], ids=["copy", "pickle"]
+)
+@pytest.mark.parametrize("name", ALL_MAKERS)
+def test_copies_and_pickles_share_no_random_stream(name, duplicate):
+    original = run(contract.make_small(MAKERS[name]), 2)
+    original.ask()
+    other = duplicate(original)
+    assert contract.same(run(original, 3).state_dict(), run(other, 3).state_dict())
 
 
 @pytest.mark.parametrize("one", MAKERS)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+from functools import partial
 
 import pytest
 from quick_runs import PROBLEMS, Recorder, run_quickly, write_quick_run
@@ -9,7 +11,12 @@ from rich.console import Console
 from runs import reproducible
 
 from esalign.commands.align import plan
+from esalign.config.reading import parse_override
+from esalign.errors import CheckpointError
 from esalign.report.terminal import LiveDashboard, PlainReporter, show_result
+from esalign.run.apart import call_apart
+from esalign.run.folder import alone_in
+from esalign.testing import FakeBackend
 
 
 def test_a_run_writes_every_generation_and_its_result(tmp_path, monkeypatch):
@@ -21,6 +28,18 @@ def test_a_run_writes_every_generation_and_its_result(tmp_path, monkeypatch):
         "test/sampled",
     }
     assert (outcome.folder / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_a_run_says_how_far_the_judgements_of_start_and_result_are(tmp_path, monkeypatch):
+    reporter = Recorder()
+    run_quickly(write_quick_run(tmp_path), monkeypatch, reporter=reporter)
+    assert {text: share for text, share in reporter.stages.items() if text.startswith("judging")} == {
+        "judging the start (validation)": (8, 8),
+        "judging the start (test, greedy)": (16, 16),
+        "judging the start (test, sampled)": (16, 16),
+        "judging the result (test, greedy)": (16, 16),
+        "judging the result (test, sampled)": (16, 16),
+    }
 
 
 def test_the_search_raises_the_reward(tmp_path, monkeypatch):
@@ -94,6 +113,63 @@ def test_the_terminal_shows_a_run_from_its_start_to_its_result(tmp_path, monkeyp
     shown = console.file.getvalue()
     assert "6 of 6" in shown or "6/6" in shown
     assert outcome.result.reason in " ".join(shown.split())
+
+
+def die() -> None:
+    raise RuntimeError("transformers has other names\nnow")
+
+
+@pytest.mark.parametrize("end", [die, partial(call_apart, os.abort), partial(call_apart, parse_override, text="none")])
+def test_a_check_that_dies_costs_neither_result_nor_report(tmp_path, monkeypatch, end):
+    seen = []
+
+    def check(*_, **__):
+        folder = tmp_path / "runs" / "quick"
+        seen.append(json.loads((folder / "result.json").read_text()))
+        with pytest.raises(CheckpointError, match="another process"), alone_in(folder):
+            pytest.fail("the folder is not locked")
+        assert "no improvement" in (folder / "report.html").read_text()
+        assert "Check: not done." in (folder / "adapter" / "README.md").read_text()
+        end()
+
+    config, reporter = write_quick_run(tmp_path, run__generations=1), Recorder()
+    outcome = run_quickly(config, monkeypatch, reporter=reporter, with_report=True, check=check)
+    result = json.loads((outcome.folder / "result.json").read_text())
+    assert seen == [{**result, "verification": None}]
+    assert result["verification"]["note"].startswith("not compared, as the check failed: ")
+    assert "\n" not in result["verification"]["note"]
+    assert reporter.warnings[-1] == outcome.verification.note
+    assert "not compared, as the check failed" in (outcome.folder / "report.html").read_text()
+
+
+def test_an_engine_that_dies_before_the_check_costs_no_result(tmp_path, monkeypatch):
+    config = write_quick_run(tmp_path, run__generations=1)
+    encode = FakeBackend.encode
+
+    def encode_until_the_result(*arguments):
+        if (tmp_path / "runs" / "quick" / "result.json").exists():
+            raise MemoryError("no room")
+        return encode(*arguments)
+
+    monkeypatch.setattr(FakeBackend, "encode", encode_until_the_result)
+    outcome = run_quickly(config, monkeypatch)
+    assert outcome.verification.note == "not compared, as the check failed: MemoryError: no room"
+    assert set(json.loads((outcome.folder / "result.json").read_text())["comparisons"]) == {
+        "test/greedy",
+        "test/sampled",
+    }
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), MemoryError(), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(("fail_after", "resumable"), [(None, False), (2, True)])
+def test_only_a_run_with_a_checkpoint_is_said_to_go_on(tmp_path, monkeypatch, error, fail_after, resumable):
+    config, reporter = write_quick_run(tmp_path, run__generations=2), Recorder(fail_after=fail_after, error=error)
+    if fail_after is None:
+        monkeypatch.setattr(FakeBackend, "generate", reporter.fail)
+    with pytest.raises(type(error)) as caught:
+        run_quickly(config, monkeypatch, reporter=reporter)
+    said = ["what was written before is whole, so the run goes on with --resume"] if resumable else []
+    assert list(getattr(caught.value, "__notes__", ())) == said
 
 
 def test_a_run_ends_with_a_report_of_its_rows_and_samples(tmp_path, monkeypatch):

@@ -3,12 +3,15 @@
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import numpy as np
 import pytest
 
 import esalign
 from esalign import registry
+from esalign.commands.doctor import examine
+from esalign.config.run import OptimizerSection
 from esalign.errors import ConfigError, MissingPackageError
 
 PLUGIN = """
@@ -23,7 +26,16 @@ class Still:
     def ask(self):
         return np.tile(self._mean, (self.population, 1))
 
+    def tell(self, candidates, fitness): ...
+    def state_dict(self): ...
+    def load_state_dict(self, state): ...
+
+    mean = property(lambda self: self._mean.copy())
+    sigma = property(lambda self: 1 / 0)  # to look whether it is there is not to compute it
+
 class Engine:
+    generate = score = encode = close = None
+
     def __init__(self, *, model, space, dtype="int4", device="cpu", depth=3):
         self.model, self.space, self.dtype, self.device, self.depth = model, space, dtype, device, depth
 
@@ -31,8 +43,23 @@ class NeedsMissing:
     def __init__(self, *, model, space):
         import missing_engine.core
 
-class Generous:
+class NeedsMissingToo:
+    def __init__(self, *, dim, sigma, population, seed):
+        import missing_search
+
+class Narrow:
+    def __init__(self, *, dim, sigma, seed):
+        pass
+
+class Hollow:
+    fingerprint = "a member that it has"
+
+    def __init__(self, *args, **settings):
+        pass
+
+class Generous(Still):
     def __init__(self, *, dim, sigma, population, seed, **rest):
+        super().__init__(dim=dim, sigma=sigma, population=population, seed=seed)
         self.rest = rest
 """
 
@@ -159,6 +186,69 @@ def test_package_that_a_plugin_lacks_is_named(install):
         ConfigError, match="backend 'lacking' needs the package 'missing_engine', which is not installed"
     ):
         registry.load_backend("lacking", model="m", space="s")
+    install({registry.OPTIMIZERS: {"lacking": "my_search:NeedsMissingToo"}}, name="my_other")
+    with pytest.raises(ConfigError, match="optimizer 'lacking' needs the package 'missing_search'"):
+        registry.make_optimizer("lacking", dim=5)
+
+
+@pytest.mark.parametrize(
+    ("group", "make", "lacking"),
+    [
+        (
+            registry.OPTIMIZERS,
+            partial(registry.make_optimizer, "hollow", dim=5),
+            "ask, tell, mean, sigma, state_dict, load_state_dict",
+        ),
+        (
+            registry.SPACES,
+            partial(esalign.make_space, "hollow"),
+            "dim, modules, singular_values, fold, save_pretrained",
+        ),
+        (
+            registry.BACKENDS,
+            partial(registry.load_backend, "hollow", model="m", space=None),
+            "generate, score, encode, close",
+        ),
+        (
+            registry.FITNESS,
+            partial(registry.make_fitness, "hollow", "the parts"),
+            "prepare, evaluate, state_dict, load_state_dict",
+        ),
+    ],
+)
+def test_a_plugin_without_its_members_is_refused_when_it_is_made(install, group, make, lacking):
+    install({group: {"hollow": "my_search:Hollow"}})
+    with pytest.raises(ConfigError) as caught:
+        make()
+    what = registry.noun(group)
+    assert str(caught.value) == f"{what} 'hollow' lacks {lacking}: see esalign.protocols.{what.capitalize()}"
+
+
+def test_a_plugin_that_does_not_take_its_settings_is_named(install):
+    install({registry.OPTIMIZERS: {"narrow": "my_search:Narrow"}})
+    with pytest.raises(ConfigError, match="optimizer 'narrow' cannot be made with dim, sigma, population, seed: got "):
+        registry.make_optimizer("narrow", dim=5)
+
+
+def test_there_is_one_default_of_sigma_and_population():
+    made = esalign.make_optimizer("random-search", dim=5)
+    assert made.sigma == registry.DEFAULT_SIGMA  # in a configuration the space may have another
+    assert len(made.ask()) == registry.DEFAULT_POPULATION == OptimizerSection().population
+
+
+# --- what `esalign doctor` says ---
+
+
+def test_doctor_lists_the_plugins_of_others_and_what_is_wrong_with_them(install):
+    assert not [line for line in examine() if "my_search" in line]
+    install({registry.OPTIMIZERS: {"still": "my_search:Still", "bad": "my_search:Absent"}})
+    install({registry.SPACES: {"torn": "torn:Space"}}, name="torn", code="1 / 0")
+    lines = list(examine())
+    assert "  ok  optimizer still: my_search:Still, from my_search 1.0" in lines
+    assert any(
+        line.startswith("  !!  optimizer 'bad' is broken: my_search:Absent cannot be imported") for line in lines
+    )
+    assert "  !!  space 'torn' is broken: torn:Space cannot be imported: ZeroDivisionError: division by zero" in lines
 
 
 # --- engines ---

@@ -55,7 +55,7 @@ def make_result(*, gain=0.1, half=0.04, generation=4, **changes):
         "comparisons": {"test/greedy": comparison, "probe": {**comparison, "gain": interval(-0.02, 0.01)}},
         "kl": 0.0312,
         "totals": {key: ROWS[-1][key] for key in ("tokens", "machine")},
-        "verification": {"good": True, "agreement": 1.0, "count": 32, "note": "32 of 32 answers equal"},
+        "verification": {"good": True, "agreement": 1.0, "count": 32, "note": "32 of 32 completions equal"},
         "samples": [{"prompt": "test problem", "completion": "test answer", "reward": 0.5}],
         **changes,
     }
@@ -112,7 +112,7 @@ def test_a_finished_run_is_told_in_numbers_and_words(finished):
         "Stopped: all 4 generations done.",
         "0.0312 nats per token",
         "a loss: the interval excludes zero",
-        "32 of 32 answers equal",
+        "32 of 32 completions equal",
         "test answer",
         "rewards.0.name math",
         "packages.numpy 2.0",
@@ -234,11 +234,13 @@ def test_worries_are_summed_over_the_run_and_placed(tmp_path):
     rows = [ROWS[0], searched(1, **{"errors/math (timeout)": 2}), searched(2, truncated=0.4)]
     rows += [searched(3, truncated=0.6, **{"errors/math (timeout)": 5})]
     text = read_page(write_run(tmp_path, rows=rows)).text
-    assert "7 answers could not be scored (math (timeout)) (generations 1, 3)" in text
-    assert "60% of answers were cut at the limit of 32 tokens: raise sampling.max_tokens? (generations 2, 3)" in text
+    assert "7 completions could not be scored (math (timeout)) (generations 1, 3)" in text
+    assert (
+        "60% of completions were cut at the limit of 32 tokens: raise sampling.max_tokens? (generations 2, 3)" in text
+    )
 
 
-def test_answers_with_odd_characters_are_shown(tmp_path):
+def test_completions_with_odd_characters_are_shown(tmp_path):
     odd = "line\u2028separator, next\u0085line, nul\x00, escape\x1b[31m, 東京 🙂"
     samples = [{"generation": 4, "prompt": "p", "completion": odd, "reward": None}]
     result = make_result(samples=[{"prompt": "\ud800", "completion": "c"}])
@@ -248,7 +250,7 @@ def test_answers_with_odd_characters_are_shown(tmp_path):
     assert "none (abstained)" in text
 
 
-def test_long_answers_are_cut_with_a_count(tmp_path):
+def test_long_completions_are_cut_with_a_count(tmp_path):
     samples = [{"generation": 4, "prompt": "p", "completion": "x" * 5000, "reward": 1.0}]
     text = read_page(write_run(tmp_path, rows=FEW, samples=samples)).text
     assert "x" * 4000 + " … (1,000 more)" in text
@@ -267,12 +269,55 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         write_report(tmp_path)
 
 
-@pytest.mark.parametrize("file", ["result.json", "environment.json", "config.yaml"])
-def test_a_broken_file_is_named_and_the_old_report_stays(tmp_path, file):
+BROKEN = {
+    "result cut short": ("result.json", '{"reason": "all 4', "result.json cannot be read"),
+    "result empty": ("result.json", "", "result.json cannot be read"),
+    "result no mapping": ("result.json", "[1]", "result.json holds a list"),
+    "result without generation": ("result.json", '{"reason": "x"}', "result.json does not say which generation"),
+    "comparisons without gain": (
+        "result.json",
+        json.dumps(make_result(comparisons={"test/greedy": {"start": interval(0.2)}})),
+        "'comparisons' of result.json",
+    ),
+    "comparisons a list": ("result.json", json.dumps(make_result(comparisons=[1])), "'comparisons' of result.json"),
+    "totals of text": ("result.json", json.dumps(make_result(totals={"tokens": {"generated": "x"}})), "'totals' of"),
+    "samples of text": ("result.json", json.dumps(make_result(samples=["x"])), "'samples' of result.json"),
+    "kl of text": ("result.json", json.dumps(make_result(kl="small")), "'kl' of result.json"),
+    "verification of text": ("result.json", json.dumps(make_result(verification="good")), "'verification' of"),
+    "environment empty": ("environment.json", "", "environment.json cannot be read"),
+    "environment no text": ("environment.json", b"\xff\xfe\x00", "environment.json cannot be read"),
+    "configuration broken": ("config.yaml", "{broken: [", "config.yaml cannot be read"),
+    "configuration a list": ("config.yaml", "[1]", "config.yaml holds a list"),
+    "run of text": ("config.yaml", "run: small\nsampling: 3\n", "'sampling' of config.yaml"),
+    "metrics not JSON": ("metrics.jsonl", "nonsense\n" + json.dumps(ROWS[0]) + "\n", "1 lines of metrics.jsonl"),
+    "metrics a number": ("metrics.jsonl", "3\n" + json.dumps(ROWS[0]) + "\n", "1 lines of metrics.jsonl"),
+    "metrics without generation": ("metrics.jsonl", '{"fitness": {"mean": 1}}\n{}\n', "2 lines of metrics.jsonl"),
+    "fitness a number": ("metrics.jsonl", '{"generation": 1, "fitness": 3}\n', "'fitness' of metrics.jsonl"),
+    "validation of text": (
+        "metrics.jsonl",
+        '{"generation": 1, "validation": {"mean": "x"}}\n{"generation": 2, "validation": []}\n',
+        "'validation' of metrics.jsonl",
+    ),
+    "sigma a mapping": ("metrics.jsonl", '{"generation": 1, "sigma": {"a": 1}}\n', "'sigma' of metrics.jsonl"),
+    "errors of text": (
+        "metrics.jsonl",
+        '{"generation": 1, "errors/math (timeout)": "x"}\n',
+        "'errors/math (timeout)' of",
+    ),
+    "samples not JSON": ("samples.jsonl", "x\ny\n{}\n", "2 lines of samples.jsonl"),
+    "samples a list": ("samples.jsonl", "[]\n", "1 lines of samples.jsonl"),
+    "rewards of text": (
+        "samples.jsonl",
+        '{"generation": "x", "reward": "x", "prompt": 3}\n',
+        "'reward' of samples.jsonl",
+    ),
+}
+
+
+@pytest.mark.parametrize(("file", "content", "said"), BROKEN.values(), ids=BROKEN)
+def test_what_is_broken_is_left_out_of_the_report_and_named(tmp_path, file, content, said):
     folder = write_run(tmp_path, rows=FEW, result=make_result())
-    before = write_report(folder).read_bytes()
-    (folder / file).write_text("{broken: [")
-    with pytest.raises(CheckpointError, match=re.escape(file)) as error:
-        write_report(folder)
-    assert "\n" not in str(error.value)
-    assert (folder / "report.html").read_bytes() == before
+    (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    text = read_page(folder).text
+    assert said in text
+    assert "left out" in text

@@ -10,7 +10,7 @@ from distill_models import load_pair, make_pair_folders
 from esalign.distill.behaviour import Schedule, Speculative, Temperature, TrustRegion, student_alone, teacher_first
 from esalign.distill.decoder import Decoder
 from esalign.distill.divergence import coarsen, reverse_kl
-from esalign.distill.forced import answer_logits, in_batches
+from esalign.distill.forced import completion_logits, in_batches
 from esalign.distill.rollout import RolloutOptions, roll_out
 from esalign.distill.trust_region import trust_region_blend
 from esalign.distill.vocabulary import SharedVocabulary, share_vocabulary
@@ -131,7 +131,7 @@ def test_full_support_keeps_the_teacher_s_whole_distribution(llama):
     assert rollout.support is None
     assert rollout.teacher.shape == (len(rollout.token_ids), llama.vocabulary.size)
     with torch.no_grad():
-        logits = answer_logits(llama.teacher, [(rollout.prompt_ids, rollout.token_ids)])
+        logits = completion_logits(llama.teacher, [(rollout.prompt_ids, rollout.token_ids)])
     assert torch.allclose(rollout.teacher.exp(), llama.vocabulary.logprobs(logits).exp(), atol=1e-5)
 
 

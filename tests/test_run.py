@@ -6,9 +6,11 @@ import time
 
 import numpy as np
 import pytest
+import yaml
 from esalign_torch import TorchBackend
 from models import make_model
 from runs import esalign, kill_at_random_moments, reproducible, start_esalign, write_run
+from transformers import AutoModelForCausalLM
 
 from esalign.config.reading import load_config
 from esalign.config.run import RunConfig
@@ -71,6 +73,7 @@ def test_a_run_writes_its_files_and_says_where(finished):
         "checkpoints",
         "config.yaml",
         "environment.json",
+        "inputs.json",
         "metrics.jsonl",
         "report.html",
         "result.json",
@@ -93,12 +96,14 @@ def test_the_adapter_is_plain_peft_with_a_model_card_and_was_compared(finished):
     assert verification["agreement"] == 1.0
 
 
-def test_another_adapter_than_the_one_that_answered_is_not_called_good(finished):
+def test_another_adapter_than_the_one_that_answered_is_not_called_good(finished, monkeypatch):
     folder, home = finished[0], finished[0].parent.parent
     backend = TorchBackend(home / "model", SvdLora.from_pretrained(folder / "adapter"), device="cpu")
     prompts = [backend.encode(f"{a} + 3 =") for a in range(20)]
     sampling = Sampling(max_tokens=8)
     [answers] = backend.generate(np.zeros((1, backend.space.dim)), prompts, sampling)
+    # As an engine may change transformers in its own process; the check has one of its own.
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     for adapter, good in ((folder / "adapter", True), (home / "adapter", False)):
         found = verify_adapter(
             str(home / "model"), adapter, prompts, answers, max_tokens=8, dtype="float32", exact=True
@@ -120,6 +125,19 @@ def test_equal_seeds_give_equal_runs(finished, tmp_path):
     done = esalign("run", write_run(tmp_path))
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "runs" / "small", finished[0])
+
+
+def test_a_search_from_the_model_alone_that_is_killed_equals_one_that_is_not(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+        file = write_run(folder, space={"name": "base-svd", "rank": 2, "tie": 8}, run__generations=40)
+        config = yaml.safe_load(file.read_text())
+        file.write_text(yaml.safe_dump({**config, "model": {"path": config["model"]["path"]}}))
+    assert esalign("run", whole / "run.yaml").returncode == 0
+    kill_at_random_moments("run", killed / "run.yaml", killed / "runs" / "small", kills=4)
+    assert_same_run(killed / "runs" / "small", whole / "runs" / "small")
+    assert json.loads((whole / "runs" / "small" / "result.json").read_text())["verification"]["agreement"] == 1.0
 
 
 @pytest.mark.parametrize("fitness", ["reward", "surrogate", "distillation"])

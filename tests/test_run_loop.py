@@ -7,8 +7,8 @@ import pytest
 
 from esalign.config.sections import RunSection
 from esalign.errors import CheckpointError, ConfigError
-from esalign.run.evaluate import HeldOutResult
-from esalign.run.learner import MINUS_REVERSE_KL, REWARD, HeldOut, HeldOutSets, Step
+from esalign.run.evaluate import HeldOut, HeldOutResult
+from esalign.run.learner import MINUS_REVERSE_KL, REWARD, HeldOutSets, Step
 from esalign.run.reporter import About
 from esalign.run.run import Run
 from esalign.types import Sampling
@@ -53,7 +53,7 @@ class Quiet:
     def start(self, about, folder, done):
         pass
 
-    def stage(self, text):
+    def stage(self, text, done=0, total=0):
         pass
 
     def generation(self, row):

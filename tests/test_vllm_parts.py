@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from esalign_vllm import versions
-from esalign_vllm.basis import LayerFactors, Tabulator, read_basis, write_basis
+from esalign_vllm.basis import LayerFactors, read_basis, tabulate, write_basis
 from esalign_vllm.decoding import generation_parameters
 from esalign_vllm.environment import defaults
 from esalign_vllm.fit import check_fit, load_config
@@ -221,20 +221,12 @@ def test_layers_built_in_another_way_are_refused() -> None:
 # --- factors on their way to the workers
 
 
-@pytest.mark.parametrize("fraction", [0.5, 1.0])
-def test_table_rows_are_the_singular_values_of_the_space_bit_by_bit(tiny: Any, fraction: float) -> None:
-    space = SvdLora.from_pretrained(tiny.adapter, fraction=fraction)
-    candidates = np.random.default_rng(6).standard_normal((5, space.dim))
-    expected = np.concatenate([part for pair in space.singular_values(candidates) for part in pair], axis=1)
-    assert np.array_equal(Tabulator(space)(candidates), expected)
-
-
 def test_table_rows_and_written_factors_make_the_folded_adapter(tiny: Any, tmp_path: Path) -> None:
     space = SvdLora.from_pretrained(tiny.adapter)
     write_basis(space, tmp_path / "basis.safetensors")
     layers = read_basis(tmp_path / "basis.safetensors")
     vector = np.random.default_rng(5).standard_normal(space.dim) * 0.3
-    row = Tabulator(space)(vector[None])[0]
+    row = tabulate(space, vector[None])[0]
     for module in space.fold(vector).modules:
         expected = module.scaling * module.B @ module.A
         np.testing.assert_allclose(dense_update(layers[module.name], row), expected, atol=1e-4)

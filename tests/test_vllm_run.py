@@ -163,4 +163,4 @@ def test_a_rank_above_vllms_limit_is_one_line_and_shared_basis_takes_it(call: An
     rows = backend.generate(vectors, prompts, Sampling(max_tokens=8))
     backend.close()
     reference = Reference(made.model, space)
-    assert [[list(a.token_ids) for a in row] for row in rows] == [reference.answer(v, prompts, 8) for v in vectors]
+    assert [[list(a.token_ids) for a in row] for row in rows] == [reference.complete(v, prompts, 8) for v in vectors]

@@ -12,7 +12,8 @@ from esalign.engines.loading import load_tokenizer
 from esalign.engines.sampling import draw_uniforms
 from esalign.engines.stops import StopStrings
 from esalign.engines.text import TextCodec
-from esalign.space import SvdLora
+from esalign.engines.turns import one_at_a_time
+from esalign.protocols import Space
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_llama_cpp.consumers import Completions, Scores, group_by_prompt
 from esalign_llama_cpp.context import CACHE_TYPES
@@ -70,7 +71,7 @@ class LlamaCppBackend:
     def __init__(
         self,
         model: str | Path,
-        space: SvdLora | None = None,
+        space: Space | None = None,
         *,
         dtype: str = "auto",
         device: str = "auto",
@@ -131,6 +132,7 @@ class LlamaCppBackend:
             )
             undo.pop_all()
 
+    @one_at_a_time
     def generate(
         self,
         candidates: Array,
@@ -160,6 +162,7 @@ class LlamaCppBackend:
             rows.append([done[j] for j in range(len(encoded))])
         return rows
 
+    @one_at_a_time
     def score(
         self, candidates: Array, sequences: Sequences, support: Sequence[Array] | None = None
     ) -> list[list[Array]]:
@@ -176,11 +179,13 @@ class LlamaCppBackend:
             rows.append(scores.values)
         return as_asked(rows, support)
 
+    @one_at_a_time
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids that the engine feeds for a prompt."""
         opened(self._engine)
         return self._codec.encode(prompt)
 
+    @one_at_a_time
     def close(self) -> None:
         """Free the engine's memory, and remove a temporary model. Calling it twice is harmless."""
         if self._engine is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from esalign.space import SvdLora
+from esalign.protocols import Space
 from esalign.types import Array
 from esalign_llama_cpp.context import GRANULARITY, Context, Settings
 from esalign_llama_cpp.decoder import Consumer, Decoder, Group
@@ -29,7 +29,7 @@ class Engine:
     def __init__(
         self,
         model: GgufModel,
-        space: SvdLora | None,
+        space: Space | None,
         settings: Settings,
         *,
         method: Method,

@@ -124,18 +124,32 @@ def _text(reader: Any, key: str) -> str:
 def _read_heads(model: str | Path, architecture: str) -> tuple[int, int]:
     if not Path(model).is_file():
         raise AdapterError(f"an adapter in a GGUF file goes with a model in a GGUF file, and '{model}' is no file")
-    reader = open_gguf(model)
-    found = _text(reader, "general.architecture")
+    found, heads = read_architecture(open_gguf(model), model)
     if found != architecture:
         raise AdapterError(
             f"the adapter is for architecture {architecture!r}, but the model '{model}' is of {found!r}: "
             "use the model that the adapter was trained on"
         )
+    return heads
+
+
+def read_architecture(reader: Any, path: str | Path) -> tuple[str, tuple[int, int]]:
+    """Return a model's architecture, and its attention heads and those of keys and values.
+
+    Raises:
+        AdapterError: the file is no language model, or of an architecture whose layers are not known here.
+    """
+    architecture = _text(reader, "general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise AdapterError(
+            f"'{path}' is of architecture {architecture!r}, whose layers are not known here; "
+            f"expected one of {', '.join(ARCHITECTURES)}"
+        )
     heads = reader.get_field(f"{architecture}.attention.head_count")
     if heads is None:
-        raise AdapterError(f"'{model}' has no head count in its header: is it a complete language model?")
+        raise AdapterError(f"'{path}' has no head count in its header: is it a complete language model?")
     kv_heads = reader.get_field(f"{architecture}.attention.head_count_kv")
-    return int(heads.contents()), int((kv_heads or heads).contents())
+    return architecture, (int(heads.contents()), int((kv_heads or heads).contents()))
 
 
 def _read_factors(reader: Any, path: str | Path) -> dict[str, dict[str, Array]]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 
 from esalign.errors import BackendError, EsalignWarning
-from esalign.space import SvdLora
+from esalign.protocols import Space
 from esalign.types import Array
 from esalign_llama_cpp.context import Context
 from esalign_llama_cpp.library import TESTED
@@ -81,7 +81,7 @@ class Writer:
                 np.matmul(first, second, out=outs[place])
 
 
-def make_sides(space: SvdLora, model: GgufModel) -> list[Side]:
+def make_sides(space: Space, model: GgufModel) -> list[Side]:
     """Lay out every adapted layer of a space for a model.
 
     Raises:
@@ -202,7 +202,7 @@ class FileSwitch:
         self._file.close()
 
 
-def make_switch(space: SvdLora | None, model: GgufModel, method: Method) -> Switch:
+def make_switch(space: Space | None, model: GgufModel, method: Method) -> Switch:
     """Return the way to switch: in place unless a check fails or another one is asked for.
 
     Raises:

@@ -14,8 +14,8 @@ from esalign.engines.loading import LoadedModel, load_model
 from esalign.engines.sampling import draw_uniforms
 from esalign.engines.stops import StopStrings
 from esalign.engines.text import TextCodec
-from esalign.errors import BackendError
-from esalign.space import SvdLora
+from esalign.engines.turns import one_at_a_time
+from esalign.protocols import Space
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_torch.batches import Limits, make_limits
 from esalign_torch.cache import kv_bytes
@@ -37,8 +37,8 @@ class TorchBackend:
     differently, in float32 by about 1e-6 of a logit, which can tip a token that was as good as tied.
 
     Args:
-        model: folder or Hugging Face id; or a model that is loaded already and may go on learning between calls, to
-            which the options of loading, dtype and device among them, do not apply.
+        model: folder, Hugging Face id, or a GGUF file, whose weights are dequantised; or a model that is loaded already
+            and may go on learning between calls, to which the options of loading, dtype and device too, do not apply.
         space: the frozen factors; None for the bare model, with candidates of shape (population, 0).
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for the checkpoint's own.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` for a GPU where there is one.
@@ -60,7 +60,7 @@ class TorchBackend:
     def __init__(
         self,
         model: str | Path | LoadedModel,
-        space: SvdLora | None = None,
+        space: Space | None = None,
         *,
         dtype: str = "float32",
         device: str = "auto",
@@ -80,8 +80,6 @@ class TorchBackend:
         check_positive("memory_gb", memory_gb)
         if threads is not None:
             torch.set_num_threads(threads)
-        if str(model).endswith(".gguf"):
-            raise BackendError(f"'{model}' is a GGUF model, which backend 'torch' does not read: use 'llama-cpp'")
         loaded = (
             model
             if isinstance(model, LoadedModel)
@@ -119,6 +117,7 @@ class TorchBackend:
         self._engine: Engine | None = Engine(network, values, codec, network.device, pad, layers)
         self._limits = self._measure(memory_gb, max_rows)
 
+    @one_at_a_time
     def generate(
         self,
         candidates: Array,
@@ -139,6 +138,7 @@ class TorchBackend:
                 on_completion(row.candidate, row.prompt, completion)
         return [[completion for completion in line if completion is not None] for line in completions]
 
+    @one_at_a_time
     def score(
         self, candidates: Array, sequences: Sequences, support: Sequence[Array] | None = None
     ) -> list[list[Array]]:
@@ -153,10 +153,12 @@ class TorchBackend:
                 scores[row.candidate][row.sequence] = part.numpy()
         return as_asked(scores, support)
 
+    @one_at_a_time
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids that the engine feeds for a prompt."""
         return opened(self._engine).codec.encode(prompt)
 
+    @one_at_a_time
     def close(self) -> None:
         """Free the engine's memory. Calling it twice is harmless."""
         on_gpu = self._engine is not None and self._engine.device.type == "cuda"

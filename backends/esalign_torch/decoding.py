@@ -1,4 +1,4 @@
-"""Answering one batch of sequences, each with its own candidate."""
+"""Completing one batch of sequences, each with its own candidate."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields

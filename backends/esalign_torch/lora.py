@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from esalign.engines.layers import check_peft_agrees, present_name
 from esalign.engines.loading import LoadedModel
 from esalign.errors import BackendError
-from esalign.space import SvdLora, SvdModule
+from esalign.protocols import Space
+from esalign.space import SvdModule
 from esalign.types import Array
 
 
@@ -39,7 +40,7 @@ class SingularValues:
         self.groups = [list(group) for group in groups]
         self.sizes = [sum(ranks[place] for place in group) for group in groups for _ in "AB"]
 
-    def tabulate(self, space: SvdLora, candidates: Array) -> Array:
+    def tabulate(self, space: Space, candidates: Array) -> Array:
         """Return all singular values of candidates, shape (population, width), float32."""
         pairs = space.singular_values(candidates)
         # One candidate's columns: for each group s_A of all its modules, then s_B; each part is (population, rank).
@@ -137,7 +138,7 @@ class PopulationLinear(nn.Module):
         return y
 
 
-def attach(loaded: LoadedModel, space: SvdLora, *, probe: Callable[[], object], dtype: torch.dtype) -> SingularValues:
+def attach(loaded: LoadedModel, space: Space, *, probe: Callable[[], object], dtype: torch.dtype) -> SingularValues:
     """Wrap every layer that the space adapts. Returns the table that the wrapped layers read.
 
     Args:

@@ -70,7 +70,7 @@ def cut_scoring(rows: Sequence[ScoreRow], limits: Limits, vocab: int) -> Iterato
 def score_batch(engine: Engine, rows: Sequence[ScoreRow], table: Tensor) -> list[Tensor]:
     """Return the log-probabilities of each row's wanted ids, each of shape (tokens, k), float32, on the CPU.
 
-    Answers stand at the left and padding at the right, where causal attention does not see it: no mask is needed.
+    Completions stand at the left and padding at the right, where causal attention does not see it: no mask is needed.
     """
     width = max(len(row.ids) for row in rows) - 1  # nothing follows the last token
     device = engine.device

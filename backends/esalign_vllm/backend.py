@@ -8,7 +8,8 @@ import numpy as np
 from esalign.engines.checks import as_asked, check_choice, check_count, check_sequences, opened
 from esalign.engines.loading import list_ends
 from esalign.engines.text import TextCodec
-from esalign.space import SvdLora
+from esalign.engines.turns import one_at_a_time
+from esalign.protocols import Space
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 from esalign_vllm.basis import MODES
 from esalign_vllm.decoding import generation_parameters
@@ -27,7 +28,7 @@ MOST_SCORES = 2**24  # log-probabilities to hold at a time, as Python numbers: s
 
 
 class VllmBackend:
-    """An inference engine that answers with a whole population in one call of vLLM.
+    """An inference engine that completes with a whole population in one call of vLLM.
 
     Args:
         model: path or name of the base model, as vLLM takes it; quantised ones included.
@@ -52,7 +53,7 @@ class VllmBackend:
     def __init__(
         self,
         model: str,
-        space: SvdLora | None = None,
+        space: Space | None = None,
         *,
         dtype: str = "auto",
         device: str = "auto",
@@ -107,6 +108,7 @@ class VllmBackend:
         """How candidates reach vLLM: ``shared-basis``, ``slots`` or ``files``; ``bare`` without a space."""
         return opened(self._engine).mode
 
+    @one_at_a_time
     def generate(
         self,
         candidates: Array,
@@ -131,6 +133,7 @@ class VllmBackend:
         self._run(vectors, work, finish)
         return rows
 
+    @one_at_a_time
     def score(
         self, candidates: Array, sequences: Sequences, support: Sequence[Array] | None = None
     ) -> list[list[Array]]:
@@ -154,11 +157,13 @@ class VllmBackend:
         self._run(vectors, work, finish, together=max(1, MOST_SCORES // most))
         return as_asked(rows, support)
 
+    @one_at_a_time
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids that the engine feeds for a prompt."""
         opened(self._engine)
         return self._codec.encode(prompt)
 
+    @one_at_a_time
     def close(self) -> None:
         """Stop vLLM and free its memory. Calling it twice is harmless."""
         if self._engine is not None:

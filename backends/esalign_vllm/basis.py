@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from esalign.space import SvdLora
+from esalign.protocols import Space
 from esalign.types import Array
 
 SHARED_BASIS, SLOTS, FILES = "shared-basis", "slots", "files"
@@ -49,7 +49,7 @@ class LayerFactors:
         return len(self.down)
 
 
-def write_basis(space: SvdLora, file: Path) -> None:
+def write_basis(space: Space, file: Path) -> None:
     """Write the factors of a space to a safetensors file."""
     from safetensors.numpy import save_file
 
@@ -78,23 +78,6 @@ def _number_layers(names: list[str], tensors: Mapping[str, Array]) -> Iterator[t
         start += 2 * len(down)
 
 
-class Tabulator:
-    """Turns search vectors into rows of the table, all layers at once.
-
-    Args:
-        space: the search space.
-    """
-
-    def __init__(self, space: SvdLora) -> None:
-        factors = [factor for module in space.modules for factor in (module.a, module.b)]
-        starts = np.cumsum([0] + [len(factor.s) for factor in factors])
-        self.dim = space.dim
-        self.base = np.concatenate([factor.s for factor in factors]).astype(np.float64)
-        self.columns = np.concatenate([s + np.arange(f.count) for s, f in zip(starts, factors, strict=False)])
-        self.scale = np.concatenate([np.full(factor.count, factor.scale) for factor in factors])
-
-    def __call__(self, candidates: Array) -> Array:
-        """Return the singular values of candidates, shape (population, dim), as float32 (population, width)."""
-        rows = np.tile(self.base, (len(candidates), 1))
-        rows[:, self.columns] += candidates * self.scale
-        return rows.astype(np.float32)
+def tabulate(space: Space, candidates: Array) -> Array:
+    """Return all singular values of candidates, shape (population, dim), as float32 (population, width)."""
+    return np.concatenate([part for pair in space.singular_values(candidates) for part in pair], axis=1)

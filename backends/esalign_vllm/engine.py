@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from weakref import WeakSet
 
 from esalign.errors import BackendError, EsalignWarning
-from esalign.space import SvdLora
+from esalign.protocols import Space
 from esalign.types import Array
-from esalign_vllm.basis import BARE, FILES, MODES, SHARED_BASIS, SLOTS, Tabulator, write_basis
+from esalign_vllm.basis import BARE, FILES, MODES, SHARED_BASIS, SLOTS, tabulate, write_basis
 from esalign_vllm.environment import IN_PROCESS, defaults, preserved_process, quietly
 from esalign_vllm.files import memory_folder, write_candidate
 from esalign_vllm.requests import Request, run_requests
@@ -47,7 +47,7 @@ class Engine:
     def __init__(
         self,
         model: str,
-        space: SvdLora | None,
+        space: Space | None,
         *,
         mode: str,
         slots: int | None,
@@ -59,7 +59,6 @@ class Engine:
         self.slots = slots or SLOTS_BY_MODE[mode]
         self.in_process = in_process
         self.calls = 0
-        self.tabulate = None if space is None else Tabulator(space)
         self.llm: Any = None
         with memory_folder() as folder:
             settings = {} if space is None else _lora_arguments(space, mode, self.slots, folder)
@@ -69,7 +68,7 @@ class Engine:
         if space is not None and mode != FILES:
             self._check_workers(model, space)
 
-    def _check_workers(self, model: str, space: SvdLora) -> None:
+    def _check_workers(self, model: str, space: Space) -> None:
         reports = self.llm.collective_rpc("esalign_start")
         problem = next((report["problem"] for report in reports if report["problem"]), "")
         adapted = {name for report in reports for name in report["adapted"]}
@@ -89,14 +88,14 @@ class Engine:
         """
         from vllm.lora.request import LoRARequest
 
-        if self.space is None or self.tabulate is None:
+        if self.space is None:
             yield [None] * len(vectors)
             return
         self.calls += 1
         population = len(vectors)
         names = [f"esalign-{self.calls}-{number}" for number in range(population)]
         if self.mode != FILES:
-            rows = self.tabulate(vectors)
+            rows = tabulate(self.space, vectors)
             self.llm.collective_rpc("esalign_write", args=(rows.tobytes(), population))
             yield [LoRARequest(name, number + 1, MEMORY_PATH) for number, name in enumerate(names)]
             return
@@ -123,7 +122,7 @@ class Engine:
 
 
 def start_engine(
-    model: str, space: SvdLora | None, *, mode: str, slots: int | None, in_process: bool, arguments: Mapping[str, Any]
+    model: str, space: Space | None, *, mode: str, slots: int | None, in_process: bool, arguments: Mapping[str, Any]
 ) -> Engine:
     """Start an engine in a mode; for ``auto``, in the best that works, with a warning when it is not the first.
 
@@ -142,7 +141,7 @@ def start_engine(
     raise AssertionError(mode)
 
 
-def _lora_arguments(space: SvdLora, mode: str, slots: int, folder: Path) -> dict[str, Any]:
+def _lora_arguments(space: Space, mode: str, slots: int, folder: Path) -> dict[str, Any]:
     """Return the arguments of ``vllm.LLM`` that make room for candidates; the factors go to a file in the folder."""
     from vllm import EngineArgs
 

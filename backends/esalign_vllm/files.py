@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from esalign.space import SvdLora
+from esalign.protocols import Space
 from esalign.space.adapter import Adapter, write_adapter
 from esalign.types import Array
 
@@ -21,7 +21,7 @@ def memory_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def write_candidate(space: SvdLora, vector: Array, folder: Path) -> Path:
+def write_candidate(space: Space, vector: Array, folder: Path) -> Path:
     """Write a candidate's adapter so that vLLM reads it right, whatever the start looked like.
 
     vLLM ignores patterns of ranks and alphas, so each layer's scaling is folded into its B, and the configuration says

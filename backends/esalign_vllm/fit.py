@@ -6,7 +6,8 @@ from typing import Any
 from esalign.engines.layers import check_peft_agrees, present_name
 from esalign.engines.loading import one_line_errors
 from esalign.errors import BackendError
-from esalign.space import SvdLora, SvdModule
+from esalign.protocols import Space
+from esalign.space import SvdModule
 
 
 def load_config(model: str, *, trust_remote_code: bool) -> Any:
@@ -63,7 +64,7 @@ def load_generation_config(model: str, config: Any) -> Any:
         return GenerationConfig.from_model_config(config)
 
 
-def check_fit(space: SvdLora, config: Any, label: str) -> None:
+def check_fit(space: Space, config: Any, label: str) -> None:
     """Refuse an adapter that was made for another model.
 
     An architecture that transformers itself cannot build is left to the engine to check.

@@ -4,28 +4,29 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from esalign import registry
 from esalign.assets import model_path
-from esalign.commands.build import make_parts, resolve
+from esalign.commands.build import SearchParts, make_parts, resolve
 from esalign.commands.drive import drive, finish, settle
+from esalign.commands.hub import find_hub
 from esalign.config.run import RunConfig
+from esalign.errors import EsalignError
 from esalign.loop import search
 from esalign.report.card import CardFacts
-from esalign.report.words import SEARCH, concerns
+from esalign.report.words import SEARCH, concerns, concerns_of_step
 from esalign.rewards import audit
-from esalign.run.evolution import Evolution
-from esalign.run.folder import ADAPTER, Outcome, choose_folder
+from esalign.run.first_step import try_first_step
+from esalign.run.folder import ADAPTER, Outcome, alone_in, choose_folder, noting_resume
 from esalign.run.plan import Plan
 from esalign.run.reporter import Reporter
 from esalign.run.run import order_measures
 from esalign.run.statistics import resolution
 from esalign.run.verify import Verification, save_adapter, verify_adapter
-from esalign.types import Completion, Example
-
-TRIED_ANSWERS = 16  # right answers that a dry run shows to the rewards
 
 
 def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interrupts: Sequence[int] = ()) -> Outcome:
@@ -37,16 +38,22 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
         resume: go on with the newest run of the configuration's name.
         interrupts: when something appears in it, the run stops after the generation that is under way.
     """
+    find_hub(config)
     config = resolve(config)
     folder = choose_folder(config, resume=resume)
     reporter.stage("loading data, rewards and engine")
-    with ExitStack() as closing:
+    with noting_resume(folder), ExitStack() as alone, ExitStack() as closing:
         parts = make_parts(config, closing)
+        alone.enter_context(alone_in(folder))
         config, learner = settle(config, parts.learner), parts.learner
+        if not resume:
+            for concern in audit(parts.held_out.validation.pool, parts.held_out.validation.examples):
+                reporter.warn(concern)
         result = drive(
             config,
             folder,
             learner,
+            parts.splits,
             parts.held_out,
             kind="search",
             resume=resume,
@@ -59,21 +66,28 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
         if result is None:
             return Outcome(folder)
         adapter = save_adapter(learner.space, learner.vector, folder / ADAPTER)
-        prompts, completions = _complete_to_verify(config, learner, parts.held_out.validation.examples)
-    reporter.stage("loading the saved adapter with transformers and peft, and comparing its answers")
-    verification = _verify(config, adapter, prompts, completions)
-    name, facts = config.run.name, _facts(config)
-    return finish(folder, adapter, result, verification, name=name, facts=facts, reporter=reporter)
+        check = partial(_check, config, parts, adapter, closing)
+        name, facts = config.run.name, _facts(config)
+        return finish(folder, adapter, result, check, name=name, facts=facts, reporter=reporter)
 
 
 def plan(config: RunConfig) -> Plan:
     """Load everything, judge the start, let the first population do one batch, and estimate what a run would take."""
+    find_hub(config)
     config = resolve(config)
     with ExitStack() as closing:
         parts = make_parts(config, closing)
         learner, splits, validation = parts.learner, parts.splits, parts.held_out.validation
         measure = order_measures(learner.measures, config.run.select_by)[0]
         start = learner.judge(measure, validation, config.sampling.make(seed=config.run.seed))
+        step, proposed = try_first_step(
+            learner.backend,
+            learner.space.dim,
+            [example.prompt for example in validation.examples],
+            config.sampling.make(seed=config.run.seed),
+            sigma=learner.optimizer.sigma,
+            seed=config.run.seed,
+        )
         began = time.perf_counter()
         [generation] = search(learner.optimizer, learner.fitness, generations=1)
         seconds = time.perf_counter() - began
@@ -89,26 +103,25 @@ def plan(config: RunConfig) -> Plan:
             seconds=generations * seconds,
             columns=splits.train.aliases,
             concerns=(
-                *audit(validation.pool, validation.examples[:TRIED_ANSWERS]),
+                *audit(validation.pool, validation.examples),
                 *concerns(row, max_tokens=config.sampling.max_tokens).values(),
+                *concerns_of_step(step, proposed),
             ),
+            step=step,
             samples=evaluation.samples,
         )
 
 
-def _complete_to_verify(
-    config: RunConfig, learner: Evolution, examples: Sequence[Example]
-) -> tuple[list[tuple[int, ...]], Sequence[Completion]]:
-    """Return prompts as token ids, and the engine's greedy completions of them with the result."""
-    few = examples[: config.run.verify_prompts]
+def _check(config: RunConfig, parts: SearchParts, adapter: Path, closing: ExitStack) -> Verification:
+    """Compare the engine's greedy completions with those of the saved adapter elsewhere, and close the engine."""
+    learner, few = parts.learner, parts.held_out.validation.examples[: config.run.verify_prompts]
     sampling = replace(config.sampling.make(seed=0), temperature=0.0)
     [completions] = learner.backend.generate(learner.vector[None], [example.prompt for example in few], sampling)
-    return [learner.backend.encode(example.prompt) for example in few], completions
-
-
-def _verify(
-    config: RunConfig, adapter: Path, prompts: list[tuple[int, ...]], completions: Sequence[Completion]
-) -> Verification:
+    prompts = [learner.backend.encode(example.prompt) for example in few]
+    closing.close()  # the check needs the memory
+    form = Path(config.model.path).suffix.removeprefix(".")
+    if form in registry.names(registry.FORMATS):
+        return _export_beside(adapter, config.model.path, form)
     exact = config.backend.dtype == "float32" and not config.backend.options.get("quantization")
     return verify_adapter(
         model_path(config.model.path),
@@ -121,14 +134,27 @@ def _verify(
     )
 
 
+def _export_beside(adapter: Path, model: str, form: str) -> Verification:
+    """Write the adapter in the form of its model's file too, loaded and compared by the engine of that form."""
+    try:
+        note = registry.find(registry.FORMATS, form).export_adapter(adapter, model, adapter.with_suffix(f".{form}"))
+    except EsalignError as error:
+        return Verification(False, None, 0, f"the adapter was not written as {form}: {error}")
+    return Verification(True, None, 0, note)
+
+
 def _facts(config: RunConfig) -> CardFacts:
     rewards = ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in config.rewards)
+    start = config.model.adapter
+    searched = (
+        f"the\nsingular values of the adapter `{start}`" if start else "the singular directions of the model's weights"
+    )
     return CardFacts(
         base_model=config.model.path,
         library="peft",
         tags=("lora", "esalign", "evolution-strategies"),
-        summary="A LoRA adapter aligned without gradients by esalign: an evolution strategy\nsearched over the "
-        f"singular values of the adapter `{config.model.adapter}` (ESSA, arXiv 2507.04453).",
+        summary="A LoRA adapter aligned without gradients by esalign: an evolution strategy\nsearched over "
+        f"{searched} (ESSA, arXiv 2507.04453).",
         settings=(
             f"Data: `{config.data.source}`. Rewards: {rewards}.",
             f"{config.describe()}; fitness {config.fitness.name}.",

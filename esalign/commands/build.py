@@ -12,16 +12,21 @@ from esalign.config.sections import Experiment, ProbeSection, RewardSection, Sco
 from esalign.data import MiniBatches, Splits, load_dataset, make_splits
 from esalign.fitness import FitnessParts
 from esalign.protocols import Backend, Fitness, Space
-from esalign.registry import FITNESS, check_options, find, load_backend, make_optimizer, make_space, merge
+from esalign.registry import DEFAULT_SIGMA, FITNESS, SPACES, find, load_backend, make_fitness, make_optimizer, merge
 from esalign.rewards import load_reward
 from esalign.rewards.pool import RewardPool
+from esalign.run.evaluate import HeldOut
 from esalign.run.evolution import Evolution
-from esalign.run.learner import HeldOut, HeldOutSets
+from esalign.run.learner import HeldOutSets
+from esalign.run.self_test import self_test
 from esalign.run.trackers import Tracker, make_tracker
+from esalign.space import make_space
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Return the configuration with what it leaves to its fitness filled in by that fitness's own defaults."""
+    """Return the configuration with what it leaves open filled in: by its model, its space and its fitness."""
+    space = config.space.name or ("base-svd" if config.model.adapter is None else "svd-lora")
+    sigma = config.optimizer.sigma or getattr(find(SPACES, space), "sigma", DEFAULT_SIGMA)
     fitness = config.fitness
     defaults = inspect.signature(find(FITNESS, fitness.name)).parameters
     missing = {
@@ -29,14 +34,26 @@ def resolve(config: RunConfig) -> RunConfig:
         for name in ("prompts", "samples")
         if getattr(fitness, name) is None and name in defaults and defaults[name].default is not inspect.Parameter.empty
     }
-    return config.model_copy(update={"fitness": fitness.model_copy(update=missing)})
+    return config.model_copy(
+        update={
+            "space": config.space.model_copy(update={"name": space}),
+            "optimizer": config.optimizer.model_copy(update={"sigma": sigma}),
+            "fitness": fitness.model_copy(update=missing),
+        }
+    )
 
 
 def open_space(config: RunConfig) -> Space:
-    """Return the search space."""
+    """Return the search space of a resolved configuration."""
     section = config.space
-    settings = {"model": model_path(config.model.path), "adapter": config.model.adapter}
-    return make_space(section.name, **merge(f"space {section.name!r}", settings, section.options))
+    settings = {
+        "model": model_path(config.model.path),
+        "adapter": config.model.adapter,
+        "tie": section.tie,
+        "tie_over": section.tie_over,
+        "tie_seed": section.tie_seed,
+    }
+    return make_space(str(section.name), **merge(f"space {section.name!r}", settings, section.options))
 
 
 def make_backend(section: BackendSection, model: str, space: Space | None) -> Backend:
@@ -106,6 +123,14 @@ def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
     held_out = make_held_out(config, splits, closing)
     backend = make_backend(config.backend, config.model.path, space)
     closing.callback(backend.close)
+    self_test(
+        backend,
+        config.backend,
+        model=config.model.path,
+        space=space,
+        candidate=optimizer.ask()[0],
+        examples=splits.validation.examples,
+    )
     fitness = _make_fitness(config, backend, space, splits, held_out.validation.pool)
     learner = Evolution(space=space, backend=backend, optimizer=optimizer, fitness=fitness)
     return SearchParts(learner, splits, held_out)
@@ -113,9 +138,6 @@ def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
 
 def _make_fitness(config: RunConfig, backend: Backend, space: Space, splits: Splits, pool: RewardPool) -> Fitness:
     section, seed = config.fitness, config.run.seed
-    factory = find(FITNESS, section.name)
-    settings = {"prompts": section.prompts, "samples": section.samples}
-    check_options(f"fitness {section.name!r}", factory, section.options, reserved=("parts", *settings))
     parts = FitnessParts(
         backend=backend,
         batches=MiniBatches(splits.train.examples, seed=seed),
@@ -126,9 +148,8 @@ def _make_fitness(config: RunConfig, backend: Backend, space: Space, splits: Spl
         model=config.model.path,
         space=space,
     )
-    given = {name: value for name, value in settings.items() if value is not None}
-    fitness: Fitness = factory(parts, **given, **section.options)
-    return fitness
+    settings = {"prompts": section.prompts, "samples": section.samples}
+    return make_fitness(section.name, parts, **merge(f"fitness {section.name!r}", settings, section.options))
 
 
 def make_probe(section: ProbeSection | None, config: Experiment, closing: ExitStack) -> HeldOut | None:

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from esalign.commands.build import load_splits, make_held_out
 from esalign.commands.drive import drive, finish, settle
+from esalign.commands.hub import find_hub
 from esalign.config.distill import DistillConfig
 from esalign.data import MiniBatches, Splits
 from esalign.distill.learner import Distillation, measures_for
@@ -20,7 +22,7 @@ from esalign.errors import DistillationError
 from esalign.protocols import Backend
 from esalign.report.card import CardFacts
 from esalign.report.words import DISTILLATION
-from esalign.run.folder import ADAPTER, MODEL, Outcome, choose_folder
+from esalign.run.folder import ADAPTER, MODEL, Outcome, alone_in, choose_folder, noting_resume
 from esalign.run.learner import HeldOutSets
 from esalign.run.reporter import Reporter
 from esalign.run.result import Result
@@ -36,6 +38,7 @@ class StudentParts:
     pair: Pair
     engine: Backend
     learner: Distillation
+    splits: Splits
     held_out: HeldOutSets
 
 
@@ -53,16 +56,19 @@ def run_distill(
     Raises:
         DistillationError: student and teacher do not fit, or numbers are not finite.
     """
+    find_hub(config)
     folder = choose_folder(config, resume=resume)
     reporter.stage("loading data, rewards, student and teacher")
-    with ExitStack() as closing:
+    with noting_resume(folder), ExitStack() as closing:
         parts = make_parts(config, closing)
+        closing.enter_context(alone_in(folder))
         warn_of_templates(parts, reporter)
         config = settle(config, parts.learner)
         result = drive(
             config,
             folder,
             parts.learner,
+            parts.splits,
             parts.held_out,
             kind="distillation",
             resume=resume,
@@ -104,7 +110,7 @@ def make_parts(config: DistillConfig, closing: ExitStack) -> StudentParts:
         reverse_kl_prompts=config.run.reverse_kl_prompts,
         sequences=min(16, training.sequences),
     )
-    return StudentParts(student, teacher, pair, engine, learner, make_held_out(config, splits, closing))
+    return StudentParts(student, teacher, pair, engine, learner, splits, make_held_out(config, splits, closing))
 
 
 def _check_prompts(engine: Backend, splits: Splits, *, most: int) -> None:
@@ -132,17 +138,16 @@ def warn_of_templates(parts: StudentParts, reporter: Reporter) -> None:
 def write_outcome(
     config: DistillConfig, folder: Path, parts: StudentParts, result: Result, reporter: Reporter
 ) -> Outcome:
-    """Write the student as it is, check that it answers the same when it is read back, and report."""
+    """Write the student as it is, check that it completes the same when it is read back, and report."""
     whole = config.student.tuning == "full"
     saved = save_student(parts.student, config.student, folder / (MODEL if whole else ADAPTER))
-    reporter.stage("loading what was saved with transformers and peft, and comparing its answers")
-    verification = _verify(config, saved, parts)
+    check = partial(_verify, config, saved, parts)
     name, facts = config.run.name, _facts(config)
-    return finish(folder, saved, result, verification, name=name, facts=facts, reporter=reporter)
+    return finish(folder, saved, result, check, name=name, facts=facts, reporter=reporter)
 
 
 def _verify(config: DistillConfig, saved: Path, parts: StudentParts) -> Verification:
-    """Compare greedy answers of the saved student, loaded anew, with those of the student in memory."""
+    """Compare greedy completions of the saved student, loaded anew, with those of the student in memory."""
     section, training = config.student, config.training
     whole = section.tuning == "full"
     path, adapter = (str(saved), None) if whole else (section.path, str(saved))
@@ -156,7 +161,7 @@ def _verify(config: DistillConfig, saved: Path, parts: StudentParts) -> Verifica
     meant, read = (engine.generate(np.zeros((1, 0)), prompts, sampling)[0] for engine in (parts.engine, reread))
     equal = [one.token_ids == other.token_ids for one, other in zip(meant, read, strict=True)]
     agreement = sum(equal) / len(equal)
-    note = f"{sum(equal)} of {len(equal)} greedy answers are the same after loading with transformers + peft"
+    note = f"{sum(equal)} of {len(equal)} greedy completions are the same after loading with transformers + peft"
     if agreement < REQUIRED_AGREEMENT:
         return Verification(False, agreement, len(equal), f"only {note}: do not use this student, and report a bug")
     return Verification(True, agreement, len(equal), note)

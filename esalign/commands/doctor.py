@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 
 from esalign import registry
+from esalign.errors import EsalignError
 
 CORE = ("numpy", "torch", "transformers", "peft", "safetensors", "cma", "nevergrad", "datasets", "reasoning-gym")
 EXTRAS = {  # what it is for -> (packages, any of which will do; the extra)
@@ -35,8 +36,24 @@ def examine() -> Iterator[str]:
         found = next((f"{package} {_version(package)}" for package in packages if _version(package)), None)
         remedy = f'not installed: pip install "esalign[{extra}]"'
         yield f"  {'ok' if found else '--'}  {use}: {found or remedy}"
+    yield from _plugins()
     for name in registry.names(registry.DOCTOR):
         yield from (f"      {line}" for line in registry.find(registry.DOCTOR, name)())
+
+
+def _plugins() -> Iterator[str]:
+    """Yield a line for each plug-in that another distribution offers, and what is wrong with it, if anything."""
+    for group in (registry.OPTIMIZERS, registry.SPACES, registry.REWARDS, registry.BACKENDS, registry.FITNESS):
+        for point in importlib.metadata.entry_points(group=group):
+            if point.dist is None or point.dist.name == "esalign":
+                continue
+            try:
+                registry.find(group, point.name)
+            except EsalignError as error:
+                yield f"  !!  {error}"
+            else:
+                origin = f"{point.value}, from {point.dist.name} {point.dist.version}"
+                yield f"  ok  {registry.noun(group)} {point.name}: {origin}"
 
 
 def _version(package: str) -> str | None:

@@ -1,6 +1,6 @@
 """What `esalign run` and `esalign distill` share: a learner is driven in its folder, and what it leaves is written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
@@ -8,9 +8,12 @@ from typing import TypeVar
 from esalign.commands.build import open_tracker
 from esalign.config.distill import DistillConfig
 from esalign.config.run import RunConfig
+from esalign.data import Splits
+from esalign.errors import EsalignError
 from esalign.report.card import CardFacts, write_card
 from esalign.report.page import write_report
-from esalign.run.folder import Outcome, alone_in, prepare_folder, write_result
+from esalign.run.folder import Outcome, prepare_folder, write_result
+from esalign.run.inputs import hash_inputs
 from esalign.run.learner import HeldOutSets, Learner
 from esalign.run.reporter import About, Reporter
 from esalign.run.result import Result
@@ -31,6 +34,7 @@ def drive(
     config: C,
     folder: Path,
     learner: Learner,
+    splits: Splits,
     held_out: HeldOutSets,
     *,
     kind: str,
@@ -41,9 +45,12 @@ def drive(
     flat_limit: int = 0,
     kl_prompts: int = 0,
 ) -> Result | None:
-    """Run a learner in its folder, alone; afterwards it is the result. None when the run was interrupted."""
-    closing.enter_context(alone_in(folder))
-    prepare_folder(folder, config, resume=resume)
+    """Run a learner in its folder; afterwards it is the result. None when the run was interrupted."""
+    if not prepare_folder(folder, config, _hash(config, splits, held_out), resume=resume):
+        reporter.warn(
+            "this run did not write down what it began with, so nobody checks that problems, rewards and weights are "
+            "the same"
+        )
     run = Run(
         learner,
         folder,
@@ -59,20 +66,43 @@ def drive(
     return run.execute()
 
 
+def _hash(config: RunConfig | DistillConfig, splits: Splits, held_out: HeldOutSets) -> dict[str, str]:
+    problems = {
+        "training": splits.train.examples,
+        "validation": held_out.validation.examples,
+        "test": held_out.test.examples,
+    }
+    if held_out.probe is not None:
+        problems["probe"] = tuple(held_out.probe.examples)
+    return hash_inputs(config, problems)
+
+
 def finish(
     folder: Path,
     saved: Path,
     result: Result,
-    verification: Verification,
+    check: Callable[[], Verification],
     *,
     name: str,
     facts: CardFacts,
     reporter: Reporter,
 ) -> Outcome:
-    """Write model card, result and report of what was saved."""
+    """Write model card, result and report of what was saved; then check it, and write what came of that, too."""
+
+    def write(verification: Verification | None) -> None:
+        write_card(saved, name, facts, result, verification)
+        write_result(folder, result, verification)
+        write_report(folder)
+
+    write(None)
+    reporter.stage("loading what was saved with transformers and peft, and comparing its completions")
+    try:
+        verification = check()
+    except Exception as error:  # noqa: BLE001  (of engines and libraries; the result is written, and must not be lost)
+        why = str(error) if isinstance(error, EsalignError) else f"{type(error).__name__}: {error}"
+        verification = Verification(True, None, 0, f"not compared, as the check failed: {' '.join(why.split())[:300]}")
+        reporter.warn(verification.note)
     if not verification.good:
         reporter.warn(verification.note)
-    write_card(saved, name, facts, result, verification)
-    write_result(folder, result, verification)
-    write_report(folder)
-    return Outcome(folder, result, verification)
+    write(verification)
+    return Outcome(folder, saved, result, verification)

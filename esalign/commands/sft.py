@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from esalign.assets import model_path
+from esalign.commands.hub import find_hub
 from esalign.config.sft import SftConfig
 from esalign.data import load_dataset
 from esalign.sft.training import SftSummary, train_sft
@@ -10,6 +11,7 @@ from esalign.sft.training import SftSummary, train_sft
 
 def warm_start(config: SftConfig, on_step: Callable[[int, float], None] | None = None) -> SftSummary:
     """Train the LoRA adapter that a search starts from."""
+    find_hub(config)
     data = config.data
     examples = load_dataset(data, size=data.size, seed=config.seed).examples
     return train_sft(

@@ -105,6 +105,25 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings, and of lists of mappings, by the paths of their keys.
+
+    >>> leaves({"run": {"seed": 0}, "rewards": [{"name": "math"}]})
+    {'run.seed': 0, 'rewards.0.name': 'math'}
+    """
+    inner: Mapping[Any, Any] = {}
+    if isinstance(value, Mapping):
+        inner = value
+    elif isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
+        inner = dict(enumerate(value))
+    if not inner:
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, part in inner.items():
+        found |= leaves(part, f"{path}.{key}" if path else str(key))
+    return found
+
+
 def describe(error: ValidationError, schema: type[Section]) -> str:
     """Return the first mistake in one line: the key's path, what was got, what was expected; and how many follow."""
     # A mistyped key is often the cause of a missing one, so it is told first.
@@ -115,6 +134,8 @@ def describe(error: ValidationError, schema: type[Section]) -> str:
         known = _keys_at(schema, first["loc"][:-1])
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+        if not close and "options" in known:
+            hint += "; what the plug-in itself takes stands under 'options'"
         message = f"unknown key '{path}', {hint}"
     elif first["type"] == "missing":
         message = f"'{path}' is missing"

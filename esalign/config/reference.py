@@ -1,8 +1,9 @@
 """The reference pages of every configuration and a commented file to start from, all generated from the schemas."""
 
+import re
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -10,7 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from esalign.config.distill import DistillConfig
 from esalign.config.run import RunConfig
-from esalign.config.sections import Section
+from esalign.config.sections import LONGEST_NAME, Section
 from esalign.config.sft import SftConfig
 
 PAGES: dict[str, tuple[str, type[Section]]] = {  # command -> page below docs/, schema
@@ -27,15 +28,15 @@ EXAMPLE = {  # values of the commented file that have no default, or that a firs
     "data.template": r'"{prompt}\nPlease reason step by step and place your final answer in \\boxed{{}}."',
     "rewards": "[{name: math}]",
     "sampling.max_tokens": "512",
-    "run.name": "my-run",
 }
 
 
-def commented_config() -> str:
-    """Return a YAML file with every key, its default and what it means."""
+def commented_config(name: str = "my-run") -> str:
+    """Return a YAML file with every key, its default and what it means; name is that of its runs, as far as one can."""
+    run = re.sub(r"[^\w.-]+", "-", name).lstrip("-.")[: LONGEST_NAME // 4] or "my-run"
     lines = ["# A run of esalign. Check it with `esalign run THIS --dry-run`; keys that are commented out have this"]
     lines += ["# default. `esalign run THIS run.generations=10` changes single values.", ""]
-    lines += _yaml(RunConfig, "", 0)
+    lines += _yaml(RunConfig, "", 0, {**EXAMPLE, "run.name": f'"{run}"'})
     return "\n".join(lines) + "\n"
 
 
@@ -112,16 +113,16 @@ def _kind(annotation: Any) -> str:
     return "mapping" if origin is dict else str(name).replace("NoneType", "null")
 
 
-def _yaml(section: type[Section], path: str, depth: int) -> Iterator[str]:
+def _yaml(section: type[Section], path: str, depth: int, values: Mapping[str, str]) -> Iterator[str]:
     pad = "  " * depth
     for name, field in section.model_fields.items():
         key = f"{path}{name}"
         inner = _section(field.annotation)
-        if key in EXAMPLE:
-            yield f"{pad}{name}: {EXAMPLE[key]}{_comment(field)}"
+        if key in values:
+            yield f"{pad}{name}: {values[key]}{_comment(field)}"
         elif inner is not None and field.default is not None and not str(field.annotation).startswith("tuple"):
             yield f"{pad}{name}:  # {(inner.__doc__ or '').splitlines()[0]}"
-            yield from _yaml(inner, f"{key}.", depth + 1)
+            yield from _yaml(inner, f"{key}.", depth + 1, values)
         else:
             yield f"{pad}# {name}: {_default(field)}{_comment(field)}"
 

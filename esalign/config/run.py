@@ -1,38 +1,55 @@
 """The schema of `esalign run`."""
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from esalign.config.sections import (
     DataSection,
     ProbeSection,
-    RewardSection,
+    Rewards,
     RunSection,
     SamplingSection,
     ScoringSection,
     Section,
 )
+from esalign.registry import DEFAULT_POPULATION
 
 
 class ModelSection(Section):
-    """The base model and the adapter whose singular values are searched."""
+    """The base model, and the adapter to start from, if any."""
 
     path: str = Field(description="Base model: a Hugging Face id, a local folder, a GGUF file, or 'embedded'.")
-    adapter: str = Field(description="LoRA adapter to start from: PEFT folder or hub id, GGUF file, or 'embedded'.")
+    adapter: str | None = Field(
+        None,
+        description="LoRA adapter to start from: PEFT folder or hub id, GGUF file, or 'embedded'; none: the model.",
+    )
 
 
 class SpaceSection(Section):
-    """What is searched. Keys beside ``name`` are options of the space, e.g. ``fraction`` of svd-lora."""
+    """What is searched. Options of the space stand beside its name: ``fraction`` of svd-lora, ``rank`` of base-svd."""
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field("svd-lora", description="svd-lora: the singular values of model.adapter; or a plug-in's name.")
+    name: str | None = Field(
+        None,
+        description="svd-lora: the singular values of model.adapter; base-svd: the singular directions of the model's "
+        "own weights; or a plug-in's name; none: svd-lora where there is an adapter, else base-svd.",
+    )
+    tie: int | None = Field(None, ge=1, description="Move the space by so few numbers; none: by all of its own.")
+    tie_over: Literal["all", "layers"] = Field("all", description="Whether each adapted layer has numbers of its own.")
+    tie_seed: int = Field(0, ge=0, description="Seed of the map from few numbers to all.")
 
     @property
     def options(self) -> dict[str, Any]:
         """The space's own options."""
         return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _options_stand_beside_the_name(self) -> "SpaceSection":
+        if "options" in self.options:
+            raise ValueError("a space has its options beside its name: {name: svd-lora, fraction: 0.5}")
+        return self
 
 
 class BackendSection(Section):
@@ -41,6 +58,12 @@ class BackendSection(Section):
     name: str = Field("torch", description="Engine: torch, vllm, llama-cpp, or a plug-in's name.")
     dtype: str = Field("auto", description="Compute type: auto (the model's own), float32, bfloat16 or float16.")
     device: str = Field("auto", description="Device: auto, cpu, cuda or cuda:N.")
+    self_test: float = Field(
+        6.0,
+        ge=0,
+        description="Compare log-probabilities of a few tokens with transformers at the start, if the base model's "
+        "weights take at most so many GB; 0 never does.",
+    )
     options: dict[str, Any] = Field({}, description="Options of the engine itself; see its page in docs/.")
 
 
@@ -67,9 +90,9 @@ class OptimizerSection(Section):
     """The evolution strategy."""
 
     name: str = Field("cma-es", description="cma-es, openai-es, random-search, nevergrad:<Name>, or a plug-in's name.")
-    population: int = Field(24, ge=2, le=100_000, description="Candidates per generation.")
-    sigma: float = Field(
-        0.5, gt=0, le=1000, description="First step size, in units of each factor's RMS singular value."
+    population: int = Field(DEFAULT_POPULATION, ge=2, le=100_000, description="Candidates per generation.")
+    sigma: float | None = Field(
+        None, gt=0, le=1000, description="First step size, in units of the space; none: what suits the space."
     )
     options: dict[str, Any] = Field({}, description="Options of the optimiser.")
 
@@ -88,7 +111,7 @@ class RunConfig(Section):
     space: SpaceSection = SpaceSection()
     backend: BackendSection = BackendSection()
     data: DataSection
-    rewards: tuple[RewardSection, ...] = Field(min_length=1)
+    rewards: Rewards
     scoring: ScoringSection = ScoringSection()
     sampling: SamplingSection = SamplingSection()
     fitness: FitnessSection = FitnessSection()

@@ -1,10 +1,13 @@
 """The schema of a run, strict at every level, and its reading from YAML files and ``a.b=value`` overrides."""
 
+import re
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from esalign.types import Sampling
+
+LONGEST_NAME = 200  # bytes of a run's name: file systems take 255, and a number may be appended
 
 
 class Section(BaseModel):
@@ -38,18 +41,31 @@ class DataSection(Source):
 
 
 class RewardSection(Section):
-    """One reward."""
+    """One reward; a name alone is one without options."""
 
     name: str = Field(description="math, reasoning-gym, exact-match, regex-match, module:function or file.py:function.")
     weight: float = Field(1.0, description="Factor of this reward in the sum.")
     options: dict[str, Any] = Field({}, description="Options of the reward.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | dict) else value
+
+
+Rewards = Annotated[tuple[RewardSection, ...], BeforeValidator(_as_list), Field(min_length=1)]
+"""Rewards; one alone needs no list."""
 
 
 class ScoringSection(Section):
     """How rewards are computed."""
 
     workers: int = Field(1, ge=0, description="Processes that score beside generation; 0 scores in the run's own.")
-    timeout: float = Field(10.0, gt=0, description="Seconds that one completion's scoring may take (with workers).")
+    timeout: float = Field(10.0, gt=0, description="Seconds that one completion's scoring may take.")
 
 
 class SamplingSection(Section):
@@ -70,13 +86,22 @@ class ProbeSection(Source):
     """An off-task probe: problems that the search does not see, as the measure of forgetting."""
 
     size: int = Field(256, ge=1, description="Number of problems.")
-    rewards: tuple[RewardSection, ...] = Field(min_length=1, description="Rewards of the probe.")
+    rewards: Rewards = Field(description="Rewards of the probe.")
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"expected the name of a folder: letters, digits, '_', '-' and '.', beginning with one of the first three, "
+            f"at most {LONGEST_NAME} bytes; run.dir says where it lies"
+        )
+    return name
 
 
 class RunSection(Section):
     """How long a run goes on, how it is judged, and where the results go."""
 
-    name: str = Field("run", pattern=r"^\w[\w.-]*$", description="Name of the run's folder.")
+    name: Annotated[str, AfterValidator(_check_name)] = Field("run", description="Name of the run's folder.")
     dir: str = Field("runs", description="Folder that holds the runs.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     generations: int = Field(50, ge=1, description="Generations of a search, or updates of a distillation.")

@@ -1,10 +1,11 @@
 """Distillation without gradients: minus the reverse KL to a teacher, on prefixes that all candidates share.
 
-Two traps lie here. A candidate that is scored on its *own* answers can hack their length: a mean over tokens rewards
-padding, a sum rewards stopping early. And on answers that are fixed, the *sampled* log-ratio log p_S - log p_T is
-inverted: it falls when the candidate moves away from what was answered. Here both are impossible by construction: one
-rollout per prompt is drawn before any candidate is seen, and at each of its prefixes the candidate's whole distribution
-is compared with the teacher's, on a support that is fixed as well, all other tokens being merged into one.
+Two traps lie here. A candidate that is scored on its *own* completions can hack their length: a mean over tokens
+rewards padding, a sum rewards stopping early. And on completions that are fixed, the *sampled* log-ratio log p_S -
+log p_T is inverted: it falls when the candidate moves away from what was written. Here both are impossible by
+construction: one rollout per prompt is drawn before any candidate is seen, and at each of its prefixes the
+candidate's whole distribution is compared with the teacher's, on a support that is fixed as well, all other tokens
+being merged into one.
 """
 
 from collections.abc import Sequence
@@ -217,7 +218,7 @@ def make_fitness(
         teacher: Hugging Face id or folder of the teacher.
         teacher_adapter: its LoRA adapter.
         student: the base model for transformers, where the engine's is another file.
-        budget: of the trust region, nats per token; 0 lets the engine answer alone, and saves a second student.
+        budget: of the trust region, nats per token; 0 lets the engine complete alone, and saves a second student.
         steps: generations over which the budget falls to 0; None keeps it.
         schedule: how it falls.
         support: tokens that count one by one; None: all.

@@ -9,7 +9,7 @@ from torch import Tensor
 from esalign.types import Sequences
 
 
-def answer_logits(model: Any, sequences: Sequences, *, pad: int = 0) -> Tensor:
+def completion_logits(model: Any, sequences: Sequences, *, pad: int = 0) -> Tensor:
     """Return the logits behind every completion token, shape (completion tokens of all sequences, rows of the head).
 
     Sequences stand at the left and padding at the right, where causal attention does not see it: no mask is needed.
@@ -51,6 +51,6 @@ def in_batches(sequences: Sequences, max_tokens: int) -> Iterator[list[int]]:
 def read_completions(model: Any, sequences: Sequences, max_tokens: int) -> Iterator[tuple[int, Tensor]]:
     """Yield each sequence's place and its logits, shape (completion's tokens, rows of the head), in any order."""
     for places in in_batches(sequences, max_tokens):
-        logits = answer_logits(model, [sequences[place] for place in places])
+        logits = completion_logits(model, [sequences[place] for place in places])
         counts = [len(sequences[place][1]) for place in places]
         yield from zip(places, logits.split(counts), strict=True)

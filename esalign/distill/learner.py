@@ -10,8 +10,8 @@ from esalign.distill.rollout import Pair, Rollout, RolloutOptions
 from esalign.distill.trainer import Trainer
 from esalign.fitness.completions import SHOWN_SAMPLES
 from esalign.protocols import Backend
-from esalign.run.evaluate import HeldOutResult, evaluate
-from esalign.run.learner import MINUS_REVERSE_KL, REWARD, HeldOut, Step
+from esalign.run.evaluate import HeldOut, HeldOutResult, evaluate
+from esalign.run.learner import MINUS_REVERSE_KL, REWARD, Step
 from esalign.types import Sample, Sampling, State
 
 APART = ("rollout_tokens", "prompt_tokens", "rollout_seconds", "update_seconds")  # shown under other names
@@ -81,7 +81,7 @@ class Distillation:
     def judge(self, measure: str, held_out: HeldOut, sampling: Sampling) -> HeldOutResult:
         """Score the student's completions by reward, or by minus their reverse KL to the teacher."""
         if measure == REWARD:
-            return evaluate(self._backend, held_out.pool, np.zeros(0), held_out.examples, sampling)
+            return evaluate(self._backend, held_out, np.zeros(0), sampling)
         prompts = [self._backend.encode(example.prompt) for example in held_out.examples[: self._reverse_kl_prompts]]
         options = RolloutOptions(sampling.max_tokens, sequences=self._sequences)
         distance = held_out_distance(self._pair, prompts, options, seed=sampling.seed)

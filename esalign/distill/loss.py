@@ -13,14 +13,14 @@ from esalign.distill.vocabulary import SharedVocabulary
 def token_losses(
     logits: Tensor, rollouts: Sequence[Rollout], vocabulary: SharedVocabulary, name: DivergenceName
 ) -> Tensor:
-    """Return the divergence from the student to the teacher at each answer token, nats, shape (answer tokens,).
+    """Return the divergence from the student to the teacher at each completed token, nats, shape (tokens,).
 
     No importance weights: the prefixes are those that the behaviour visited, and that is all it decides. A sampled
     log-ratio as an advantage would have no gradient in expectation on a support; the divergence itself has.
 
     Args:
-        logits: the student's at these tokens, shape (answer tokens, rows of the head).
-        rollouts: the answers, whose remembered teacher is the target.
+        logits: the student's at these tokens, shape (tokens, rows of the head).
+        rollouts: the completions, whose remembered teacher is the target.
         vocabulary: what both share.
         name: of the divergence.
     """
@@ -32,6 +32,6 @@ def token_losses(
 
 
 def supervised_losses(logits: Tensor, rollouts: Sequence[Rollout], vocabulary: SharedVocabulary) -> Tensor:
-    """Return the student's negative log-likelihood of each answer token, nats, shape (answer tokens,)."""
+    """Return the student's negative log-likelihood of each completed token, nats, shape (tokens,)."""
     drawn = torch.tensor([token for rollout in rollouts for token in rollout.token_ids], device=logits.device)
     return -vocabulary.logprobs(logits).gather(-1, drawn[:, None])[:, 0]

@@ -31,7 +31,7 @@ class RolloutSource(Protocol):
         """The tokens that student and teacher share."""
 
     def draw(self, mean: Array, prompts: Sequence[TokenIds], *, step: int, seed: int) -> list[Rollout]:
-        """Answer every prompt once with the search vector of the mean, shape (dim,); the teacher runs once."""
+        """Complete every prompt once with the search vector of the mean, shape (dim,); the teacher runs once."""
 
     def draw_alone(self, mean: Array, prompts: Sequence[TokenIds], *, seed: int) -> list[Rollout]:
         """The same by the student alone, without the teacher's help."""
@@ -39,7 +39,7 @@ class RolloutSource(Protocol):
 
 @dataclass(frozen=True)
 class BlendedRollouts:
-    """Answers of a behaviour of student and teacher, the student being base model and mean.
+    """Completions of a behaviour of student and teacher, the student being base model and mean.
 
     Args:
         pair: the models; the student carries a LoRA adapter of the space.
@@ -70,7 +70,7 @@ class BlendedRollouts:
 
 @dataclass(frozen=True)
 class EngineRollouts:
-    """Answers of the mean by the engine alone; the teacher reads them afterwards. It takes no second student.
+    """Completions of the mean by the engine alone; the teacher reads them afterwards. It takes no second student.
 
     The student's own distribution is not known here, so the support is the teacher's likeliest tokens.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from esalign.config.distill import BehaviourSection, LossSection, TrainingSection
 from esalign.data import MiniBatches
 from esalign.distill.behaviour import TrustRegion, make_behaviour
-from esalign.distill.forced import answer_logits, in_batches
+from esalign.distill.forced import completion_logits, in_batches
 from esalign.distill.loss import supervised_losses, token_losses
 from esalign.distill.rollout import Pair, Rollout, RolloutOptions, roll_out
 from esalign.errors import CheckpointError, DistillationError
@@ -87,7 +87,7 @@ class Trainer:
         return {**learning, **self._describe(rollouts, step), **seconds}, rollouts
 
     def _learn(self, rollouts: Sequence[Rollout], step: int) -> dict[str, float]:
-        """Take one step down the mean loss of all answer tokens."""
+        """Take one step down the mean loss of all completed tokens."""
         training = self._training
         rate = training.learning_rate * min(1.0, (step + 1) / max(training.warmup_steps, 1))
         for group in self._optimizer.param_groups:
@@ -110,9 +110,11 @@ class Trainer:
         return {"loss": loss, "grad_norm": norm, "learning_rate": rate}
 
     def _losses(self, rollouts: Sequence[Rollout], step: int) -> Tensor:
-        """Return the loss at every answer token, shape (answer tokens,)."""
+        """Return the loss at every completed token, shape (tokens,)."""
         vocabulary = self._pair.vocabulary
-        logits = answer_logits(self._pair.student, [(rollout.prompt_ids, rollout.token_ids) for rollout in rollouts])
+        logits = completion_logits(
+            self._pair.student, [(rollout.prompt_ids, rollout.token_ids) for rollout in rollouts]
+        )
         section = self._section
         if section.name == "sft" and (section.steps is None or step < section.steps):
             return supervised_losses(logits, rollouts, vocabulary)

@@ -1,6 +1,6 @@
 """What every backend checks at its edge: options, that it is still open, and what it is given to score."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -33,7 +33,12 @@ def check_sequences(codec: TextCodec, sequences: Sequences, support: Sequence[Ar
         BackendError: no ids of the model, a sequence beyond its context, or support of another shape.
     """
     given = []
-    for j, (prompt, completion) in enumerate(sequences):
+    for j, pair in enumerate(sequences):
+        if isinstance(pair, str | Mapping) or not hasattr(pair, "__len__") or len(pair) != 2:
+            raise BackendError(
+                f"sequence {j} is {pair!r:.80}, expected a pair: the ids of a prompt and of a completion"
+            )
+        prompt, completion = pair
         read = codec.encode(prompt, f"the prompt of sequence {j}")
         ids = tuple(codec.check_ids(completion, f"the completion of sequence {j}"))
         codec.check_context(f"the prompt of sequence {j}", len(read), len(ids))

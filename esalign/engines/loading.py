@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esalign.assets import adapter_path, model_path
@@ -57,7 +58,7 @@ def load_model(
 
     Args:
         role: for messages: ``model``, ``student`` or ``teacher``.
-        path: Hugging Face id, folder, or ``embedded``.
+        path: Hugging Face id, folder, GGUF file (whose weights are dequantised), or ``embedded``.
         adapter: PEFT folder or hub id, ``embedded``, or None.
         dtype: float32, bfloat16, float16, or auto for the checkpoint's own.
         device: auto, cpu, cuda or cuda:N.
@@ -77,14 +78,15 @@ def load_model(
     with quiet(), one_line_errors(label):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(model_path(path), **common)
+        place, unpacked = _unpack(model_path(path))
+        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=unpacked.get("gguf_file"), **common)
         factory: Any = AutoModelForCausalLM
         model, info = factory.from_pretrained(
-            model_path(path),
+            place,
             dtype=dtype,
             attn_implementation=attn_implementation,
             output_loading_info=True,
-            **common,
+            **{**common, **unpacked},
         )
         if adapter is not None:
             from peft import PeftModel
@@ -95,6 +97,21 @@ def load_model(
     if info["missing_keys"]:
         raise BackendError(f"{label} has no weights for {min(info['missing_keys'])!r}: the checkpoint is not complete")
     return LoadedModel(model, tokenizer, label)
+
+
+def _unpack(path: str) -> tuple[str, dict[str, Any]]:
+    """Return where transformers finds a model, and what it must be told to read a GGUF file as plain weights."""
+    if not path.endswith(".gguf"):
+        return path, {}
+    file = Path(path)
+    if not file.is_file():
+        raise OSError(f"there is no file '{path}'")
+    told: dict[str, Any] = {"gguf_file": file.name}
+    import transformers
+
+    if hasattr(transformers, "GgufConfig"):  # since 5: packed unless told otherwise
+        told["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    return str(file.parent), told
 
 
 def load_tokenizer(path: str) -> Any:

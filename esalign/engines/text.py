@@ -45,6 +45,10 @@ class TextCodec:
         Raises:
             BackendError: see `encode`; or prompt and completion do not fit the context.
         """
+        if isinstance(prompts, str | bytes | Mapping):
+            raise BackendError(
+                f"prompts is of type {type(prompts).__name__}, expected a list of prompts: [{prompts!r:.40}]"
+            )
         encoded = [self.encode(prompt, f"prompt {j}") for j, prompt in enumerate(prompts)]
         for j, ids in enumerate(encoded):
             self.check_context(f"prompt {j}", len(ids), max_tokens)
@@ -70,6 +74,8 @@ class TextCodec:
         """
         if isinstance(prompt, str):
             ids: Any = self.tokenizer(prompt)["input_ids"]
+        elif isinstance(prompt, Mapping):
+            raise BackendError(f"{name} is a single message, expected text, token ids or a list of messages")
         elif not hasattr(prompt, "__len__") or not hasattr(prompt, "__getitem__"):
             raise BackendError(f"{name} is of type {type(prompt).__name__}, expected text, chat messages or token ids")
         elif len(prompt) and isinstance(prompt[0], Mapping):
@@ -77,7 +83,7 @@ class TextCodec:
         else:
             ids = prompt
         if not len(ids):
-            raise BackendError(f"{name} is empty: a model needs at least one token to answer")
+            raise BackendError(f"{name} is empty: a model needs at least one token to complete")
         return tuple(self.check_ids(ids, name))
 
     def _encode_chat(self, messages: Any, name: str) -> list[int]:

@@ -1,15 +1,31 @@
 """What candidates complete, and what it is worth: generation and scoring side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
+from esalign.errors import RewardError
+from esalign.fitness.prefill import prefilled
 from esalign.protocols import Backend
 from esalign.rewards.pool import RewardPool
 from esalign.types import Array, Completion, Example, Sample, Sampling
 
 SHOWN_SAMPLES = 3
+ERRORS, ERROR_EXAMPLES = "errors/", "error_examples"  # in a row of metrics
+
+
+class Judged(Protocol):
+    """Completions that were scored."""
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """Number of completions whose scoring failed or timed out, by reward and kind."""
+
+    @property
+    def error_examples(self) -> Mapping[str, str]:
+        """One message of each."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +57,37 @@ class Completed:
 
 
 def complete(
-    backend: Backend, pool: RewardPool, candidates: Array, examples: Sequence[Example], sampling: Sampling
+    backend: Backend,
+    pool: RewardPool,
+    candidates: Array,
+    examples: Sequence[Example],
+    sampling: Sampling,
+    *,
+    on_completion: Callable[[], None] | None = None,
 ) -> Completed:
-    """Let candidates, shape (population, dim), complete examples; scoring goes on beside generation."""
+    """Let candidates, shape (population, dim), complete examples; scoring goes on beside generation.
 
-    def on_completion(i: int, j: int, completion: Completion) -> None:
-        pool.submit((i, j), examples[j], completion.text)
+    What a prompt begins for the model, such as the ``<think>`` of a chat template, belongs to what is scored.
+    ``on_completion`` is called as each completion is finished.
 
-    rows = backend.generate(candidates, [example.prompt for example in examples], sampling, on_completion)
+    Raises:
+        RewardError: no completion could be scored.
+    """
+    prompts = [example.prompt for example in examples]
+    begun = prefilled(backend, prompts)
+
+    def submit(i: int, j: int, completion: Completion) -> None:
+        pool.submit((i, j), examples[j], begun[j] + completion.text, completion.token_ids)
+        if on_completion is not None:
+            on_completion()
+
+    rows = backend.generate(candidates, prompts, sampling, submit)
     scores = pool.collect()
+    if scores.all_failed:
+        name, message = next(iter(scores.error_examples.items()))
+        raise RewardError(
+            f"none of {len(scores.rewards)} completions could be scored, so nothing can be learned: {name}: {message}"
+        )
     rewards = np.full((len(rows), len(examples)), np.nan)
     for i, row in enumerate(rows):
         for j in range(len(row)):
@@ -59,10 +97,20 @@ def complete(
     return Completed(rows, rewards, scores.errors, scores.error_examples)
 
 
-def make_samples(examples: Sequence[Example], completed: Completed, *, candidate: int = 0) -> tuple[Sample, ...]:
-    """Return a candidate's first completions, for people to read."""
+def add_errors(row: Mapping[str, Any], judged: Judged) -> dict[str, Any]:
+    """Return a row of metrics with scorings that failed added: how many by ``errors/<name>``, and a message of each."""
+    if not judged.errors:
+        return dict(row)
+    counts = {f"{ERRORS}{name}": row.get(f"{ERRORS}{name}", 0.0) + count for name, count in judged.errors.items()}
+    return {**row, **counts, ERROR_EXAMPLES: {**judged.error_examples, **row.get(ERROR_EXAMPLES, {})}}
+
+
+def make_samples(
+    examples: Sequence[Example], completed: Completed, *, candidate: int = 0, most: int | None = SHOWN_SAMPLES
+) -> tuple[Sample, ...]:
+    """Return a candidate's first completions, or with None all of them, for people to read."""
     shown = []
-    for j, example in enumerate(examples[:SHOWN_SAMPLES]):
+    for j, example in enumerate(examples[:most]):
         reward = completed.rewards[candidate, j]
         text = completed.rows[candidate][j].text
         shown.append(Sample(example.prompt, text, None if np.isnan(reward) else float(reward), example.columns))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from esalign.errors import ConfigError, RewardError
-from esalign.fitness.completions import complete, make_samples
+from esalign.fitness.completions import add_errors, complete, make_samples
 from esalign.fitness.parts import FitnessParts
 from esalign.seeds import Use, derive
 from esalign.types import Array, Evaluation, Example, State
@@ -38,6 +38,7 @@ class RewardFitness:
         """Draw this generation's problems and decoding seed."""
         chosen = self._batches.next(self._prompts)
         self._examples = [example for example in chosen for _ in range(self._samples)]
+        self._pool.state = replace(self._pool.state, global_step=generation - 1)
         self._sampling = replace(self._sampling, seed=derive(self._seed, Use.GENERATION, generation))
 
     def evaluate(self, candidates: Array) -> Evaluation:
@@ -46,7 +47,7 @@ class RewardFitness:
         Problems on which all rewards abstain do not count; a candidate with no reward at all ranks last.
 
         Raises:
-            RewardError: the rewards abstained on every completion of every candidate.
+            RewardError: the rewards abstained on every completion of every candidate, or could score none.
         """
         completed = complete(self._backend, self._pool, candidates, self._examples, self._sampling)
         rewards = completed.rewards
@@ -61,13 +62,15 @@ class RewardFitness:
         prompt_tokens = sum(len(self._backend.encode(example.prompt)) for example in self._examples)
         return Evaluation(
             fitness=fitness,
-            metrics={
-                "reward_std": float(np.nanmean(np.nanstd(rewards[counts > 0], axis=1))),
-                "truncated": completed.truncated,
-                "mean_tokens": completed.generated_tokens / rewards.size,
-                "abstained": float(np.isnan(rewards).mean()),
-                **{f"errors/{name}": float(count) for name, count in completed.errors.items()},
-            },
+            metrics=add_errors(
+                {
+                    "reward_std": float(np.nanmean(np.nanstd(rewards[counts > 0], axis=1))),
+                    "truncated": completed.truncated,
+                    "mean_tokens": completed.generated_tokens / rewards.size,
+                    "abstained": float(np.isnan(rewards).mean()),
+                },
+                completed,
+            ),
             generated_tokens=completed.generated_tokens,
             prompt_tokens=prompt_tokens * len(rewards),
             samples=make_samples(self._examples, completed, candidate=int(np.argmax(fitness))),

@@ -12,11 +12,12 @@ mean that wrote them is above a bound rank behind all others, the farther the lo
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from esalign.errors import ConfigError, RewardError
-from esalign.fitness.completions import complete, make_samples
+from esalign.fitness.completions import add_errors, complete, make_samples
 from esalign.fitness.parts import FitnessParts
 from esalign.seeds import Use, derive
 from esalign.types import Array, Evaluation, Sample, State
@@ -72,6 +73,7 @@ class SurrogateFitness:
         self._advantages = np.zeros(0)
         self._old: Array = np.zeros(0)
         self._reward = float("nan")
+        self._errors: dict[str, Any] = {}
         self._fresh: dict[str, int] = {}
         self._shown: tuple[Sample, ...] = ()
 
@@ -82,7 +84,8 @@ class SurrogateFitness:
             RewardError: rewards differ on no problem.
         """
         self._fresh = {"generated_tokens": 0, "prompt_tokens": 0, "scored_tokens": 0}
-        self._shown = ()
+        self._shown, self._errors = (), {}
+        self._pool.state = replace(self._pool.state, global_step=generation - 1)
         self._age += 1
         if self._age <= self._refresh:
             return
@@ -120,6 +123,7 @@ class SurrogateFitness:
         self._fresh["generated_tokens"] += completed.generated_tokens
         self._fresh["prompt_tokens"] += self._samples * sum(len(prompt) for prompt in prompts)
         self._shown = make_samples(examples, completed)
+        self._errors = add_errors(self._errors, completed)
         table = completed.rewards[0].reshape(self._prompts, self._samples)
         rewards.append(table)
         empty = [not completion.token_ids for completion in completed.rows[0]]  # nothing to score
@@ -140,6 +144,7 @@ class SurrogateFitness:
                 "beyond_kl_limit": float((kl > self._kl_limit).mean()),
                 "clipped": float((np.abs(np.expm1(log_ratio)) > self._clip).mean()),
                 "rollouts": float(len(self._sequences)),
+                **self._errors,
             },
             generated_tokens=self._fresh["generated_tokens"],
             prompt_tokens=self._fresh["prompt_tokens"],

@@ -2,13 +2,14 @@
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from esalign.errors import OptimizerError
+from esalign.protocols import Optimizer
 from esalign.types import Array, State
 
 
@@ -96,10 +97,10 @@ def check_state(state: State, expected: Mapping[str, Any]) -> None:
         expected: the settings of the optimiser that loads it; the state must hold the same.
     """
     for name, value in expected.items():
-        found = state.get(name)
+        found = take(state, name)
         if found != value:
             raise OptimizerError(
-                f"the state has {name} {found!r}, but this optimiser has {value!r}: load it in its like"
+                f"the state has {name} {found!r}, but this optimiser has {value!r}: make one with the state's settings"
             )
 
 
@@ -133,3 +134,21 @@ def take_generator(state: State) -> np.random.Generator:
 def copy_or_none(array: Array | None) -> Array | None:
     """Return a copy, so that nobody holds live state."""
     return None if array is None else array.copy()
+
+
+def reduce(optimizer: Optimizer, settings: Mapping[str, Any], **arguments: Any) -> tuple[Any, ...]:
+    """Return what `copy` and `pickle` make a copy of: one that asks the same and shares nothing.
+
+    Args:
+        optimizer: what is to be copied.
+        settings: the arguments of its construction, with its name under ``optimizer``.
+        **arguments: those that the settings lack.
+    """
+    given = {name: value for name, value in settings.items() if name != "optimizer"}
+    return _rebuild, (type(optimizer), {**given, **arguments}, optimizer.state_dict())
+
+
+def _rebuild(factory: Callable[..., Optimizer], arguments: Mapping[str, Any], state: State) -> Optimizer:
+    optimizer = factory(**arguments)
+    optimizer.load_state_dict(state)
+    return optimizer

@@ -121,6 +121,9 @@ class CmaEs:
         """The root mean square of the coordinates' standard deviations."""
         return float(np.sqrt(np.mean(np.square(self._es.stds))))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return checks.reduce(self, self._settings, seed=0, sigma=self._es.sigma)
+
     def state_dict(self) -> State:
         """Return everything that the future depends on."""
         es = self._es

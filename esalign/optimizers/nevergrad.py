@@ -95,6 +95,9 @@ class Nevergrad:
         """The mutation size of construction: nevergrad does not say what became of it."""
         return float(self._settings["sigma"])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return checks.reduce(self, self._settings, seed=self._seed, name=self._name)
+
     def state_dict(self) -> State:
         """Return everything that the future depends on: what was told."""
         return {

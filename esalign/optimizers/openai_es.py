@@ -4,6 +4,8 @@ Salimans, Ho, Chen, Sidor, Sutskever (2017), "Evolution Strategies as a Scalable
 Learning", arXiv 1703.03864, Algorithm 1 and section 2; Kingma and Ba (2015), "Adam", arXiv 1412.6980, Algorithm 1.
 """
 
+from typing import Any
+
 import numpy as np
 
 from esalign.errors import OptimizerError
@@ -106,6 +108,9 @@ class OpenAiEs:
     def sigma(self) -> float:
         """The standard deviation of the perturbations; it never changes."""
         return self._sigma
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return checks.reduce(self, self._settings, seed=0)
 
     def state_dict(self) -> State:
         """Return everything that the future depends on."""

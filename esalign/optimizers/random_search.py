@@ -1,5 +1,7 @@
 """Random search: the baseline that every optimiser must beat."""
 
+from typing import Any
+
 import numpy as np
 
 from esalign.optimizers import checks
@@ -59,6 +61,9 @@ class RandomSearch:
     def sigma(self) -> float:
         """The standard deviation of each coordinate; it never changes."""
         return self._sigma
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return checks.reduce(self, self._settings, seed=0)
 
     def state_dict(self) -> State:
         """Return everything that the future depends on."""

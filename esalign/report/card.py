@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esalign.files import write_atomically
-from esalign.report.words import Words
+from esalign.report.words import Words, gain
 from esalign.run.verify import Verification
 
 if TYPE_CHECKING:
@@ -38,14 +38,13 @@ def comparison_table(result: "Result") -> str:
     """Return the start and the result on every held-out set as a Markdown table."""
     head = ["| held-out problems | start | result | gain (paired) | problems |", "|---|---|---|---|---|"]
     rows = [
-        f"| {name} | {c.start} | {c.result} | {c.gain.mean:+.3f} [{c.gain.low:+.3f}, {c.gain.high:+.3f}] "
-        f"| {c.start.count} |"
+        f"| {name} | {c.start} | {c.result} | {gain(c.gain)} | {c.start.count} |"
         for name, c in result.comparisons.items()
     ]
     return "\n".join(head + rows)
 
 
-def write_card(folder: Path, run: str, facts: CardFacts, result: "Result", verification: Verification) -> None:
+def write_card(folder: Path, run: str, facts: CardFacts, result: "Result", verification: Verification | None) -> None:
     """Write the README.md that says what was made, how it was made and how it did.
 
     Args:
@@ -53,10 +52,15 @@ def write_card(folder: Path, run: str, facts: CardFacts, result: "Result", verif
         run: the run's name.
         facts: what differs between kinds of runs.
         result: how the run ended.
-        verification: how what was saved compares with what was meant.
+        verification: how what was saved compares with what was meant; None until it is known.
     """
     kl = [] if result.kl is None else [f"KL to the start: {result.kl:.4f} nats per token."]
-    lines = [*facts.settings, f"Stopped: {result.reason}.", *kl, f"Check: {verification.note}."]
+    lines = [
+        *facts.settings,
+        f"Stopped: {result.reason}.",
+        *kl,
+        f"Check: {verification.note if verification else 'not done'}.",
+    ]
     card = f"""---
 base_model: {json.dumps(facts.base_model)}
 library_name: {facts.library}

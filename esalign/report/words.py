@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from esalign.fitness.completions import ERROR_EXAMPLES, ERRORS
+from esalign.run.first_step import FirstStep
 from esalign.run.statistics import Estimate
 
 MISSING = "n/a"
-HIGH_TRUNCATION = 0.2  # share of cut answers above which the limit decides more than the model
+HIGH_TRUNCATION = 0.2  # share of cut completions above which the limit decides more than the model
 HIGH_ABSTENTION = 0.5
-ERRORS = "errors/"  # in a row, before the name of what failed
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,15 @@ def as_estimate(value: Mapping[str, Any] | None) -> Estimate | None:
 
 
 def number(value: float | None, spec: str = ".3f") -> str:
-    """Return '0.412', or 'n/a' for what is missing or not finite."""
-    return MISSING if value is None or not math.isfinite(value) else format(value, spec)
+    """Return '0.412', or 'n/a' for what is missing or not finite; what rounds to zero has no minus.
+
+    >>> number(-0.0004), number(-0.0004, "+.3f"), number(None)
+    ('0.000', '+0.000', 'n/a')
+    """
+    if value is None or not math.isfinite(value):
+        return MISSING
+    text = format(value, spec)
+    return text if text.strip("-0.") else format(0.0, spec)
 
 
 def score(value: Estimate | None) -> str:
@@ -194,32 +202,59 @@ def concerns(row: Mapping[str, Any], *, max_tokens: int | None) -> dict[str, str
 
     Args:
         row: a line of ``metrics.jsonl``, or what `worst` makes of many.
-        max_tokens: the limit of an answer's length, named in the advice.
+        max_tokens: the limit of a completion's length, named in the advice.
     """
-    found = {
-        key: f"{count(value)} answers could not be scored ({key.removeprefix(ERRORS)})"
-        for key, value in row.items()
-        if key.startswith(ERRORS) and value
-    }
+    found = {key: _failures(row, key) for key, value in row.items() if key.startswith(ERRORS) and value}
     if (row.get("truncated") or 0) >= HIGH_TRUNCATION:
         limit = f" of {max_tokens} tokens" if max_tokens else ""
         found["truncated"] = (
-            f"{row['truncated']:.0%} of answers were cut at the limit{limit}: raise sampling.max_tokens?"
+            f"{row['truncated']:.0%} of completions were cut at the limit{limit}: raise sampling.max_tokens?"
         )
     if (row.get("abstained") or 0) >= HIGH_ABSTENTION:
-        found["abstained"] = f"the rewards abstained on {row['abstained']:.0%} of answers: do they fit the data?"
+        found["abstained"] = f"the rewards abstained on {row['abstained']:.0%} of completions: do they fit the data?"
     if (row.get("fitness") or {}).get("std") == 0:
         found["flat"] = "all candidates have the same fitness, so nothing can be learned from this generation"
     return found
 
 
-def worst(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one row that stands for many: errors summed, and the worst of everything else that `concerns` reads."""
-    errors: dict[str, float] = {}
+def step_effect(step: FirstStep) -> str:
+    """Say what the first step of a search does to completions."""
+    return (
+        f"sigma {step.sigma:g} changes {step.changed:.0%} of greedy completions; {step.broken:.0%} of them are empty, "
+        f"cut or repeat themselves, {step.broken_at_start:.0%} at the start"
+    )
+
+
+def concerns_of_step(step: FirstStep, proposed: float | None) -> tuple[str, ...]:
+    """Say whether the first step of a search is too small or too large, and which one is not."""
+    if not (step.too_small or step.too_large):
+        return ()
+    instead = f"; try optimizer.sigma={proposed:.2g}" if proposed is not None else ""
+    if step.too_small:
+        return (f"the first candidates hardly differ from the start, so nothing tells them apart{instead}",)
+    return (f"the first candidates break what the start can do{instead}",)
+
+
+def _failures(row: Mapping[str, Any], key: str) -> str:
+    """Say how many scorings failed, and what one of them said."""
+    name = key.removeprefix(ERRORS)
+    example = (row.get(ERROR_EXAMPLES) or {}).get(name)
+    return f"{count(row[key])} completions could not be scored ({name})" + (f": {example}" if example else "")
+
+
+def sum_errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the scorings that failed in many rows, as one row has them: their numbers, and a message of each kind."""
+    errors: dict[str, Any] = {ERROR_EXAMPLES: {}}
     for row in rows:
         for key, value in row.items():
             if key.startswith(ERRORS):
                 errors[key] = errors.get(key, 0.0) + (value or 0.0)
+        errors[ERROR_EXAMPLES] = {**(row.get(ERROR_EXAMPLES) or {}), **errors[ERROR_EXAMPLES]}
+    return errors
+
+
+def worst(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one row that stands for many: errors summed, and the worst of everything else that `concerns` reads."""
     shares = {key: max((row.get(key) or 0.0 for row in rows), default=0.0) for key in ("truncated", "abstained")}
     spreads = [row["fitness"].get("std") for row in rows if row.get("fitness")]
-    return {**errors, **shares, "fitness": {"std": 0.0 if 0.0 in spreads else None}}
+    return {**sum_errors(rows), **shares, "fitness": {"std": 0.0 if 0.0 in spreads else None}}

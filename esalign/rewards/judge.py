@@ -1,18 +1,22 @@
-"""One reward of one answer, and what may come of it."""
+"""One reward of one completion, and what may come of it."""
 
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from esalign.errors import RewardError
-from esalign.rewards.load import Reward
+from esalign.rewards.load import Reward, TrainerState
 from esalign.types import Prompt
 
 Failure = Literal["error", "timeout"]
 
 
+class FromOutside(BaseException):
+    """What ends a reward and is none of its own making: a time limit, Ctrl-C."""
+
+
 class Outcome(NamedTuple):
-    """What a reward made of an answer.
+    """What a reward made of a completion.
 
     Args:
         value: the reward; None where it abstained or failed.
@@ -26,11 +30,21 @@ class Outcome(NamedTuple):
 
 
 class Item(NamedTuple):
-    """An answer to score."""
+    """A completion to score.
+
+    Args:
+        prompt: the problem.
+        columns: what else the problem has.
+        completion: what the model wrote, and what its prompt began for it.
+        completion_ids: its tokens, for rewards that ask for them.
+        state: how far the run is.
+    """
 
     prompt: Prompt
     columns: Mapping[str, Any]
     completion: str
+    completion_ids: tuple[int, ...] = ()
+    state: TrainerState = TrainerState()
 
 
 def one_line(error: BaseException) -> str:
@@ -39,17 +53,18 @@ def one_line(error: BaseException) -> str:
 
 
 def judge(reward: Reward, item: Item) -> Outcome:
-    """Score one answer. What the reward raises, exits included, and what is not finite becomes a failure.
+    """Score one completion. Whatever the reward raises, exits and interrupts too, and what is not finite is a failure.
 
     Raises:
-        RewardError: the reward breaks its contract, so that no other answer can fare better.
+        RewardError: the reward breaks its contract, so that no other completion can fare better.
     """
-    columns = {name: [value] for name, value in item.columns.items()}
+    columns: dict[str, Any] = {name: [value] for name, value in item.columns.items()}
+    columns |= {"completion_ids": [list(item.completion_ids)], "trainer_state": item.state}
     try:
         value = reward.evaluate([item.prompt], [item.completion], columns)[0]
-    except RewardError:
+    except (RewardError, FromOutside):
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (the user's code, and answers that verifiers evaluate)
+    except BaseException as error:  # noqa: BLE001  (the user's code, and completions that verifiers evaluate)
         return Outcome(failure="error", message=one_line(error))
     if value is not None and not math.isfinite(value):
         return Outcome(failure="error", message=f"the reward is {value}, expected a finite number")

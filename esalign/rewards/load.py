@@ -5,12 +5,14 @@ import importlib
 import importlib.util
 import inspect
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from esalign import registry
 from esalign.errors import ConfigError, RewardError
@@ -18,6 +20,22 @@ from esalign.types import Prompt
 
 RewardFunction = Callable[..., Any]
 """TRL's: ``reward(prompts, completions, **columns) -> list[float | None]``; None abstains."""
+
+OF_A_RUN = ("completion_ids", "trainer_state")
+"""Arguments that a run fills in for functions that name them, as TRL does."""
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """How far a run is, in the words of transformers' class of that name.
+
+    Args:
+        global_step: generations or updates that are done.
+        max_steps: how many there are to be; 0 outside a run.
+    """
+
+    global_step: int = 0
+    max_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,8 @@ class Reward:
         function: the function, options bound.
         parameters: arguments that the function takes; None takes all.
         required: arguments that it cannot do without.
+        named: arguments that it takes by name.
+        as_text: whether it gets the completions of chats as text, and not as TRL's ``[{"role": "assistant", ...}]``.
     """
 
     name: str
@@ -39,16 +59,17 @@ class Reward:
     function: RewardFunction = field(repr=False)
     parameters: frozenset[str] | None = None
     required: tuple[str, ...] = ()
+    named: frozenset[str] = frozenset()
+    as_text: bool = False
 
-    def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Sequence[Any]
-    ) -> list[float | None]:
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float | None]:
         """Return one reward per completion; None where the reward abstains.
 
         Args:
             prompts: the problems.
-            completions: an answer to each.
-            **columns: what else the problems have, a list each, e.g. ``answer=["42", ...]``.
+            completions: one for each.
+            **columns: what else the problems have, a list each, e.g. ``answer=["42", ...]``; and what a run fills in:
+                ``completion_ids``, a list each, and a ``trainer_state``.
 
         Raises:
             RewardError: a column is missing, or the function returned something else than a finite number or None
@@ -61,10 +82,10 @@ class Reward:
         return values
 
     def evaluate(
-        self, prompts: Sequence[Prompt], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
+        self, prompts: Sequence[Prompt], completions: Sequence[str], columns: Mapping[str, Any]
     ) -> list[float | None]:
         """Return rewards as `__call__` does, but leave NaN and infinities to the caller."""
-        arguments = {**columns, "prompts": prompts, "completions": completions}
+        arguments = {"trainer_state": TrainerState(), **columns, "prompts": prompts, "completions": completions}
         for name in self.required:
             if name not in arguments:
                 hint = registry.did_you_mean(name, columns)
@@ -73,16 +94,22 @@ class Reward:
                     f"columns: {', '.join(columns) or 'none'}"
                 )
         for name, values in arguments.items():
-            if len(values) != len(completions):
+            if isinstance(values, str):
+                raise RewardError(f"reward {self.name!r} was given text as {name!r}, expected a list: [{values!r:.40}]")
+            if name != "trainer_state" and len(values) != len(completions):
                 raise RewardError(
                     f"reward {self.name!r} was given {len(completions)} completions, but {len(values)} of {name!r}"
                 )
-        known = arguments if self.parameters is None else self.parameters
-        arguments = {name: value for name, value in arguments.items() if name in known and name not in self.options}
+        if not self.as_text:
+            arguments["completions"] = _as_chats(prompts, completions)
+        known = arguments.keys() - set(OF_A_RUN) if self.parameters is None else self.parameters
+        known = (known | self.named) - self.options.keys()
+        arguments = {name: value for name, value in arguments.items() if name in known}
         return self._checked(self.function(**arguments), len(completions))
 
     def _checked(self, values: Any, count: int) -> list[float | None]:
-        if isinstance(values, str) or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
+        is_list = hasattr(values, "__len__") and hasattr(values, "__iter__")
+        if not is_list or isinstance(values, (str, bytes, Mapping, AbstractSet)):
             raise RewardError(
                 f"reward {self.name!r} returned {values!r:.80}, expected a list with a number or None per completion"
             )
@@ -115,14 +142,16 @@ def load_reward(spec: str | RewardFunction | Reward, **options: Any) -> Reward:
     if isinstance(spec, Reward):
         return load_reward(spec.spec, **{**spec.options, **options}) if options else spec
     name, origin, found = _resolve(spec)
-    _check_options(name, found, options, () if inspect.isclass(found) else ("prompts", "completions"))
+    _check_options(name, found, options)
     function: RewardFunction = functools.partial(found, **options) if options else found
     if inspect.isclass(found):
         function = function()
-    parameters, required = _signature(name, function)
-    if parameters is not None and {"solution_str", "ground_truth"} <= parameters:
-        function, parameters, required = functools.partial(_score_as_verl, function, parameters), None, ()
-    return Reward(name, origin, options, function, parameters, required)
+    signature = _signature(name, function)
+    if {"solution_str", "ground_truth"} <= signature.named:
+        verl = functools.partial(_score_as_verl, name, function, signature)
+        return Reward(name, origin, options, verl, as_text=True)
+    parameters = None if signature.takes_all else signature.named
+    return Reward(name, origin, options, function, parameters, signature.required, signature.named, signature.as_text)
 
 
 def _resolve(spec: str | RewardFunction) -> tuple[str, str | RewardFunction, RewardFunction]:
@@ -195,38 +224,107 @@ def _attribute(module: Any, name: str, place: str) -> RewardFunction:
     return found
 
 
-def _check_options(name: str, function: RewardFunction, options: Mapping[str, Any], reserved: Sequence[str]) -> None:
+def _check_options(name: str, function: RewardFunction, options: Mapping[str, Any]) -> None:
+    """Refuse options that a function does not name, or that are columns, as it has no default for them.
+
+    A class makes of its ``**kwargs`` what it likes, so there only an option that looks like a misspelt one is refused.
+    """
+    parameters = inspect.signature(function).parameters
+    named = {p.name: p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    columns = [] if inspect.isclass(function) else [p.name for p in named.values() if _is_column(p)]
+    known = sorted(named.keys() - columns)
+    for option in options:
+        if option in columns:
+            raise RewardError(
+                f"reward {name!r} has no option {option!r}: it has no default, so it is a column of the data; "
+                f"write '{option}: ... = ...' to make it an option"
+            )
+        hint = registry.did_you_mean(option, known)
+        if option not in named and takes_all and (hint or not inspect.isclass(function)):
+            raise RewardError(
+                f"reward {name!r} has no option {option!r}{hint}; options: {', '.join(known) or 'none'} (what "
+                "'**' takes are columns of the data)"
+            )
     try:
-        registry.check_options(f"reward {name!r}", function, options, reserved)
+        registry.check_options(f"reward {name!r}", function, options, columns)
     except ConfigError as error:
         raise RewardError(str(error)) from None
 
 
-def _signature(name: str, function: RewardFunction) -> tuple[frozenset[str] | None, tuple[str, ...]]:
-    """Return the arguments that a function takes (None: all) and those that it cannot do without."""
-    if inspect.iscoroutinefunction(function):
+def _is_column(parameter: inspect.Parameter) -> bool:
+    """Say whether only the data or the run can give an argument: it has no default and need not be named."""
+    of_the_run = parameter.name in ("prompts", "completions", *OF_A_RUN)
+    return of_the_run or (parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty)
+
+
+class _Signature(NamedTuple):
+    """What a function takes.
+
+    Args:
+        named: arguments by name.
+        required: those that it cannot do without.
+        takes_all: whether it takes any other.
+        as_text: whether its completions are annotated as texts.
+    """
+
+    named: frozenset[str]
+    required: tuple[str, ...]
+    takes_all: bool
+    as_text: bool
+
+
+def _signature(name: str, function: RewardFunction) -> _Signature:
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
         raise RewardError(f"reward {name!r} is async, expected a plain function: wrap it in asyncio.run")
-    parameters = inspect.signature(function).parameters.values()
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    required = tuple(p.name for p in named if p.default is p.empty)
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None, required
-    return frozenset(p.name for p in named), required
+    parameters = inspect.signature(function).parameters
+    named = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    annotation = parameters["completions"].annotation if "completions" in parameters else None
+    return _Signature(
+        named=frozenset(p.name for p in named),
+        required=tuple(p.name for p in named if p.default is p.empty),
+        takes_all=any(p.kind is p.VAR_KEYWORD for p in parameters.values()),
+        as_text=re.fullmatch(r".*\b(?:list|List|Sequence|Iterable)\[str\]", _written(annotation)) is not None,
+    )
+
+
+def _written(annotation: Any) -> str:
+    """Return an annotation as it is written, e.g. ``collections.abc.Sequence[str]``."""
+    return annotation if isinstance(annotation, str) else str(annotation)
+
+
+def _as_chats(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Any]:
+    """Return completions as TRL hands them over: as messages where the prompt is a chat, as text elsewhere."""
+    return [
+        [{"role": "assistant", "content": completion}] if is_chat(prompt) else completion
+        for prompt, completion in zip(prompts, completions, strict=False)
+    ]
+
+
+def is_chat(prompt: Prompt) -> bool:
+    """Say whether a prompt is chat messages."""
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
 def _score_as_verl(
-    compute_score: RewardFunction, parameters: frozenset[str], completions: Sequence[str], **columns: Sequence[Any]
+    name: str,
+    compute_score: RewardFunction,
+    signature: _Signature,
+    completions: Sequence[str],
+    **columns: Sequence[Any],
 ) -> list[Any]:
     """Call verl's ``compute_score(data_source, solution_str, ground_truth, extra_info)`` once per completion."""
     scores = []
     for index, completion in enumerate(completions):
-        row = {name: values[index] for name, values in columns.items()}
+        row = {column: values[index] for column, values in columns.items()}
         given = {
             "data_source": row.get("data_source"),
             "solution_str": completion,
             "ground_truth": row.get("ground_truth", row.get("answer")),
             "extra_info": row.get("extra_info"),
         }
-        result = compute_score(**{name: value for name, value in given.items() if name in parameters})
+        result = compute_score(**{key: value for key, value in given.items() if key in signature.named})
+        if isinstance(result, Mapping) and "score" not in result:
+            raise RewardError(f"reward {name!r} returned {result!r:.80}, expected a number or a mapping with 'score'")
         scores.append(result["score"] if isinstance(result, Mapping) else result)
     return scores

@@ -5,26 +5,33 @@ from collections.abc import Sequence
 from typing import Any
 
 from esalign.errors import RewardError
+from esalign.rewards.answers import spellings
 
 
 def exact_match(
     completions: Sequence[str], answer: Sequence[Any], *, strip: bool = True, ignore_case: bool = False
-) -> list[float]:
-    """Return 1.0 where the completion is the answer, else 0.0.
+) -> list[float | None]:
+    """Return 1.0 where the completion is the answer, else 0.0; None where there is no answer.
 
     Args:
         completions: what the model wrote.
-        answer: the right answers.
+        answer: the right answers: text, or numbers, which may be written with or without an exponent.
         strip: leave out white space around both.
         ignore_case: compare case-folded.
+
+    Raises:
+        RewardError: an answer that is a list or a mapping.
     """
 
-    def normal(value: Any) -> str:
-        text = str(value)
+    def normal(text: str) -> str:
         text = text.strip() if strip else text
         return text.casefold() if ignore_case else text
 
-    return [float(normal(given) == normal(right)) for given, right in zip(completions, answer, strict=True)]
+    def is_match(completion: str, right: Any) -> bool:
+        return normal(completion) in {normal(spelling) for spelling in spellings("exact-match", right)}
+
+    pairs = zip(completions, answer, strict=True)
+    return [None if right is None else float(is_match(completion, right)) for completion, right in pairs]
 
 
 def regex_match(
@@ -34,18 +41,19 @@ def regex_match(
     pattern: str,
     group: int | str | None = None,
     ignore_case: bool = False,
-) -> list[float]:
+) -> list[float | None]:
     r"""Return 1.0 where a pattern is found in the completion, else 0.0.
 
     Args:
         completions: what the model wrote.
-        answer: the right answers, needed with a group only.
+        answer: the right answers, needed with a group only; None abstains.
         pattern: regular expression, searched for anywhere; the dot matches new lines.
         group: with it, the last match's group must be the answer, white space around both left out.
         ignore_case: compare without case.
 
     Raises:
-        RewardError: a pattern that cannot be read, a group that it does not have, or a group without answers.
+        RewardError: a pattern that cannot be read, a group that it does not have, a group without answers, or an answer
+            that is a list or a mapping.
     """
     flags = re.DOTALL | (re.IGNORECASE if ignore_case else 0)
     try:
@@ -58,8 +66,13 @@ def regex_match(
         raise RewardError("reward 'regex-match' with a group needs the column 'answer'")
     if group not in compiled.groupindex and not (isinstance(group, int) and 0 <= group <= compiled.groups):
         raise RewardError(f"reward 'regex-match' has no group {group!r} in its pattern {pattern!r}")
+
+    def is_match(completion: str, right: Any) -> bool:
+        wanted = {_normal(spelling, ignore_case) for spelling in spellings("regex-match", right)}
+        return _last_group(compiled, completion, group) in wanted
+
     pairs = zip(completions, answer, strict=True)
-    return [float(_last_group(compiled, text, group) == _normal(right, ignore_case)) for text, right in pairs]
+    return [None if right is None else float(is_match(completion, right)) for completion, right in pairs]
 
 
 def _last_group(pattern: re.Pattern[str], text: str, group: int | str) -> str | None:
@@ -68,6 +81,5 @@ def _last_group(pattern: re.Pattern[str], text: str, group: int | str) -> str | 
     return None if found is None else _normal(found, bool(pattern.flags & re.IGNORECASE))
 
 
-def _normal(value: Any, ignore_case: bool) -> str:
-    text = str(value).strip()
-    return text.casefold() if ignore_case else text
+def _normal(text: str, ignore_case: bool) -> str:
+    return text.strip().casefold() if ignore_case else text.strip()

@@ -1,125 +1,118 @@
-"""The maths reward: is the final answer the right one, by math-verify."""
+"""The maths reward: is the final answer the right one. Numbers are compared here, formulas by math-verify."""
 
 import functools
 import logging
 import re
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
+
+from esalign.rewards.answers import as_text
+from esalign.rewards.final import Final, bare_words, choice_of, final_answer, number_of, words_of
+from esalign.rewards.number import Number, read_number, same_number
 
 PRELOAD = ("math_verify", "sympy")
 """Imported once, before the scoring processes are forked: it takes seconds."""
 
-_NUMBER = re.compile(r"(?P<sign>[+-]?)[$€£]?(?P<whole>\d{1,3}(?:,\d{3})+|\d+)(?P<decimals>\.\d+)?")
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_BOX = "\\boxed{"
-_HASHES = re.compile(r"####\s*(\S[^\n]*)")
-_STATED = re.compile(r"(?i)\banswer(?: is|:)[ *:]*")
+_CHOICE = re.compile(r"\(?([A-J])\)?")
+_WORDS = re.compile(r"[^\W\d_]{4,}(?:[ '-][^\W\d_]+)*|(?:[^\W\d_]+[ '-])+[^\W\d_]+|yes|no")
+_EXACT_DIGITS = 50
+_RELATIVE = 1e-6
 
 
-def math_reward(completions: Sequence[str], answer: Sequence[Any]) -> list[float | None]:
+def math_reward(completions: Sequence[str], answer: Sequence[Any], *, evaluate: bool = False) -> list[float | None]:
     r"""Return 1.0 where the completion's final answer equals the right one mathematically, else 0.0.
 
     The final answer is what stands in the last ``\boxed{}``, else after the last ``####``, else after the last "answer
-    is" or "answer:", else what math-verify finds in the whole text: the last formula or number.
+    is" or "answer:", else the last number or formula. Where the right answer is a number, an expression that must still
+    be evaluated, such as ``80 + 75``, is not an answer: a model that repeats the question would be right.
 
     Args:
         completions: what the model wrote.
-        answer: the right answers: numbers, or text such as ``"1,080"``, ``"\\frac{1}{2}"``, or a solution that ends in
-            ``"#### 72"`` or ``"\\boxed{72}"``. None abstains.
+        answer: the right answers: numbers, or text such as ``"1,080"``, ``"\\frac{1}{2}"``, ``"B"``, or a solution that
+            ends in ``"#### 72"`` or ``"\\boxed{72}"``. None abstains.
+        evaluate: count expressions that must still be evaluated.
 
     Raises:
+        RewardError: a right answer that is a list or a mapping.
         ValueError: a right answer in which there is no mathematics.
     """
     pairs = zip(completions, answer, strict=True)
-    return [None if right is None else float(is_correct(text, str(right))) for text, right in pairs]
+    return [
+        None if right is None else float(is_correct(text, as_text("math", right), evaluate=evaluate))
+        for text, right in pairs
+    ]
 
 
-def is_correct(completion: str, answer: str) -> bool:
+def is_correct(completion: str, answer: str, *, evaluate: bool = False) -> bool:
     """Say whether a completion's final answer equals the right one.
 
     Raises:
         ValueError: a right answer in which there is no mathematics.
     """
-    given, right = final_answer(completion), final_answer(answer)
-    given_number, right_number = as_number(given), as_number(right)
-    if given_number is not None and right_number is not None:
-        if given_number == right_number:
+    right = _read_right(answer)
+    given = final_answer(completion)
+    if isinstance(right, Number):
+        number = number_of(given)
+        if number is not None and same_number(number, right):
             return True
-        if given_number.denominator == right_number.denominator == 1:
-            return False  # beyond whole numbers, math-verify decides what rounding is allowed
-    return _verify(given, right)
-
-
-def final_answer(text: str) -> str:
-    r"""Return the part of a text that holds its final answer, the whole text when nothing marks it.
-
-    >>> final_answer("2 + 2 = 4, so \\boxed{4}.")
-    '\\boxed{4}'
-    >>> final_answer("She has 40 + 2.\n#### 42")
-    '42'
-    """
-    text = text.rpartition("</think>")[2]
-    if tagged := _TAGGED.findall(text):
-        text = tagged[-1]
-    boxed = _last_boxed(text)
-    if boxed is not None:
-        return boxed
-    if marked := _HASHES.findall(text):
-        return marked[-1].strip()
-    stated = [match.start() for match in _STATED.finditer(text)]
-    if stated and re.search(r"[\d\\]", text[stated[-1] :]):
-        text = text[stated[-1] :]
-    return text.strip()
-
-
-def _last_boxed(text: str) -> str | None:
-    r"""Return the last complete ``\boxed{...}``, which may hold further braces."""
-    start = text.rfind(_BOX)
-    while start >= 0:
-        depth = 0
-        for end in range(start + len(_BOX) - 1, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                return text[start : end + 1]
-        start = text.rfind(_BOX, 0, start)
-    return None
-
-
-def as_number(text: str) -> Fraction | None:
-    r"""Return the number that a text is, or None when it is more or less than one plain number.
-
-    >>> as_number("$1,080.50")
-    Fraction(2161, 2)
-    """
-    if text.startswith(_BOX) and text.endswith("}"):
-        text = text[len(_BOX) : -1]
-    text = _STATED.sub("", text, count=1) if _STATED.match(text) else text
-    text = text.strip().strip("*").replace("\\$", "$").replace("{,}", ",").removesuffix(".").removesuffix("**")
-    if len(text) > 2 and text.startswith("$") and text.endswith("$"):
-        text = text[1:-1].strip()
-    match = _NUMBER.fullmatch(text)
-    if match is None:
-        return None
-    return Fraction(match["sign"] + match["whole"].replace(",", "") + (match["decimals"] or ""))
-
-
-def _verify(given: str, right: str) -> bool:
-    from math_verify import verify
-
-    gold = _parse_right(right)
-    # timeout_seconds: the library's own limit needs signals and so the main thread; the reward pool has a better one
-    return bool(verify(list(gold), _parse(given), timeout_seconds=None))
+        return evaluate and _verify(given, answer)
+    if choice := _CHOICE.fullmatch(right):
+        return choice_of(given) == choice[1]
+    if bare_words(right) in words_of(given):
+        return True
+    return not _WORDS.fullmatch(right) and _verify(given, answer)
 
 
 @functools.lru_cache(maxsize=4096)
-def _parse_right(right: str) -> tuple[Any, ...]:
-    number = as_number(right)
-    marked = "$" in right or _BOX in right
-    formula = right if marked and number is None else f"${right if number is None else number}$"
-    parsed = _parse(formula) or _parse(right)
+def _read_right(answer: str) -> Number | str:
+    """Return a right answer's number, or its text where it is none."""
+    final = final_answer(answer)
+    number = read_number(final.text) if final.place == "text" else number_of(final)
+    return final.text if number is None else number
+
+
+def _verify(given: Final, answer: str) -> bool:
+    from math_verify import verify
+
+    right, found = list(_parse_right(answer)), _parse(_marked(given))
+    pairs = [(one, other) for one in right for other in found if _is_quantity(one) and _is_quantity(other)]
+    if pairs:
+        return any(_equal_quantities(one, other) for one, other in pairs)
+    # timeout_seconds: the library's own limit needs signals and so the main thread; the reward pool has a better one
+    return bool(verify(right, found, timeout_seconds=None))
+
+
+def _is_quantity(value: Any) -> bool:
+    """Say whether what math-verify read is a number, be it written as an expression."""
+    return bool(getattr(value, "is_number", False) and getattr(value, "is_finite", False))
+
+
+def _equal_quantities(one: Any, other: Any) -> bool:
+    """Compare two numbers: exactly where both are exact, else within `_RELATIVE` of their size."""
+    from sympy import Float
+
+    one, other = one.doit(), other.doit()
+    if one == other:
+        return True
+    if one.is_Rational and other.is_Rational:
+        return False
+    tolerance = _RELATIVE if one.has(Float) or other.has(Float) else 10.0 ** (10 - _EXACT_DIGITS)
+    left, right = one.evalf(_EXACT_DIGITS), other.evalf(_EXACT_DIGITS)
+    return bool(abs(left - right) <= tolerance * abs(left))
+
+
+def _marked(final: Final) -> str:
+    """Return a final answer as math-verify finds it."""
+    return f"\\boxed{{{final.text}}}" if final.place == "box" else final.text
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_right(answer: str) -> tuple[Any, ...]:
+    final = final_answer(answer)
+    formula = _marked(final) if "$" in final.text or final.place == "box" else f"${final.text}$"
+    parsed = _parse(formula) or _parse(_marked(final))
     if not parsed:
-        raise ValueError(f"there is no mathematics in the right answer {right!r:.80}")
+        raise ValueError(f"there is no mathematics in the right answer {answer!r:.80}")
     return tuple(parsed)
 
 

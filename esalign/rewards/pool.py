@@ -1,4 +1,4 @@
-"""Scores answers in processes beside generation, each with a time limit; nothing that fails is silently 0."""
+"""Scores completions in processes beside generation, each with a time limit; nothing that fails is silently 0."""
 
 import itertools
 from collections import Counter
@@ -8,23 +8,24 @@ from types import TracebackType
 from typing import Self
 
 from esalign.errors import RewardError
-from esalign.rewards.judge import Item, Outcome, judge
-from esalign.rewards.load import Reward, RewardFunction, load_reward
+from esalign.rewards.here import judge_here
+from esalign.rewards.judge import Item, Outcome
+from esalign.rewards.load import Reward, RewardFunction, TrainerState, load_reward
 from esalign.rewards.scorers import Scorers
 from esalign.types import Example
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a pool made of the answers since the last collection.
+    """What a pool made of the completions since the last collection.
 
     Args:
         rewards: by key, the weighted sum of the rewards that did not abstain; None where all did.
         components: by name of the reward, then by key, the single reward before weighting; None where it abstained.
-        errors: number of answers by ``"name/error"`` (raised, died, or not finite) and ``"name/timeout"``; only those
+        errors: number of completions by ``"name/error"`` (raised, died, not finite) and ``"name/timeout"``; only those
             that occurred.
         error_examples: one message for each of these.
-        abstentions: number of answers by name of the reward, for those that abstained.
+        abstentions: number of completions by name of the reward, for those that abstained.
     """
 
     rewards: Mapping[Hashable, float | None]
@@ -38,18 +39,26 @@ class Scores:
         """Number of failures of all kinds."""
         return sum(self.errors.values())
 
+    @property
+    def all_failed(self) -> bool:
+        """Whether there were completions, and no reward could score any of them."""
+        return 0 < self.num_errors == sum(len(values) for values in self.components.values())
+
 
 class RewardPool:
     """Weighted rewards, scored in processes of their own.
 
-    Equal answers to the same problem are scored once per collection. The results do not depend on the number of
+    Equal completions to the same problem are scored once per collection. The results do not depend on the number of
     workers. A failed reward counts as ``error_reward`` in the sum, and is counted in `Scores.errors`.
 
     Args:
         rewards: (reward, weight) pairs; a reward is loaded, or what `load_reward` takes.
-        workers: number of processes; 0 scores in this one, without a time limit.
-        timeout: seconds for one reward of one answer.
+        workers: number of processes; 0 scores in this one, where code in C has no time limit.
+        timeout: seconds for one reward of one completion.
         error_reward: what a failed reward counts as.
+
+    Attributes:
+        state: how far the run is, for rewards with a ``trainer_state``; whoever runs keeps it up to date.
 
     Raises:
         RewardError: no reward, one that cannot be loaded, or one that cannot be sent to another process.
@@ -70,7 +79,9 @@ class RewardPool:
         self._rewards = [load_reward(reward) for reward, _ in rewards]
         self._weights = [float(weight) for _, weight in rewards]
         self._names = _distinct([reward.name for reward in self._rewards])
-        self._error_reward = error_reward
+        self._error_reward, self._timeout = error_reward, timeout
+        self.state = TrainerState()
+        self._wants_ids = any("completion_ids" in reward.named for reward in self._rewards)
         self._numbers = itertools.count()
         self._batch = _Batch(self._numbers)
         self._scorers = Scorers(self._rewards, workers=workers, timeout=timeout) if workers else None
@@ -80,18 +91,25 @@ class RewardPool:
         """The rewards' names, made distinct where two were equal."""
         return tuple(self._names)
 
-    def submit(self, key: Hashable, example: Example, completion: str) -> None:
-        """Have an answer scored. It returns at once, unless there are no workers.
+    def submit(self, key: Hashable, example: Example, completion: str, completion_ids: Sequence[int] = ()) -> None:
+        """Have a completion scored. It returns at once, unless there are no workers.
+
+        Args:
+            key: what its scores are collected under.
+            example: the problem.
+            completion: what the model wrote.
+            completion_ids: its tokens, for rewards that ask for them.
 
         Raises:
             RewardError: a key that was submitted before, since the last collection.
         """
-        place = self._batch.add(key, example, completion)
+        ids = tuple(completion_ids) if self._wants_ids else ()
+        place = self._batch.add(key, example, completion, ids)
         if place is None:
             return
-        item = Item(example.prompt, example.columns, completion)
+        item = Item(example.prompt, example.columns, completion, ids, self.state)
         if self._scorers is None:
-            self._batch.outcomes[place] = [judge(reward, item) for reward in self._rewards]
+            self._batch.outcomes[place] = [judge_here(reward, item, self._timeout) for reward in self._rewards]
         else:
             self._scorers.submit(place, item)
 
@@ -159,7 +177,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 class _Batch:
-    """What was submitted since the last collection: keys -> places of distinct answers -> outcomes.
+    """What was submitted since the last collection: keys -> places of distinct completions -> outcomes.
 
     Args:
         numbers: where places come from; no two batches share one, should a collection be interrupted.
@@ -169,18 +187,18 @@ class _Batch:
         self._numbers = numbers
         self.places: dict[Hashable, int] = {}
         self.outcomes: dict[int, list[Outcome]] = {}
-        self._known: dict[tuple[int, str], int] = {}
+        self._known: dict[tuple[int, str, tuple[int, ...]], int] = {}
         self._examples: list[Example] = []  # alive, so that their identities stay their own
 
-    def add(self, key: Hashable, example: Example, completion: str) -> int | None:
-        """Note an answer, and return its place when an equal one was not submitted before."""
+    def add(self, key: Hashable, example: Example, completion: str, ids: tuple[int, ...]) -> int | None:
+        """Note a completion, and return its place when an equal one was not submitted before."""
         if key in self.places:
-            raise RewardError(f"an answer with the key {key!r} was submitted before, and not collected yet")
-        answer = (id(example), completion)
-        place = self._known.get(answer)
+            raise RewardError(f"a completion with the key {key!r} was submitted before, and not collected yet")
+        known_as = (id(example), completion, ids)
+        place = self._known.get(known_as)
         if place is not None:
             self.places[key] = place
             return None
-        self.places[key] = self._known[answer] = next(self._numbers)
+        self.places[key] = self._known[known_as] = next(self._numbers)
         self._examples.append(example)
         return self.places[key]

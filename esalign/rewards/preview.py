@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from esalign.rewards.judge import Item, Outcome, judge
 from esalign.rewards.load import Reward
-from esalign.rewards.pool import RewardPool
 from esalign.types import Example
 
 
@@ -58,25 +57,3 @@ def preview(reward: Reward, examples: Sequence[Example], completions: Sequence[s
         for example, completion in zip(examples, completions, strict=False)
     ]
     return Preview(tuple(right), tuple(given))
-
-
-def audit(pool: RewardPool, examples: Sequence[Example]) -> list[str]:
-    """Say what looks wrong when a run's rewards judge the right answers of a few problems, in its own processes.
-
-    Args:
-        pool: the rewards.
-        examples: problems; those with a text under ``answer`` are tried with it as the completion.
-    """
-    answered = [example for example in examples if example.columns.get("answer") is not None]
-    scores = pool.score(answered, [str(example.columns["answer"]) for example in answered])
-    found = [f"reward {name} on right answers: {message}" for name, message in scores.error_examples.items()]
-    for name, outcomes in scores.components.items():
-        values = [value for value in outcomes.values() if value is not None]
-        if answered and not values:
-            found.append(f"reward {name} abstains on the right answers of all {len(answered)} problems that were tried")
-        elif values and max(values) <= 0 and not scores.num_errors:
-            found.append(
-                f"reward {name} gives none of {len(values)} right answers, as they stand in the data, more than "
-                f"{max(values):g}: fine where it wants a certain form, otherwise check it"
-            )
-    return found

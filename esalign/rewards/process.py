@@ -101,7 +101,7 @@ def pack(rewards: Sequence[Reward]) -> bytes:
 
 
 class ItemTimeoutError(Exception):
-    """An answer's scoring took longer than its limit."""
+    """The scoring of a completion took longer than its limit."""
 
 
 class Worker:
@@ -111,7 +111,7 @@ class Worker:
         template: what to fork it from.
         rewards: what it scores with, as `pack` returned them.
         count: number of rewards.
-        timeout: seconds for one reward of one answer.
+        timeout: seconds for one reward of one completion.
     """
 
     def __init__(self, template: Template, rewards: bytes, *, count: int, timeout: float) -> None:
@@ -162,7 +162,9 @@ class Worker:
             except (EOFError, OSError):
                 self._hang_up()
                 if died_at == len(outcomes):
-                    outcomes.append(Outcome(failure="error", message="the scoring process died on this answer, twice"))
+                    outcomes.append(
+                        Outcome(failure="error", message="the scoring process died on this completion, twice")
+                    )
                 died_at = len(outcomes)
         return [outcomes[first : first + self._count] for first in range(0, len(outcomes), self._count)]
 

@@ -18,7 +18,7 @@ _TAGGED = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)
 _NEIGHBOURS = re.compile(r"(\w+) +(?=(\w+))")
 _LEFT_TO_SYMPY = re.compile(r"//|/ +/|\* +\*|= *=|\d{16}|[-+*/]=")
 MAX_BITS = 10_000
-"""Size of the largest power that an answer to Countdown may hold."""
+"""Size of the largest power that a completion of Countdown may hold."""
 
 
 def reasoning_gym_reward(
@@ -31,14 +31,14 @@ def reasoning_gym_reward(
 ) -> list[float]:
     """Return the score that the task's own verifier gives, in [0, 1].
 
-    The answer is what stands in the last ``<answer>`` tags, or the whole completion without them.
+    The model's solution is what stands in the last ``<answer>`` tags, or the whole completion without them.
 
     Args:
         completions: what the model wrote.
         metadata: of the problems, as reasoning-gym gave it; it names the task.
         question: the problems as posed.
         answer: reasoning-gym's own solutions.
-        full_marks_only: 1.0 for a perfect score and 0.0 for anything less. Most verifiers give something for an answer
+        full_marks_only: 1.0 for a perfect score and 0.0 for anything less. Most verifiers give something for a text
             of the right form; without this option, that is rewarded too.
 
     Raises:
@@ -49,12 +49,12 @@ def reasoning_gym_reward(
     scores = []
     for text, posed, right, details in zip(completions, questions, answers, metadata, strict=True):
         entry = {"question": posed, "answer": right, "metadata": details}
-        score = score_entry(extract_answer(text), entry)
+        score = score_entry(extract_solution(text), entry)
         scores.append(float(score >= 1.0) if full_marks_only else score)
     return scores
 
 
-def extract_answer(completion: str) -> str:
+def extract_solution(completion: str) -> str:
     """Return what stands in the last ``<answer>`` tags, or the whole completion, stripped.
 
     The pattern is that of ``reasoning_gym.utils.extract_answer``, whose import takes seconds.
@@ -63,16 +63,16 @@ def extract_answer(completion: str) -> str:
     return (tagged[-1] if tagged else completion).strip()
 
 
-def score_entry(answer: str, entry: Mapping[str, Any]) -> float:
-    """Return the score of an answer to one of reasoning-gym's entries."""
+def score_entry(solution: str, entry: Mapping[str, Any]) -> float:
+    """Return the score of a solution to one of reasoning-gym's entries."""
     task = entry["metadata"].get("source_dataset")
     if not task:
         raise ValueError(f"metadata names no reasoning-gym task as 'source_dataset', it has {list(entry['metadata'])}")
     if task == "countdown":
-        score = _score_countdown(answer, entry["metadata"])
+        score = _score_countdown(solution, entry["metadata"])
         if score is not None:
             return score
-    return float(_verifier(task)(answer, entry))
+    return float(_verifier(task)(solution, entry))
 
 
 @functools.lru_cache(maxsize=16)
@@ -84,19 +84,19 @@ def _verifier(task: str) -> Callable[[str, Mapping[str, Any]], float]:
     return reasoning_gym.get_score_answer_fn(task)
 
 
-def _score_countdown(answer: str, metadata: Mapping[str, Any]) -> float | None:
+def _score_countdown(solution: str, metadata: Mapping[str, Any]) -> float | None:
     """Score plain arithmetic and prose as reasoning-gym's verifier does, but ten times as fast; None leaves it to that.
 
-    The verifier evaluates the answer with sympy, where a small model's ``9**9**9`` hangs. Here a power beyond
+    The verifier evaluates the solution with sympy, where a small model's ``9**9**9`` hangs. Here a power beyond
     `MAX_BITS` is a number that misses the target.
     """
-    if is_prose(answer):
+    if is_prose(solution):
         return 0.01
-    if not _PLAIN.fullmatch(answer) or _LEFT_TO_SYMPY.search(answer):
+    if not _PLAIN.fullmatch(solution) or _LEFT_TO_SYMPY.search(solution):
         return None
-    numbers = [int(digits) for digits in re.findall(r"\d+", answer)]
+    numbers = [int(digits) for digits in re.findall(r"\d+", solution)]
     try:
-        value = float(_evaluate(ast.parse(answer, mode="eval").body))
+        value = float(_evaluate(ast.parse(solution, mode="eval").body))
     except (SyntaxError, TypeError):
         return 0.01
     except OverflowError:

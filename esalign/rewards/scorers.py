@@ -21,7 +21,7 @@ class Scorers:
     Args:
         rewards: what each of them scores with.
         workers: number of processes, at least 1.
-        timeout: seconds for one reward of one answer.
+        timeout: seconds for one reward of one completion.
 
     Raises:
         RewardError: a reward that cannot be sent to another process.
@@ -83,7 +83,9 @@ class Scorers:
                     self._open -= len(block)
                     self._changed.notify_all()
         except Exception as error:  # noqa: BLE001  (it is raised where the scores are collected)
-            failure = error if isinstance(error, RewardError) else RewardError(f"an answer cannot be scored: {error}")
+            failure = (
+                error if isinstance(error, RewardError) else RewardError(f"a completion cannot be scored: {error}")
+            )
             with self._changed:
                 self._failure = self._failure or failure
                 self._changed.notify_all()

@@ -46,7 +46,7 @@ def run_template(descriptor: int, preload: Sequence[str]) -> None:
 
 
 def serve(connection: Connection) -> None:
-    """Score blocks of answers until the other side hangs up. Each outcome is sent as soon as it is known."""
+    """Score blocks of completions until the other side hangs up. Each outcome is sent as soon as it is known."""
     connection.send(os.getpid())
     try:
         rewards = pickle.loads(connection.recv_bytes())  # noqa: S301  (written by our own parent)

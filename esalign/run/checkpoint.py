@@ -60,6 +60,11 @@ class Checkpoints:
         for old in self._files()[:-KEPT]:
             old.unlink(missing_ok=True)
 
+    @property
+    def exist(self) -> bool:
+        """Whether there is one."""
+        return bool(self._files())
+
     def load_last(self) -> State | None:
         """Return the newest state, or None when there is none."""
         files = self._files()

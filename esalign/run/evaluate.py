@@ -1,15 +1,32 @@
 """Held-out evaluation of one search vector, and its distance from the start."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from esalign.fitness.completions import complete, make_samples
 from esalign.protocols import Backend
-from esalign.rewards.pool import RewardPool
+from esalign.rewards import RewardPool, TrainerState
 from esalign.run.statistics import Estimate, estimate
 from esalign.types import Array, Example, Sample, Sampling
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Problems that are never learnt from.
+
+    Args:
+        examples: the problems.
+        pool: the rewards that judge them.
+        on_completion: called as each completion is finished, for those who wait.
+        state: how far the run is, for rewards that ask.
+    """
+
+    examples: Sequence[Example]
+    pool: RewardPool
+    on_completion: Callable[[], None] | None = None
+    state: TrainerState = field(default_factory=TrainerState)
 
 
 @dataclass(frozen=True)
@@ -21,13 +38,15 @@ class HeldOutResult:
         generated_tokens: tokens generated for it.
         truncated: share of completions cut by the token limit.
         errors: number of completions whose scoring failed, by reward and kind.
-        samples: a few completions.
+        error_examples: one message of each.
+        samples: the completions.
     """
 
     scores: Array
     generated_tokens: int
     truncated: float = float("nan")
     errors: Mapping[str, int] = field(default_factory=dict)
+    error_examples: Mapping[str, str] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
 
     @property
@@ -36,17 +55,24 @@ class HeldOutResult:
         return estimate(self.scores)
 
 
-def evaluate(
-    backend: Backend, pool: RewardPool, vector: Array, examples: Sequence[Example], sampling: Sampling
-) -> HeldOutResult:
-    """Complete held-out examples with one search vector, shape (dim,)."""
-    completed = complete(backend, pool, np.asarray(vector)[None], examples, sampling)
+def evaluate(backend: Backend, held_out: HeldOut, vector: Array, sampling: Sampling) -> HeldOutResult:
+    """Complete held-out problems with one search vector, shape (dim,)."""
+    held_out.pool.state = held_out.state
+    completed = complete(
+        backend,
+        held_out.pool,
+        np.asarray(vector)[None],
+        held_out.examples,
+        sampling,
+        on_completion=held_out.on_completion,
+    )
     return HeldOutResult(
         scores=completed.rewards[0],
         generated_tokens=completed.generated_tokens,
         truncated=completed.truncated,
         errors=completed.errors,
-        samples=make_samples(examples, completed),
+        error_examples=completed.error_examples,
+        samples=make_samples(held_out.examples, completed, most=None),
     )
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from esalign.errors import ConfigError
 from esalign.loop import search
 from esalign.protocols import Backend, Fitness, HeldOutFitness, Optimizer, Space
-from esalign.run.evaluate import HeldOutResult, evaluate, kl_to_start
-from esalign.run.learner import REWARD, HeldOut, Step
+from esalign.run.evaluate import HeldOut, HeldOutResult, evaluate, kl_to_start
+from esalign.run.learner import REWARD, Step
 from esalign.types import Array, Sampling, State
 
 
@@ -69,7 +69,7 @@ class Evolution:
             ConfigError: no such measure.
         """
         if measure == REWARD:
-            return evaluate(self.backend, held_out.pool, self.vector, held_out.examples, sampling)
+            return evaluate(self.backend, held_out, self.vector, sampling)
         if isinstance(self.fitness, HeldOutFitness) and measure == self.fitness.measure:
             scores, tokens = self.fitness.judge(self.vector, held_out.examples, sampling.seed)
             return HeldOutResult(scores, generated_tokens=tokens)

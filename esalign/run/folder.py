@@ -2,6 +2,7 @@
 
 import fcntl
 import importlib.metadata
+import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -10,40 +11,46 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from esalign.config.reading import load_config, read_yaml
+from esalign.config.reading import leaves, load_config, read_yaml
 from esalign.config.sections import Experiment, Section
 from esalign.errors import CheckpointError
 from esalign.files import write_atomically, write_json
+from esalign.run.checkpoint import Checkpoints
 from esalign.run.result import Result
 from esalign.run.verify import Verification
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
+INPUTS = "inputs.json"
+CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 ADAPTER = "adapter"
 MODEL = "model"
 PACKAGES = ("esalign", "numpy", "torch", "transformers", "peft", "cma", "nevergrad", "vllm", "llama-cpp-python", "ray")
 MAY_CHANGE = (
-    "generations",
-    "patience",
-    "max_minutes",
-    "evaluate_every",
-    "max_generated_tokens",
-    "flat_limit",
-    "tracker",
-    "kl_prompts",
-    "checkpoint_every",
-    "verify_prompts",
-    "dir",
+    "run.name",
+    "run.dir",
+    "run.generations",
+    "run.patience",
+    "run.max_minutes",
+    "run.evaluate_every",
+    "run.max_generated_tokens",
+    "run.flat_limit",
+    "run.tracker",
+    "run.kl_prompts",
+    "run.checkpoint_every",
+    "run.verify_prompts",
+    "backend.self_test",
 )
-"""Keys of ``run`` that may differ between a run and its continuation."""
+"""Keys that may differ between a run and its continuation."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a run ended; result and verification are None when it was interrupted."""
+    """Where a run ended; what it saved, result and verification are None when it was interrupted."""
 
     folder: Path
+    saved: Path | None = None
     result: Result | None = None
     verification: Verification | None = None
 
@@ -85,19 +92,43 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def prepare_folder(folder: Path, config: Section, *, resume: bool) -> None:
-    """Write the resolved configuration and the environment; when resuming, refuse another configuration.
+@contextmanager
+def noting_resume(folder: Path) -> Iterator[None]:
+    """Note on what ends a run from outside (a full disk, no memory, Ctrl-C) that it can go on, if it can."""
+    try:
+        yield
+    except (OSError, MemoryError, KeyboardInterrupt) as error:
+        if Checkpoints(folder / CHECKPOINTS).exist:
+            error.add_note("what was written before is whole, so the run goes on with --resume")
+        raise
+
+
+def prepare_folder(folder: Path, config: Section, inputs: Mapping[str, str], *, resume: bool) -> bool:
+    """Write what a run consists of; when resuming, refuse another configuration or other inputs.
+
+    Args:
+        folder: the run's.
+        config: every key with its value.
+        inputs: hashes of what else its numbers depend on, as `esalign.run.inputs.hash_inputs` gives them.
+        resume: whether the folder holds the run that is to go on.
+
+    Returns:
+        False when it is resumed without knowing whether the inputs are the same, as it did not write them down.
 
     Raises:
-        CheckpointError: the run to resume was another one; the message names the first key that differs.
+        CheckpointError: the run to resume was another one; the message names what differs.
     """
     import yaml
 
+    known = True
     if resume and (folder / CONFIG).exists():
         _refuse_changes(load_config([folder / CONFIG], schema=type(config)), config)
+        known = _refuse_other_inputs(folder / INPUTS, inputs)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_json(folder / INPUTS, inputs)
     write_atomically(folder / CONFIG, text.encode())
     write_json(folder / ENVIRONMENT, environment())
+    return known
 
 
 def read_base(folder: Path) -> str:
@@ -115,15 +146,15 @@ def read_base(folder: Path) -> str:
         raise CheckpointError(f"'{folder / CONFIG}' is not a run's: it names no model.path or student.path") from None
 
 
-def write_result(folder: Path, result: Result, verification: Verification) -> None:
-    """Write how a run ended, for the report and for programs."""
+def write_result(folder: Path, result: Result, verification: Verification | None) -> None:
+    """Write how a run ended, for the report and for programs; verification is None until it is known."""
     content = {
         "reason": result.reason,
         "generation": result.generation,
         "comparisons": {name: asdict(comparison) for name, comparison in result.comparisons.items()},
         "kl": result.kl,
         "totals": result.totals,
-        "verification": asdict(verification),
+        "verification": asdict(verification) if verification else None,
         "samples": [sample.row() for sample in result.samples],
     }
     write_json(folder / RESULT, content)
@@ -146,9 +177,8 @@ def environment() -> dict[str, Any]:
 
 
 def _refuse_changes(before: Section, now: Section) -> None:
-    old, new = _leaves(before.model_dump(mode="json")), _leaves(now.model_dump(mode="json"))
-    free = {f"run.{key}" for key in MAY_CHANGE}
-    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in free)
+    old, new = leaves(before.model_dump(mode="json")), leaves(now.model_dump(mode="json"))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in MAY_CHANGE)
     if changed:
         key = changed[0]
         raise CheckpointError(
@@ -157,11 +187,16 @@ def _refuse_changes(before: Section, now: Section) -> None:
         )
 
 
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """Return {'run.seed': 0, ...}."""
-    if isinstance(value, Mapping) and value:
-        leaves: dict[str, Any] = {}
-        for key, inner in value.items():
-            leaves |= _leaves(inner, f"{path}.{key}" if path else str(key))
-        return leaves
-    return {path: value}
+def _refuse_other_inputs(file: Path, now: Mapping[str, str]) -> bool:
+    """Refuse inputs whose hash differs from that in a file. Returns whether the file could be read."""
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        changed = [part for part, value in now.items() if before.get(part, value) != value]
+    except (OSError, ValueError, AttributeError):
+        return False
+    if changed:
+        raise CheckpointError(
+            f"cannot resume: {', '.join(changed)} changed since the run began, so its numbers would mean something "
+            "else; put back what there was, or start a new run without --resume"
+        )
+    return True

@@ -4,21 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from esalign.rewards.pool import RewardPool
-from esalign.run.evaluate import HeldOutResult
-from esalign.types import Example, Sample, Sampling, State
+from esalign.run.evaluate import HeldOut, HeldOutResult
+from esalign.types import Sample, Sampling, State
 
 REWARD = "reward"
 MINUS_REVERSE_KL = "minus-reverse-kl"
 """What held-out problems measure: the mean reward, or closeness to a teacher in nats per token; more is better."""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Problems that are never learnt from, with the rewards that judge them."""
-
-    examples: Sequence[Example]
-    pool: RewardPool
 
 
 @dataclass(frozen=True)

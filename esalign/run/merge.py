@@ -4,7 +4,7 @@ from pathlib import Path
 
 from esalign.engines.loading import load_model
 from esalign.errors import AdapterError
-from esalign.run.verify import obstacle_for_peft
+from esalign.run.reference import find_obstacle
 
 
 def merge_adapter(model: str, adapter: Path, out: Path, *, dtype: str = "auto") -> float:
@@ -18,7 +18,7 @@ def merge_adapter(model: str, adapter: Path, out: Path, *, dtype: str = "auto") 
     """
     import torch
 
-    obstacle = obstacle_for_peft(model)
+    obstacle = find_obstacle(model)
     if obstacle:
         raise AdapterError(f"cannot merge into '{model}': {obstacle}; export the adapter by itself")
     loaded = load_model("model", model, str(adapter), dtype=dtype)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from esalign.config.run import RunConfig
+from esalign.run.first_step import FirstStep
 from esalign.types import Sample
 
 
@@ -20,6 +21,7 @@ class Plan:
         seconds: search time in all, from the batch's speed.
         columns: role -> the data's column that was taken for it without being told so.
         concerns: what should worry the user.
+        step: what the first step does to completions.
         samples: completions of the first population with their rewards.
     """
 
@@ -31,4 +33,5 @@ class Plan:
     seconds: float
     columns: Mapping[str, str]
     concerns: tuple[str, ...]
+    step: FirstStep
     samples: tuple[Sample, ...]

@@ -36,8 +36,8 @@ class Reporter(Protocol):
     def start(self, about: About, folder: Path, done: int) -> None:
         """Say that a run begins, or goes on after so many generations."""
 
-    def stage(self, text: str) -> None:
-        """Say what goes on now, outside the search."""
+    def stage(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Say what goes on now, outside the search; with a total above 0, how far it is."""
 
     def generation(self, row: Mapping[str, Any]) -> None:
         """Show the metrics of a finished generation, or of the start (generation 0)."""

@@ -1,5 +1,6 @@
 """One run of any learner: advance, validate, keep the best, checkpoint, and judge the result on unseen problems."""
 
+import itertools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,15 @@ import numpy as np
 
 from esalign.errors import CheckpointError, ConfigError
 from esalign.files import JsonLines
+from esalign.fitness.completions import SHOWN_SAMPLES, add_errors
+from esalign.rewards import TrainerState
 from esalign.run.checkpoint import Checkpoints
-from esalign.run.evaluate import HeldOutResult
-from esalign.run.learner import REWARD, HeldOut, HeldOutSets, Learner, Step
+from esalign.run.evaluate import HeldOut, HeldOutResult
+from esalign.run.learner import REWARD, HeldOutSets, Learner, Step
 from esalign.run.reporter import About, Reporter
 from esalign.run.result import Comparison, Result
 from esalign.run.statistics import Estimate, estimate, paired_difference, within_noise
+from esalign.run.texts import write_texts
 from esalign.run.trackers import Tracker
 from esalign.seeds import Use, derive
 from esalign.types import Array, Sample, Sampling, State
@@ -87,8 +91,10 @@ class Run:
         self._held_out = held_out
         self._flat_limit, self._kl_prompts = flat_limit, kl_prompts
         self._reporter, self._tracker, self._interrupts = reporter, tracker, interrupts
+        self._folder = folder
         self._measures = order_measures(learner.measures, about.limits.select_by)
         folder.mkdir(parents=True, exist_ok=True)
+        self._stage = ""  # what the user waits for, outside the search
         self._checkpoints = Checkpoints(folder / "checkpoints")
         self._metrics = JsonLines(folder / "metrics.jsonl")
         self._samples = JsonLines(folder / "samples.jsonl")
@@ -128,7 +134,7 @@ class Run:
         number = self._progress.done
         row: dict[str, Any] = {"generation": number, **step.metrics}
         if number % self._limits.evaluate_every == 0 or self._limit_reached():
-            row |= self._validate(number)
+            row = self._validate(number, row)
         row |= self._totals()
         row["machine"] |= step.machine
         self._metrics.append(row)
@@ -140,8 +146,8 @@ class Run:
         if self._tracker is not None:
             self._tracker.log(flatten(row), number)
 
-    def _validate(self, number: int) -> dict[str, Any]:
-        """Judge the learner on the validation problems; a new best is kept. Returns its part of the metrics row."""
+    def _validate(self, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Judge the learner on the validation problems; a new best is kept. Returns the metrics row with its part."""
         progress = self._progress
         results = self._judge_validation()
         scores = results[self._measures[0]].scores
@@ -150,12 +156,12 @@ class Run:
         if gain >= 0:  # of equal ones, the later
             progress.best_generation, progress.best = number, self._learner.snapshot()
             progress.best_scores = scores
-        return validation_row(results)
+        return validation_row(row, results)
 
     def _judge_start(self) -> None:
         """Judge the learner as it comes, on every held-out set."""
         progress = self._progress
-        self._reporter.stage("judging the start on held-out problems")
+        self._stage = "judging the start"
         results = self._judge_validation()
         progress.start = self._learner.snapshot()
         progress.start_validation = progress.best_scores = results[self._measures[0]].scores
@@ -163,24 +169,29 @@ class Run:
         progress.start_scores = {name: result.scores for name, result in held_out.items()}
         row: dict[str, Any] = {
             "generation": 0,
-            **validation_row(results),
+            **validation_row({}, results),
             **{name: interval(result.estimate) for name, result in held_out.items()},
             **self._totals(),
         }
+        for result in held_out.values():
+            row = add_errors(row, result)
         self._metrics.append(row)
-        self._append_samples(0, next((result.samples for result in results.values() if result.samples), ()))
+        self._append_samples(0, _first_samples(results)[:SHOWN_SAMPLES])
+        write_texts(self._folder, "start", _first_samples(held_out))
         self._checkpoints.save(self._state(), 0)
+        self._stage = ""
         self._reporter.generation(row)
 
     def _judge_result(self, reason: str) -> Result:
         """Judge the best state on the problems that nothing was chosen by."""
         progress = self._progress
-        self._reporter.stage("judging the result on held-out problems")
+        self._stage = "judging the result"
         chosen, generation = progress.best, progress.best_generation
         if within_noise(progress.best_scores, progress.start_validation):
             chosen, generation = progress.start, 0
         self._learner.restore(chosen)
         results = self._judge_held_out()
+        write_texts(self._folder, "result", _first_samples(results))
         comparisons = {
             name: Comparison(
                 start=estimate(progress.start_scores[name]),
@@ -194,7 +205,7 @@ class Run:
             reason=reason,
             generation=generation,
             comparisons=comparisons,
-            samples=next((result.samples for result in results.values() if result.samples), ()),
+            samples=_first_samples(results)[:SHOWN_SAMPLES],
             kl=self._kl_to_start(generation),
             totals=self._totals(),
         )
@@ -212,7 +223,8 @@ class Run:
         """Return the result of every measure on the validation problems, the one that decides first."""
         temperature = self._sampling.temperature
         return {
-            name: self._judge(name, self._held_out.validation, Use.VALIDATION, temperature) for name in self._measures
+            name: self._judge("validation", name, self._held_out.validation, Use.VALIDATION, temperature)
+            for name in self._measures
         }
 
     def _judge_held_out(self) -> dict[str, HeldOutResult]:
@@ -222,16 +234,24 @@ class Run:
         results = {}
         for measure in self._measures:
             if measure != REWARD:
-                results[f"test/{measure}"] = self._judge(measure, self._held_out.test, Use.TEST, own)
+                name = f"test/{measure}"
+                results[name] = self._judge(name, measure, self._held_out.test, Use.TEST, own)
                 continue
             for name in sorted(decodings, key=lambda name: decodings[name] != own):
-                results[name] = self._judge(REWARD, self._held_out.test, Use.TEST, decodings[name])
+                results[name] = self._judge(name, REWARD, self._held_out.test, Use.TEST, decodings[name])
         if self._held_out.probe is not None:
-            results["probe"] = self._judge(REWARD, self._held_out.probe, Use.PROBE, 0.0)
+            results["probe"] = self._judge("probe", REWARD, self._held_out.probe, Use.PROBE, 0.0)
         return results
 
-    def _judge(self, measure: str, held_out: HeldOut, use: Use, temperature: float) -> HeldOutResult:
+    def _judge(self, name: str, measure: str, held_out: HeldOut, use: Use, temperature: float) -> HeldOutResult:
+        """Judge the learner by a measure; ``name`` is what the problems are called. While a stage is shown, tell it."""
         began = time.perf_counter()
+        held_out = replace(held_out, state=TrainerState(self._progress.done, self._limits.generations))
+        if self._stage:
+            text, finished = f"{self._stage} ({name.replace('/', ', ')})", itertools.count(1)
+            self._reporter.stage(text)
+            total = len(held_out.examples)
+            held_out = replace(held_out, on_completion=lambda: self._reporter.stage(text, next(finished), total))
         result = self._learner.judge(measure, held_out, self._decoding(use, temperature))
         self._progress.held_out_seconds += time.perf_counter() - began
         self._progress.held_out_tokens += result.generated_tokens
@@ -331,10 +351,17 @@ def order_measures(measures: Sequence[str], select_by: str | None) -> tuple[str,
     return (select_by, *(name for name in measures if name != select_by))
 
 
-def validation_row(results: Mapping[str, HeldOutResult]) -> dict[str, Any]:
-    """Return ``validation``, by the measure that comes first and decides, and ``validation/<measure>`` of others."""
+def validation_row(row: Mapping[str, Any], results: Mapping[str, HeldOutResult]) -> dict[str, Any]:
+    """Return a row with ``validation``, by the measure that decides, ``validation/<measure>`` of others, and errors."""
     keys = ("validation", *(f"validation/{name}" for name in list(results)[1:]))
-    return {key: interval(result.estimate) for key, result in zip(keys, results.values(), strict=True)}
+    for key, result in zip(keys, results.values(), strict=True):
+        row = {**add_errors(row, result), key: interval(result.estimate)}
+    return dict(row)
+
+
+def _first_samples(results: Mapping[str, HeldOutResult]) -> tuple[Sample, ...]:
+    """Return what was completed for the first set that was completed at all; others may be measured without."""
+    return next((result.samples for result in results.values() if result.samples), ())
 
 
 def peak_memory() -> dict[str, float]:
@@ -360,6 +387,6 @@ def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for key, value in row.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}/")
-        else:
+        elif not isinstance(value, str):
             flat[f"{prefix}{key}"] = float(value)
     return flat

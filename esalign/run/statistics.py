@@ -1,4 +1,4 @@
-"""Means with intervals. Problems are the unit of sampling: several answers to one problem are averaged first."""
+"""Means with intervals. Problems are the unit of sampling: several completions of one problem are averaged first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Estimate:
     count: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.mean:z.3f} [{self.low:z.3f}, {self.high:z.3f}]"
 
 
 def estimate(scores: Sequence[float] | Array) -> Estimate:

@@ -73,7 +73,7 @@ def train_sft(
         MissingPackageError: TRL is not installed.
         DataError: no example, or one without an answer or with a prompt that cannot be trained on.
         ConfigError: the model cannot be loaded.
-        AdapterError: the model has none of the target modules.
+        AdapterError: the model has none of the target modules; or the adapter did not learn, and is not written.
     """
     options = options or SftOptions()
     shown = read_demonstrations(examples, completion_column)
@@ -84,6 +84,7 @@ def train_sft(
         trainer = _build_trainer(str(model), shown, options, Path(scratch), _recorder(losses, on_step))
         result = trainer.train()
         adapted: Any = trainer.model
+        _refuse_untrained(adapted, options, steps=int(result.global_step))
         adapted.save_pretrained(str(out))
         tokens = int(trainer.state.num_input_tokens_seen)
     return SftSummary(
@@ -95,6 +96,26 @@ def train_sft(
         tokens=tokens,
         seconds=time.perf_counter() - start,
     )
+
+
+def _refuse_untrained(adapted: Any, options: SftOptions, *, steps: int) -> None:
+    """Refuse an adapter whose B factors are as they began, zero, or no numbers: a search cannot start from it.
+
+    Raises:
+        AdapterError: naming the first layer.
+    """
+    for name, weight in adapted.named_parameters():
+        layer = name.removeprefix("base_model.model.").partition(".lora_")[0]
+        if "lora_" in name and not weight.isfinite().all():
+            raise AdapterError(
+                f"the adapter of {layer} holds numbers that are not finite after {steps} steps: lower learning_rate "
+                f"({options.learning_rate:g}), or train in dtype float32 or bfloat16"
+            )
+        if "lora_B" in name and not weight.any():
+            raise AdapterError(
+                f"the adapter of {layer} is zero after {steps} steps, so it learnt nothing: raise learning_rate "
+                f"({options.learning_rate:g}) or epochs, or leave layers that are not used out of target_modules"
+            )
 
 
 def _require_trl() -> None:
@@ -194,7 +215,7 @@ def _trainer_options(options: SftOptions, scratch: Path, num_records: int) -> "S
         max_steps=steps,
         learning_rate=options.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, steps // 20),
+        warmup_steps=steps // 20,  # the first step of a warm-up has rate 0, so a short training has none
         seed=options.seed,
         data_seed=options.seed,
         use_cpu=options.device == "cpu" or not torch.cuda.is_available(),

@@ -61,7 +61,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     path = _locate(folder)
     config = read_config(path)
     factors = _sort_tensors(_read_tensors(path), path)
-    modules = tuple(_make_module(name, factors[name], config, path) for name in sorted(factors, key=_layer_order))
+    modules = tuple(_make_module(name, factors[name], config, path) for name in sorted(factors, key=layer_order))
     return Adapter(config, modules)
 
 
@@ -199,6 +199,6 @@ def _make_module(name: str, factors: Mapping[str, Array], config: Mapping[str, A
     return LoraModule(name, A, B, scaling_of(name, len(A), config, path))
 
 
-def _layer_order(name: str) -> list[Any]:
+def layer_order(name: str) -> list[Any]:
     """Sort layer 10 after layer 9."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in name.split(".")]

@@ -15,8 +15,6 @@ zero as a whole, as B of a LoRA that was never trained, is refused.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,72 +22,14 @@ import numpy as np
 from esalign import registry
 from esalign.assets import adapter_path
 from esalign.errors import AdapterError, ConfigError
-from esalign.space.adapter import Adapter, read_adapter, write_adapter
-from esalign.types import Array, as_candidates
+from esalign.space.adapter import Adapter, read_adapter
+from esalign.space.factors import Factor, FactoredSpace, SvdModule
+from esalign.types import Array
 
 DEAD = 1e-6
 
 
-@dataclass(frozen=True)
-class Factor:
-    """The SVD of one LoRA factor, ``U @ diag(s) @ Vt``, and the part of the search vector that moves it.
-
-    Args:
-        U: shape (rows, rank), float32, orthonormal columns.
-        s: shape (rank,), float32, descending.
-        Vt: shape (rank, columns), float32, orthonormal rows.
-        scale: root mean square of s, the unit of the search vector.
-        start: index of the factor's first entry in the search vector.
-        count: number of its entries: it moves ``s[:count]``.
-    """
-
-    U: Array
-    s: Array
-    Vt: Array
-    scale: float
-    start: int
-    count: int
-
-    def offsets(self, candidates: Array) -> Array:
-        """Return what candidates, shape (population, dim), add to s[:count], shape (population, count), float64."""
-        return candidates[:, self.start : self.start + self.count] * self.scale
-
-    def singular_values(self, candidates: Array) -> Array:
-        """Return each candidate's singular values, shape (population, rank), float32; they may turn negative."""
-        values = np.tile(self.s.astype(np.float64), (len(candidates), 1))
-        values[:, : self.count] += self.offsets(candidates)
-        return values.astype(np.float32)
-
-
-@dataclass(frozen=True)
-class SvdModule:
-    """One adapted layer, whose update is ``scaling * B @ A``.
-
-    Args:
-        name: the layer's name in the base model, e.g. ``model.layers.0.self_attn.q_proj``.
-        scaling: alpha / rank, or alpha / sqrt(rank) with rsLoRA.
-        a: the factor A, with U (rank, rank) and Vt (rank, in).
-        b: the factor B, with U (out, rank) and Vt (rank, rank).
-    """
-
-    name: str
-    scaling: float
-    a: Factor
-    b: Factor
-
-    @property
-    def rank(self) -> int:
-        """Rank of the update."""
-        return len(self.a.s)
-
-    @cached_property
-    def core(self) -> Array:
-        """``M = V_B^T U_A``, shape (rank, rank): update = scaling * U_B diag(s_B) M diag(s_A) V_A^T."""
-        product: Array = (self.b.Vt.astype(np.float64) @ self.a.U.astype(np.float64)).astype(np.float32)
-        return product
-
-
-class SvdLora:
+class SvdLora(FactoredSpace):
     """The space of search vectors around one LoRA adapter. The zero vector is the adapter itself, bit for bit.
 
     Args:
@@ -108,7 +48,6 @@ class SvdLora:
     def __init__(self, adapter: Adapter, *, fraction: float = 1.0) -> None:
         if not 0.0 < fraction <= 1.0:
             raise ConfigError(f"fraction is {fraction!r}, expected a number in (0, 1]")
-        self.adapter = adapter
         self.fraction = fraction
         modules, start = [], 0
         for module in adapter.modules:
@@ -118,47 +57,18 @@ class SvdLora:
             b = _decompose(module.B, fraction, a.start + a.count, f"B of {module.name}")
             start = b.start + b.count
             modules.append(SvdModule(module.name, module.scaling, a, b))
-        self.modules = tuple(modules)
-        self.dim = start
-        if not self.dim:
+        if not start:
             rank = max(module.rank for module in adapter.modules)
             raise AdapterError(
                 f"fraction {fraction} of rank {rank} rounds down to 0 singular values per factor, so there is nothing "
                 f"to search: use a fraction of at least {1 / rank:.3g}"
             )
+        super().__init__(adapter, modules, _fingerprint(adapter, fraction, start))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, fraction: float = 1.0) -> "SvdLora":
         """Make the space of a PEFT LoRA adapter: a local folder, or a repository of the Hugging Face hub."""
         return cls(read_adapter(folder), fraction=fraction)
-
-    def singular_values(self, candidates: Array) -> list[tuple[Array, Array]]:
-        """Return per module the singular values of A and of B, each of shape (population, rank), float32."""
-        checked = as_candidates(candidates, self.dim)
-        return [(m.a.singular_values(checked), m.b.singular_values(checked)) for m in self.modules]
-
-    def fold(self, vector: Array) -> Adapter:
-        """Return the plain adapter that a search vector, shape (dim,), stands for; same ranks, float32."""
-        row = as_candidates(np.asarray(vector)[None], self.dim)
-        modules = tuple(
-            replace(start, A=_shift(start.A, module.a, row), B=_shift(start.B, module.b, row))
-            for start, module in zip(self.adapter.modules, self.modules, strict=True)
-        )
-        return replace(self.adapter, modules=modules)
-
-    def save_pretrained(self, vector: Array, folder: str | Path) -> Path:
-        """Write the search vector's adapter as a plain PEFT folder of the same rank. Returns the folder."""
-        return write_adapter(self.fold(vector), folder)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of the adapter and the fraction: equal fingerprints mean the same meaning of a search vector."""
-        digest = hashlib.sha256(f"{self.fraction!r} {self.dim}".encode())
-        for module in self.adapter.modules:
-            digest.update(f"{module.name} {module.scaling!r}".encode())
-            digest.update(np.ascontiguousarray(module.A, dtype="<f4").tobytes())
-            digest.update(np.ascontiguousarray(module.B, dtype="<f4").tobytes())
-        return digest.hexdigest()
 
 
 def open_svd_lora(*, model: str | None, adapter: str | None, fraction: float = 1.0) -> SvdLora:
@@ -174,7 +84,10 @@ def open_svd_lora(*, model: str | None, adapter: str | None, fraction: float = 1
         AdapterError: the adapter cannot be used.
     """
     if adapter is None:
-        raise ConfigError("space 'svd-lora' needs model.adapter, the LoRA adapter whose singular values are searched")
+        raise ConfigError(
+            "space 'svd-lora' needs an adapter, whose singular values are searched (model.adapter): "
+            "make one with `esalign sft`"
+        )
     adapter = adapter_path(adapter)
     ending = Path(adapter).suffix.removeprefix(".")
     if ending in registry.names(registry.FORMATS):
@@ -193,9 +106,11 @@ def _decompose(factor: Array, fraction: float, start: int, label: str) -> Factor
     return Factor(U.astype(np.float32), s.astype(np.float32), Vt.astype(np.float32), scale, start, count)
 
 
-def _shift(start: Array, factor: Factor, row: Array) -> Array:
-    """Return start + U[:, :count] diag(offsets) Vt[:count], so that no offset leaves every bit as it was."""
-    k = factor.count
-    delta = (factor.U[:, :k].astype(np.float64) * factor.offsets(row)[0]) @ factor.Vt[:k].astype(np.float64)
-    shifted: Array = (start.astype(np.float64) + delta).astype(np.float32)
-    return shifted
+def _fingerprint(adapter: Adapter, fraction: float, dim: int) -> str:
+    """Hash the adapter and the fraction."""
+    digest = hashlib.sha256(f"{fraction!r} {dim}".encode())
+    for module in adapter.modules:
+        digest.update(f"{module.name} {module.scaling!r}".encode())
+        digest.update(np.ascontiguousarray(module.A, dtype="<f4").tobytes())
+        digest.update(np.ascontiguousarray(module.B, dtype="<f4").tobytes())
+    return digest.hexdigest()

@@ -16,6 +16,7 @@ An engine's whole test is::
 
 import itertools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ import numpy as np
 from esalign.errors import BackendError
 from esalign.protocols import Backend, Space
 from esalign.testing.reference import Reference
+from esalign.testing.refusal import expect_refusal
 from esalign.types import Array, Completion, Message, Prompt, Sampling
 
 POPULATION = 8
@@ -45,13 +47,13 @@ class Subject:
         model: folder of the same model, for transformers to load.
         space: the space of the candidates.
         prompts: at least four texts of mixed length.
-        max_tokens: length of answers; prompts and answers must fit the context.
+        max_tokens: length of completions; prompts and completions must fit the context.
         spread: standard deviation of the candidates' coordinates.
-        agreement: least share of greedy answers that must equal the reference's, token for token. Below 1 for engines
-            that round otherwise than float32, where a near tie may tip.
+        agreement: least share of greedy completions that must equal the reference's, token for token. Below 1 for
+            engines that round otherwise than float32, where a near tie may tip.
         score_tolerance: most that a log-probability may differ from the reference's, in nats.
-        batch_invariant: the engine promises that an answer does not depend on what else is in the batch, up to ties of
-            logits.
+        batch_invariant: the engine promises that a completion does not depend on what else is in the batch, up to ties
+            of logits.
         chat: the tokenizer has a chat template.
     """
 
@@ -86,61 +88,61 @@ class Subject:
 
     @cached_property
     def greedy(self) -> list[list[Completion]]:
-        """The engine's greedy answers."""
+        """The engine's greedy completions."""
         return self.backend.generate(self.candidates, self.prompts, self.sampling())
 
     @cached_property
     def expected(self) -> list[list[list[int]]]:
-        """The reference's greedy answers."""
+        """The reference's greedy completions."""
         ids = [self.backend.encode(prompt) for prompt in self.prompts]
-        return [self.reference.answer(candidate, ids, self.max_tokens) for candidate in self.candidates]
+        return [self.reference.complete(candidate, ids, self.max_tokens) for candidate in self.candidates]
 
     def sampling(self, **changes: Any) -> Sampling:
         """Return how to decode, greedily unless told otherwise."""
         return replace(Sampling(max_tokens=self.max_tokens), **changes)
 
     def sample(self, candidates: Array, prompts: Sequence[Prompt], seed: int = 5) -> list[list[tuple[int, ...]]]:
-        """Return the ids of answers drawn at temperature 1."""
+        """Return the ids of completions drawn at temperature 1."""
         rows = self.backend.generate(candidates, prompts, self.sampling(temperature=1.0, seed=seed))
         return ids_of(rows)
 
     def agrees(self, rows: Sequence[Sequence[Any]], others: Sequence[Sequence[Any]], *, slack: int = 0) -> None:
-        """Assert that two tables of answers are of one shape and agree on the promised share.
+        """Assert that two tables of completions are of one shape and agree on the promised share.
 
         Args:
             rows: what was got.
             others: what was expected.
-            slack: answers that may differ in any case: two batches round differently, which can tip a near tie.
+            slack: completions that may differ in any case: two batches round differently, which can tip a near tie.
         """
-        assert [len(row) for row in rows] == [len(row) for row in others], "tables of answers differ in shape"
+        assert [len(row) for row in rows] == [len(row) for row in others], "tables of completions differ in shape"
         flat = zip(itertools.chain(*rows), itertools.chain(*others), strict=True)
         pairs = [(tuple(a), tuple(b)) for a, b in flat]
         unequal = [pair for pair in pairs if pair[0] != pair[1]]
         allowed = max(slack, (1 - self.agreement) * len(pairs) + 1e-9)
         assert len(unequal) <= allowed, (
-            f"{len(unequal)} of {len(pairs)} answers differ; got {unequal[0][0]} where {unequal[0][1]} was expected"
+            f"{len(unequal)} of {len(pairs)} completions differ; got {unequal[0][0]} where {unequal[0][1]} was expected"
         )
 
 
 def ids_of(rows: Sequence[Sequence[Completion]]) -> list[list[tuple[int, ...]]]:
-    """Return the token ids of a table of answers."""
-    return [[answer.token_ids for answer in row] for row in rows]
+    """Return the token ids of a table of completions."""
+    return [[completion.token_ids for completion in row] for row in rows]
 
 
-def answers_as_the_folded_adapter_does(subject: Subject) -> None:
+def completes_as_the_folded_adapter_does(subject: Subject) -> None:
     """Greedy tokens equal those of transformers + peft with each candidate's adapter, but for exact ties of logits."""
     rows = ids_of(subject.greedy)
     for i, line in enumerate(subject.expected):
-        for j, answer in enumerate(line):
-            if rows[i][j] != tuple(answer) and _parts_at_a_tie(subject, i, j):
-                rows[i][j] = tuple(answer)
+        for j, completion in enumerate(line):
+            if rows[i][j] != tuple(completion) and _parts_at_a_tie(subject, i, j):
+                rows[i][j] = tuple(completion)
     subject.agrees(rows, subject.expected)
     distinct = {tuple(map(tuple, row)) for row in subject.expected}
-    assert len(distinct) > 1, "all candidates answer alike, so this shows nothing: raise the subject's spread"
+    assert len(distinct) > 1, "all candidates complete alike, so this shows nothing: raise the subject's spread"
 
 
 def _parts_at_a_tie(subject: Subject, i: int, j: int) -> bool:
-    """Tell whether the engine's answer leaves the reference's where two tokens are equally likely, up to rounding."""
+    """Tell whether a completion leaves the reference's where two tokens are equally likely, up to rounding."""
     got, expected = subject.greedy[i][j].token_ids, subject.expected[i][j]
     at = next((at for at, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), None)
     if at is None:
@@ -150,38 +152,38 @@ def _parts_at_a_tie(subject: Subject, i: int, j: int) -> bool:
     return bool(logs[expected[at]] - logs[got[at]] <= TIE)
 
 
-def ends_answers_rightly(subject: Subject) -> None:
+def ends_completions_rightly(subject: Subject) -> None:
     """Ids, text and finish reason fit each other: a closing token is kept among the ids and not in the text."""
     for row in subject.greedy:
-        for answer in row:
-            ids = list(answer.token_ids)
+        for completion in row:
+            ids = list(completion.token_ids)
             ended = ids[-1] in subject.reference.ends
             assert 1 <= len(ids) <= subject.max_tokens
-            assert not subject.reference.ends.intersection(ids[:-1]), "the answer goes on behind its end"
-            assert answer.finish_reason == ("stop" if ended else "length")
-            assert ended or len(ids) == subject.max_tokens, "the answer ends without a reason"
+            assert not subject.reference.ends.intersection(ids[:-1]), "the completion goes on behind its end"
+            assert completion.finish_reason == ("stop" if ended else "length")
+            assert ended or len(ids) == subject.max_tokens, "the completion ends without a reason"
             text = subject.reference.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
-            assert answer.text == text
+            assert completion.text == text
 
 
 def keeps_to_max_tokens(subject: Subject) -> None:
-    """A limit of one token gives the first token of the longer answer."""
+    """A limit of one token gives the first token of the longer completion."""
     rows = subject.backend.generate(subject.candidates, subject.prompts, subject.sampling(max_tokens=1))
-    subject.agrees(ids_of(rows), [[answer.token_ids[:1] for answer in row] for row in subject.greedy], slack=1)
+    subject.agrees(ids_of(rows), [[completion.token_ids[:1] for completion in row] for row in subject.greedy], slack=1)
 
 
-def reports_each_answer_once(subject: Subject) -> None:
-    """``on_completion`` gets each (candidate, prompt) once, with the answer that is returned."""
+def reports_each_completion_once(subject: Subject) -> None:
+    """``on_completion`` gets each (candidate, prompt) once, with the completion that is returned."""
     calls: list[tuple[int, int, Completion]] = []
     rows = subject.backend.generate(
         subject.candidates, subject.prompts, subject.sampling(), lambda *call: calls.append(call)
     )
-    expected = [(i, j, answer) for i, row in enumerate(rows) for j, answer in enumerate(row)]
+    expected = [(i, j, completion) for i, row in enumerate(rows) for j, completion in enumerate(row)]
     assert sorted(calls, key=lambda call: call[:2]) == expected
 
 
 def repeats_itself(subject: Subject) -> None:
-    """The same call gives the same answers, greedy and sampled; another seed gives others."""
+    """The same call gives the same completions, greedy and sampled; another seed gives others."""
     candidates, prompts = subject.candidates[:3], subject.prompts
     again = subject.backend.generate(subject.candidates, prompts, subject.sampling())
     subject.agrees(ids_of(again), ids_of(subject.greedy))
@@ -190,16 +192,16 @@ def repeats_itself(subject: Subject) -> None:
     assert subject.sample(candidates, prompts, seed=6) != once, "the seed changes nothing"
 
 
-def shares_the_luck_among_candidates(subject: Subject) -> None:
-    """Equal candidates draw equal answers; a prompt that is repeated draws another answer each time."""
+def draws_alike_for_all_candidates(subject: Subject) -> None:
+    """Equal candidates draw equal completions; a prompt that is repeated draws another completion each time."""
     twins = np.stack([subject.candidates[1], subject.candidates[2], subject.candidates[1]])
     rows = subject.sample(twins, [subject.prompts[0]] * 8)
     subject.agrees([rows[2]], [rows[0]], slack=1)
     assert len(set(rows[0])) > 1, "all samples of a prompt are equal"
 
 
-def answers_whatever_the_company(subject: Subject) -> None:
-    """A candidate answers alone as it does among others, sampled too, and a prompt as it does among other prompts."""
+def completes_whatever_the_company(subject: Subject) -> None:
+    """A candidate completes alone as it does among others, sampled too, and a prompt as it does among other prompts."""
     if not subject.batch_invariant:
         return
     alone = subject.backend.generate(subject.candidates[2:3], subject.prompts, subject.sampling())
@@ -221,7 +223,7 @@ def draws_from_the_model(subject: Subject) -> None:
         mean, square = (float((np.exp(tempered) * tempered**power).sum()) for power in (1, 2))
         sampling = subject.sampling(max_tokens=1, temperature=temperature, seed=1)
         rows = subject.backend.generate(subject.candidates[1:2], [prompt] * DRAWS, sampling)
-        seen = float(np.mean([tempered[answer.token_ids[0]] for answer in rows[0]]))
+        seen = float(np.mean([tempered[completion.token_ids[0]] for completion in rows[0]]))
         assert abs(seen - mean) < 5 * np.sqrt((square - mean**2) / DRAWS) + subject.score_tolerance
 
 
@@ -239,29 +241,29 @@ def draws_within_top_k_and_top_p(subject: Subject) -> None:
     ):
         sampling = subject.sampling(max_tokens=1, temperature=1.0, **changes)
         drawn = {
-            answer.token_ids[0]
-            for answer in subject.backend.generate(subject.candidates[1:2], [prompt] * DRAWS, sampling)[0]
+            completion.token_ids[0]
+            for completion in subject.backend.generate(subject.candidates[1:2], [prompt] * DRAWS, sampling)[0]
         }
         assert drawn <= allowed, f"{changes} drew tokens {sorted(drawn - allowed)}"
         assert len(drawn) == len(allowed) or len(drawn) > 2, f"{changes} drew {len(drawn)} of {len(allowed)} tokens"
 
 
 def stops_at_stop_strings(subject: Subject) -> None:
-    """A stop string ends the answer; the text ends before it, and the ids are those that were generated."""
-    longest = max((answer for answer in subject.greedy[1]), key=lambda answer: len(answer.text))
+    """A stop string ends the completion; the text ends before it, and the ids are those that were generated."""
+    longest = max(subject.greedy[1], key=lambda completion: len(completion.text))
     stop = _middle(longest.text)
     rows = subject.backend.generate(
         subject.candidates[1:2], subject.prompts, subject.sampling(stop=(stop, "never in any text"))
     )
     stopped = 0
-    for answer, whole in zip(rows[0], subject.greedy[1], strict=True):
+    for completion, whole in zip(rows[0], subject.greedy[1], strict=True):
         if stop not in whole.text:
-            assert answer == whole, "an answer without the stop string has changed"
+            assert completion == whole, "a completion without the stop string has changed"
             continue
         stopped += 1
-        assert answer.text == whole.text[: whole.text.index(stop)]
-        assert answer.finish_reason == "stop"
-        assert answer.token_ids == whole.token_ids[: len(answer.token_ids)]
+        assert completion.text == whole.text[: whole.text.index(stop)]
+        assert completion.finish_reason == "stop"
+        assert completion.token_ids == whole.token_ids[: len(completion.token_ids)]
     assert stopped
 
 
@@ -289,25 +291,25 @@ def takes_every_kind_of_prompt(subject: Subject) -> None:
     subject.agrees([row[:1] for row in rows], [row[2:3] for row in ids_of(subject.greedy[:2])])
 
 
-def answers_nothing_to_no_prompts(subject: Subject) -> None:
+def completes_nothing_without_prompts(subject: Subject) -> None:
     """No prompts give empty rows, no sequences give empty scores."""
     assert subject.backend.generate(subject.candidates[:2], [], subject.sampling()) == [[], []]
     assert subject.backend.score(subject.candidates[:2], []) == [[], []]
 
 
 def scores_as_the_folded_adapter_does(subject: Subject) -> None:
-    """``score`` gives the reference's log-probabilities of given answers, and of any other tokens as support."""
+    """``score`` gives the reference's log-probabilities of given completions, and of any other tokens as support."""
     prompts = [subject.backend.encode(prompt) for prompt in subject.prompts]
     sequences = list(zip(prompts, subject.expected[0], strict=True))
     candidates = subject.candidates[:3]
     rng = np.random.default_rng(1)
-    support = [rng.integers(0, subject.reference.vocab, size=(len(answer), 5)) for _, answer in sequences]
+    support = [rng.integers(0, subject.reference.vocab, size=(len(completion), 5)) for _, completion in sequences]
     rows = subject.backend.score(candidates, sequences)
     wide = subject.backend.score(candidates, sequences, support=support)
     for i, candidate in enumerate(candidates):
-        for j, (prompt, answer) in enumerate(sequences):
-            table = subject.reference.log_probabilities(candidate, prompt, answer)
-            _close(rows[i][j], table[np.arange(len(answer)), answer], subject)
+        for j, (prompt, completion) in enumerate(sequences):
+            table = subject.reference.log_probabilities(candidate, prompt, completion)
+            _close(rows[i][j], table[np.arange(len(completion)), completion], subject)
             _close(wide[i][j], np.take_along_axis(table, support[j], axis=1), subject)
 
 
@@ -321,10 +323,10 @@ def _close(got: Array, expected: Array, subject: Subject) -> None:
 def scores_what_it_generates(subject: Subject) -> None:
     """A greedy token is the likeliest of a support that holds it, in the engine's own scores."""
     prompts = [subject.backend.encode(prompt) for prompt in subject.prompts]
-    answers = [answer.token_ids for answer in subject.greedy[1]]
+    completions = [completion.token_ids for completion in subject.greedy[1]]
     others = np.arange(min(64, subject.reference.vocab))
-    support = [np.column_stack([ids, np.tile(others, (len(ids), 1))]) for ids in answers]
-    rows = subject.backend.score(subject.candidates[1:2], list(zip(prompts, answers, strict=True)), support=support)
+    support = [np.column_stack([ids, np.tile(others, (len(ids), 1))]) for ids in completions]
+    rows = subject.backend.score(subject.candidates[1:2], list(zip(prompts, completions, strict=True)), support=support)
     for table in rows[0]:
         assert (table[:, 0] >= table.max(axis=1) - 2 * subject.score_tolerance).all()
 
@@ -334,25 +336,39 @@ def refuses_what_it_cannot_do(subject: Subject) -> None:
     good, prompt, sampling = subject.candidates[:1], subject.prompts[0], subject.sampling()
     generate, score, dim = subject.backend.generate, subject.backend.score, subject.space.dim
     for candidates in (np.zeros((1, dim + 1)), np.zeros(dim), np.zeros((0, dim)), np.full((1, dim), np.nan)):
-        _refused(ValueError, generate, candidates, [prompt], sampling)
-        _refused(ValueError, score, candidates, [((3, 4), (5,))])
+        expect_refusal(ValueError, generate, candidates, [prompt], sampling)
+        expect_refusal(ValueError, score, candidates, [((3, 4), (5,))])
     long = [3] * (subject.reference.context + 1)
     for bad in ([], long, [-1], [10**7]):
-        _refused(BackendError, generate, good, [prompt, bad], sampling)
-    for pair in (([], [3]), (long, [3]), ([3], [10**7])):
-        _refused(BackendError, score, good, [pair])
+        expect_refusal(BackendError, generate, good, [prompt, bad], sampling)
+    for prompts in (prompt, {"role": "user", "content": prompt}, [{"role": "user", "content": prompt}], [3, 4]):
+        expect_refusal(BackendError, generate, good, prompts, sampling)  # one prompt is no list of prompts
+    for pair in (([], [3]), (long, [3]), ([3], [10**7]), "ab", (), 3, ("ab", [3], [3])):
+        expect_refusal(BackendError, score, good, [pair])
     after = subject.backend.generate(subject.candidates, subject.prompts, subject.sampling())
     subject.agrees(ids_of(after), ids_of(subject.greedy))
 
 
-def _refused(kind: type[Exception], call: Callable[..., Any], *args: Any) -> None:
-    message = None
-    try:
-        call(*args)
-    except kind as error:
-        message = str(error).strip()
-    assert message is not None, f"expected {kind.__name__}, but the call was accepted"
-    assert "\n" not in message, f"more than one line: {message}"
+def completes_for_several_threads(subject: Subject) -> None:
+    """Threads that call one engine at the same time get what each would get alone."""
+    sequences = [(subject.backend.encode(prompt), completion.token_ids) for prompt, completion in _pairs(subject)]
+
+    def work(i: int) -> tuple[list[list[Completion]], list[list[Array]]]:
+        candidate = subject.candidates[i : i + 1]
+        completions = subject.backend.generate(candidate, subject.prompts[:4], subject.sampling())
+        return completions, subject.backend.score(candidate, sequences)
+
+    alone = [work(i) for i in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(work, range(4)))
+    for (completions, scores), (expected, scored) in zip(together, alone, strict=True):
+        subject.agrees(ids_of(completions), ids_of(expected))
+        for got, right in zip(scores[0], scored[0], strict=True):
+            _close(got, right, subject)
+
+
+def _pairs(subject: Subject) -> list[tuple[str, Completion]]:
+    return list(zip(subject.prompts[:4], subject.greedy[0][:4], strict=True))
 
 
 def leaves_its_arguments_alone(subject: Subject) -> None:
@@ -373,21 +389,22 @@ def closes_twice(subject: Subject) -> None:
 
 
 CLAIMS: tuple[Callable[[Subject], None], ...] = (
-    answers_as_the_folded_adapter_does,
-    ends_answers_rightly,
+    completes_as_the_folded_adapter_does,
+    ends_completions_rightly,
     keeps_to_max_tokens,
-    reports_each_answer_once,
+    reports_each_completion_once,
     repeats_itself,
-    shares_the_luck_among_candidates,
-    answers_whatever_the_company,
+    draws_alike_for_all_candidates,
+    completes_whatever_the_company,
     draws_from_the_model,
     draws_within_top_k_and_top_p,
     stops_at_stop_strings,
     takes_every_kind_of_prompt,
-    answers_nothing_to_no_prompts,
+    completes_nothing_without_prompts,
     scores_as_the_folded_adapter_does,
     scores_what_it_generates,
     refuses_what_it_cannot_do,
+    completes_for_several_threads,
     leaves_its_arguments_alone,
     closes_twice,
 )

@@ -12,7 +12,7 @@ from esalign.engines.text import TextCodec
 from esalign.protocols import Space
 from esalign.types import Array, Completion, Message, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 
-END = 256  # the token that ends an answer; those below are the bytes of UTF-8
+END = 256  # the token that ends a completion; those below are the bytes of UTF-8
 VOCAB = 257
 WIDTH = 16
 FADE = 0.8
@@ -24,11 +24,11 @@ Completions: TypeAlias = Mapping[str, str] | Callable[[Array, str], str | None]
 class FakeBackend:
     """A tiny language model over bytes, which can be told what to write.
 
-    Its random weights read the prompt, and a candidate shifts its hidden state; so answers differ with prompt and
+    Its random weights read the prompt, and a candidate shifts its hidden state; so completions differ with prompt and
     candidate, and are nonsense. Where ``completions`` knows the prompt, the next byte of that completion is made the
-    likeliest: greedy answers are then as told, sampled ones mostly. `generate` and `score` go by the same distribution.
+    likeliest: greedy completions are then as told, sampled ones mostly. `generate` and `score` go by one distribution.
 
-    It takes any space, of which it wants ``dim`` alone, and computes in float64. An answer depends on its candidate,
+    It takes any space, of which it wants ``dim`` alone, and computes in float64. A completion depends on its candidate,
     its prompt and the sampling, and on nothing else, bit by bit.
 
     Args:
@@ -39,7 +39,7 @@ class FakeBackend:
         completions: what is written; prompts that it does not know, or for which it returns None, are left to the
             random weights. Chats and ids are looked up by the text that they are fed as.
         confidence: how much likelier the byte to be written is than any other, in nats, above 0.
-        context: the most tokens of a prompt and its answer.
+        context: the most tokens of a prompt and its completion.
         seed: of the weights.
 
     Raises:
@@ -86,7 +86,7 @@ class FakeBackend:
         sampling: Sampling,
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
-        """Answer every prompt with every candidate; see `esalign.protocols.Backend`."""
+        """Complete every prompt with every candidate; see `esalign.protocols.Backend`."""
         opened(self._model)
         table = as_candidates(candidates, self.dim)
         encoded = self._codec.encode_prompts(prompts, sampling.max_tokens)
@@ -94,7 +94,7 @@ class FakeBackend:
         for i, candidate in enumerate(table):
             rows.append([])
             for j, ids in enumerate(encoded):
-                rows[i].append(self._answer(candidate, ids, sampling, j))
+                rows[i].append(self._complete(candidate, ids, sampling, j))
                 if on_completion is not None:
                     on_completion(i, j, rows[i][j])
         return rows
@@ -102,7 +102,7 @@ class FakeBackend:
     def score(
         self, candidates: Array, sequences: Sequences, support: Sequence[Array] | None = None
     ) -> list[list[Array]]:
-        """Give the teacher-forced log-probabilities of given answers; see `esalign.protocols.Backend`."""
+        """Give the teacher-forced log-probabilities of given completions; see `esalign.protocols.Backend`."""
         opened(self._model)
         given = check_sequences(self._codec, sequences, support)
         rows = [[self._score(candidate, *one) for one in given] for candidate in as_candidates(candidates, self.dim)]
@@ -117,22 +117,22 @@ class FakeBackend:
         """Free the weights. Calling it twice is harmless."""
         self._model = None
 
-    def _answer(self, candidate: Array, prompt: tuple[int, ...], sampling: Sampling, j: int) -> Completion:
-        """Write the answer to prompt j, shape (dim,) being the candidate's."""
+    def _complete(self, candidate: Array, prompt: tuple[int, ...], sampling: Sampling, j: int) -> Completion:
+        """Complete prompt j, shape (dim,) being the candidate's."""
         writing = Writing(opened(self._model), candidate, prompt, self._told(candidate, prompt), self._confidence)
         uniforms = np.random.default_rng(seed_sequence(sampling.seed, j)).random(sampling.max_tokens)
         for uniform in uniforms:
             writing.append(choose(writing.logits(), sampling, float(uniform)))
-            text = self._codec.decode(writing.answer)
-            if writing.answer[-1] == END or any(stop in text for stop in sampling.stop):
+            text = self._codec.decode(writing.ids)
+            if writing.ids[-1] == END or any(stop in text for stop in sampling.stop):
                 break
-        return self._codec.complete(writing.answer, sampling.stop)
+        return self._codec.complete(writing.ids, sampling.stop)
 
-    def _score(self, candidate: Array, prompt: tuple[int, ...], answer: tuple[int, ...], wanted: Array) -> Array:
-        """Return the log-probabilities of the wanted ids (tokens, k) at each place of an answer, float32."""
+    def _score(self, candidate: Array, prompt: tuple[int, ...], completion: tuple[int, ...], wanted: Array) -> Array:
+        """Return the log-probabilities of the wanted ids (tokens, k) at each place of a completion, float32."""
         writing = Writing(opened(self._model), candidate, prompt, self._told(candidate, prompt), self._confidence)
         scores = np.empty(wanted.shape, dtype=np.float32)
-        for place, token in enumerate(answer):
+        for place, token in enumerate(completion):
             logits = writing.logits()
             scores[place] = (logits - np.logaddexp.reduce(logits))[wanted[place]]
             writing.append(token)
@@ -192,7 +192,7 @@ class ByteModel:
 
 
 class Writing:
-    """An answer under way.
+    """A completion under way.
 
     Args:
         model: the weights.
@@ -205,7 +205,7 @@ class Writing:
     def __init__(
         self, model: ByteModel, candidate: Array, prompt: tuple[int, ...], told: tuple[int, ...], confidence: float
     ) -> None:
-        self.answer: list[int] = []
+        self.ids: list[int] = []
         self._model, self._told, self._confidence = model, told, confidence
         self._shift = candidate @ model.direction
         self._hidden = np.zeros(WIDTH)
@@ -214,16 +214,16 @@ class Writing:
 
     def append(self, token: int) -> None:
         """Write a token; one that is not as told ends the telling."""
-        if self._told[len(self.answer) : len(self.answer) + 1] != (token,):
+        if self._told[len(self.ids) : len(self.ids) + 1] != (token,):
             self._told = ()
-        self.answer.append(token)
+        self.ids.append(token)
         self._read(token)
 
     def logits(self) -> Array:
         """Return what the model says of the next token, shape (vocab,), float64."""
         logits: Array = (np.tanh(self._hidden) + self._shift) @ self._model.output + self._model.bias
-        if len(self.answer) < len(self._told):
-            logits[self._told[len(self.answer)]] = logits.max() + self._confidence
+        if len(self.ids) < len(self._told):
+            logits[self._told[len(self.ids)]] = logits.max() + self._confidence
         return logits
 
     def _read(self, token: int) -> None:

@@ -1,4 +1,4 @@
-"""What transformers and peft say: the answers and scores that every engine is held to."""
+"""What transformers and peft say: the completions and scores that every engine is held to."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -37,11 +37,11 @@ class Reference:
 
     @property
     def context(self) -> int:
-        """The most tokens of a prompt and its answer."""
+        """The most tokens of a prompt and its completion."""
         return int(self._model.config.get_text_config().max_position_embeddings)
 
-    def answer(self, candidate: Array, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
-        """Return the greedy answers of one candidate, shape (dim,), the closing token included."""
+    def complete(self, candidate: Array, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        """Return the greedy completions of one candidate, shape (dim,), the closing token included."""
         import torch
 
         width = max(map(len, prompts))
@@ -59,15 +59,15 @@ class Reference:
         return [self._cut(row) for row in output[:, width:].tolist()]
 
     def _cut(self, ids: list[int]) -> list[int]:
-        """Return an answer up to its closing token, without the padding behind it."""
+        """Return a completion up to its closing token, without the padding behind it."""
         ends = [at + 1 for at, token in enumerate(ids) if token in self.ends]
         return ids[: ends[0]] if ends else ids
 
-    def log_probabilities(self, candidate: Array, prompt: Sequence[int], answer: Sequence[int]) -> Array:
-        """Return the log-probabilities of all tokens at each place of an answer, shape (tokens, vocab), float32."""
+    def log_probabilities(self, candidate: Array, prompt: Sequence[int], completion: Sequence[int]) -> Array:
+        """Return the log-probabilities of all tokens at each place of a completion, shape (tokens, vocab), float32."""
         import torch
 
-        ids = torch.tensor([[*prompt, *answer]])
+        ids = torch.tensor([[*prompt, *completion]])
         with self._adapted(candidate) as model, torch.inference_mode():
             logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
         table: Array = logits.float().log_softmax(dim=-1).numpy()

@@ -70,7 +70,7 @@ class Quiet:
     def start(self, config: Any, folder: Path, done: int) -> None:
         """Say nothing."""
 
-    def stage(self, text: str) -> None:
+    def stage(self, text: str, done: int = 0, total: int = 0) -> None:
         """Say nothing."""
 
     def generation(self, row: Mapping[str, Any]) -> None:

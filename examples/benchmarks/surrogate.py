@@ -96,7 +96,7 @@ def judge(config: RunConfig, parts: SearchParts, vector: Any, use: Use, temperat
     held_out = parts.held_out.test if use == Use.TEST else parts.held_out.validation
     section = config.sampling.model_copy(update={"temperature": temperature})
     sampling = section.make(seed=derive(config.run.seed, use))
-    return evaluate(parts.learner.backend, held_out.pool, vector, held_out.examples, sampling).scores
+    return evaluate(parts.learner.backend, held_out, vector, sampling).scores
 
 
 def processor_seconds() -> float:

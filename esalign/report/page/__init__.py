@@ -14,8 +14,10 @@ REPORT = "report.html"
 def write_report(folder: Path) -> Path:
     """Write ``report.html`` into a run's directory, finished or not, and return its path.
 
+    What is broken of its files is left out, and named on the page.
+
     Raises:
-        CheckpointError: the folder holds no run, or a file of it is broken.
+        CheckpointError: the folder holds no run.
     """
     path = Path(folder) / REPORT
     write_atomically(path, render(read_run(Path(folder))).encode("utf-8", "replace"))

@@ -57,7 +57,7 @@ class Series:
 
 
 SERIES = (
-    Series("Loss", "Mean over the answer tokens of an update.", "loss", ("loss",)),
+    Series("Loss", "Mean over the completed tokens of an update.", "loss", ("loss",)),
     Series("Step size", "Sigma of the search distribution.", "sigma", ("sigma",)),
     Series(
         "Spread between candidates",
@@ -76,8 +76,10 @@ SERIES = (
     Series("Distance of the rollouts", "KL of who samples to the student.", "nats per token", ("kl_student",)),
     Series("Entropy of the teacher", "On the prefixes that were visited.", "nats", ("teacher_entropy",)),
     Series("Gradient", "Norm, before clipping.", "norm", ("grad_norm",)),
-    Series("Length of answers", "Mean over all answers.", "tokens per answer", ("mean_tokens",)),
-    Series("Cut answers", "Share of answers that reached the token limit.", "% of answers", ("truncated",), 100),
+    Series("Length of completions", "Mean over all completions.", "tokens per completion", ("mean_tokens",)),
+    Series(
+        "Cut completions", "Share of completions that reached the token limit.", "% of completions", ("truncated",), 100
+    ),
 )
 
 

@@ -1,10 +1,12 @@
 """From a run's files to the words, tables and plots of its page."""
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from esalign.config.reading import leaves
+from esalign.report.changes import Change
 from esalign.report.page.plots import draw_plots
 from esalign.report.page.source import RunFiles
 from esalign.report.words import (
@@ -24,8 +26,9 @@ from esalign.report.words import (
 )
 from esalign.run.statistics import Estimate
 
-LONGEST_TEXT = 4000  # characters of a prompt or an answer that are shown
+LONGEST_TEXT = 4000  # characters of a prompt or a completion that are shown
 SHOWN_GENERATIONS = 8
+SHOWN_CHANGES = 20  # of the problems gained, and of those lost
 PROBE = "probe"
 REPLACED = ("Cc", "Cs")  # control characters and lone surrogates
 
@@ -53,9 +56,10 @@ def render(files: RunFiles) -> str:
         accounting=accounting(files),
         concerns=all_concerns(files),
         verification=verification(files),
-        answers=answers(files),
-        config=list(leaves(files.config)),
-        environment=list(leaves(files.environment)),
+        changes=changes(files),
+        completions=completions(files),
+        config=settings(files.config),
+        environment=settings(files.environment),
     )
 
 
@@ -162,14 +166,14 @@ def accounting(files: RunFiles) -> Pairs:
 
 
 def all_concerns(files: RunFiles) -> list[str]:
-    """Return what was worrying: the worst of each kind, with the generations in which it was."""
+    """Return what was worrying: files that cannot be read, and the worst of each kind, with its generations."""
     limit = (files.config.get("sampling") or {}).get("max_tokens")
     when: dict[str, list[int]] = {}
     for row in files.rows:
         for kind in concerns(row, max_tokens=limit):
             when.setdefault(kind, []).append(row["generation"])
     texts = concerns(worst(files.rows), max_tokens=limit)
-    return [f"{text} ({_spread(when[kind], files.words.step)})" for kind, text in texts.items()]
+    return [*files.broken, *(f"{text} ({_spread(when[kind], files.words.step)})" for kind, text in texts.items())]
 
 
 def verification(files: RunFiles) -> Mapping[str, Any] | None:
@@ -180,8 +184,21 @@ def verification(files: RunFiles) -> Mapping[str, Any] | None:
     return {"good": bool(found.get("good", True)), "note": str(found.get("note", ""))}
 
 
-def answers(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
-    """Return answers to read: the result's own, the start's, and some between, newest first."""
+def changes(files: RunFiles) -> Mapping[str, Any] | None:
+    """Return what became of the test problems: counts, form, and the texts of those gained and lost."""
+    found = files.changes
+    if files.result is None or found is None:
+        return None
+    groups = (("gained, the most rewarded first", found.gained), ("lost, the greatest loss first", found.lost))
+    return {
+        "counts": found.counts,
+        "form": found.form,
+        "groups": [(name, len(group), [_change_of(one) for one in group[:SHOWN_CHANGES]]) for name, group in groups],
+    }
+
+
+def completions(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
+    """Return completions to read: the result's own, the start's, and some between, newest first."""
     groups: dict[int, list[Mapping[str, str]]] = {}
     for sample in files.samples:
         groups.setdefault(int(sample.get("generation") or 0), []).append(_answer(sample))
@@ -191,16 +208,9 @@ def answers(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
     return [("the result, on test problems", of_result), *shown] if of_result else shown
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield ('run.seed', '0') and the like of nested mappings."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from leaves(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and value and all(isinstance(inner, Mapping) for inner in value):
-        for position, inner in enumerate(value):
-            yield from leaves(inner, f"{path}.{position}")
-    else:
-        yield path, "none" if value is None else clean(str(value))
+def settings(values: Mapping[str, Any]) -> Pairs:
+    """Return ('run.seed', '0') and the like of nested mappings."""
+    return [(key, "none" if value is None else clean(str(value))) for key, value in leaves(values).items()]
 
 
 def clean(text: str) -> str:
@@ -222,6 +232,16 @@ def _answer(sample: Mapping[str, Any]) -> Mapping[str, str]:
         "start": clean(str(sample.get("start") or "")),
         "completion": clean(str(sample.get("completion", ""))),
         "reward": "none (abstained)" if reward is None else f"{reward:g}",
+    }
+
+
+def _change_of(change: Change) -> Mapping[str, str]:
+    return {
+        "prompt": clean(prompt_text(change.prompt)),
+        "before": clean(change.before),
+        "after": clean(change.after),
+        "reward_before": f"{change.reward_before:g}",
+        "reward_after": f"{change.reward_after:g}",
     }
 
 

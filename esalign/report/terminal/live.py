@@ -71,9 +71,9 @@ class LiveDashboard:
         self._stage = ""
         self._progress = progress
 
-    def stage(self, text: str) -> None:
-        """Say what goes on now."""
-        self._stage = text
+    def stage(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Say what goes on now, and how far it is."""
+        self._stage = f"{text}: {done:,} of {total:,}" if total else text
 
     def generation(self, row: Mapping[str, Any]) -> None:
         """Show the metrics of a finished generation."""
@@ -110,7 +110,7 @@ class LiveDashboard:
         )
 
     def _body(self, progress: RunProgress, width: int, height: int) -> "RenderableType":
-        """Everything inside the frame; the sample answer is left out where the terminal is too low for it."""
+        """Everything inside the frame; the sample completion is left out where the terminal is too low for it."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -160,13 +160,13 @@ class LiveDashboard:
         return "   ".join(parts)
 
     def _sample_lines(self, width: int) -> Iterator[tuple[str, str]]:
-        """The first problem of the generation, and what its best candidate answered; at most `SAMPLE_HEIGHT` lines."""
+        """The first problem of the generation, and what its best candidate wrote; at most `SAMPLE_HEIGHT` lines."""
         if self._sample is None:
             return
         reward = self._sample.get("reward")
         yield "", ""
         yield "problem", one_line(prompt_text(self._sample.get("prompt", "")), 2 * width - WORD, head=PROMPT_HEAD)
-        yield "answer", one_line(str(self._sample.get("completion", "")), 2 * width - WORD)
+        yield "completion", one_line(str(self._sample.get("completion", "")), 2 * width - WORD)
         yield "reward", "none (abstained)" if reward is None else f"{reward:g}"
 
 
@@ -213,7 +213,7 @@ def _best(progress: RunProgress) -> "Text":
     if progress.best is None or progress.start is None or progress.best[0] == 0:
         return Text("the start itself")
     generation, best = progress.best
-    gained = (f"{best.mean - progress.start.mean:+.3f}", "bold green")
+    gained = (number(best.mean - progress.start.mean, "+.3f"), "bold green")
     return Text.assemble(
         (number(best.mean), "bold"), f" at {progress.words.step} {generation}, ", gained, " over the start"
     )

@@ -1,6 +1,7 @@
 """One line per event, for logs and pipes."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LONGEST_LINE = 1000
+BETWEEN_LINES = 60.0  # seconds between two lines on one stage
 FITNESS = {"mean": "", "max": "max", "std": "std"}  # what is shown of a row, where it is there
 STATE = {"sigma": "sigma", "beta": "beta", "reverse_kl": "reverse KL"}
 
@@ -21,10 +23,12 @@ class PlainReporter:
 
     Args:
         console: where to print.
+        clock: tells seconds.
     """
 
-    def __init__(self, console: "Console") -> None:
-        self._console = console
+    def __init__(self, console: "Console", *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock = console, clock
+        self._stage, self._said = "", clock()
         self._progress: RunProgress | None = None
         self._told: set[str] = set()
 
@@ -40,9 +44,16 @@ class PlainReporter:
         verb = f"goes on after {done} of" if done else "begins:"
         self._print(f"run {folder} {verb} {about.limits.generations} {self._progress.words.step}s, {about.description}")
 
-    def stage(self, text: str) -> None:
-        """Say what goes on now."""
-        self._print(one_line(text, LONGEST_LINE))
+    def stage(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Say what goes on now, and once a minute how far it is."""
+        now = self._clock()
+        if text != self._stage:
+            self._print(one_line(text, LONGEST_LINE))
+        elif now - self._said >= BETWEEN_LINES:
+            self._print(one_line(f"{text}: {done:,} of {total:,}", LONGEST_LINE))
+        else:
+            return
+        self._stage, self._said = text, now
 
     def generation(self, row: Mapping[str, Any]) -> None:
         """Print the line of a generation, and what is worrying about it for the first time."""

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from esalign.files import read_json_lines
-from esalign.report.words import ERRORS, WORDS, as_estimate, concerns
+from esalign.report.words import WORDS, as_estimate, concerns, sum_errors
 from esalign.run.reporter import About
 from esalign.run.statistics import Estimate
 
 SHOWN = 200  # generations that a sparkline may show
 WINDOW = 10  # generations that the speed is measured over
-TAIL_BYTES = 1 << 16  # enough of samples.jsonl for the answers of one generation
+TAIL_BYTES = 1 << 16  # enough of samples.jsonl for the completions of one generation
 
 
 class RunProgress:
@@ -39,7 +39,7 @@ class RunProgress:
         self.words = WORDS[about.kind]
         self.rows: list[Mapping[str, Any]] = []
         self.concerns: list[str] = []
-        self._errors: dict[str, float] = {}
+        self._errors: dict[str, Any] = {}
         self.best: tuple[int, Estimate] | None = None
         self.validated: tuple[int, Estimate] | None = None
         self.received = clock()
@@ -54,9 +54,7 @@ class RunProgress:
             if self.best is None or validation.mean >= self.best[1].mean:
                 self.best = self.validated
         self.rows = [*self.rows, row]  # a new list, as another thread may be drawing the old one
-        for key, value in row.items():
-            if key.startswith(ERRORS):
-                self._errors[key] = self._errors.get(key, 0.0) + (value or 0.0)
+        self._errors = sum_errors([self._errors, row])
         self.concerns = list(concerns({**row, **self._errors}, max_tokens=self.about.max_tokens).values())
         self.received = self._clock()
 
@@ -102,7 +100,7 @@ class RunProgress:
         return float(machine.get("search_seconds") or 0.0) + float(machine.get("held_out_seconds") or 0.0)
 
     def last_sample(self) -> Mapping[str, Any] | None:
-        """Return an answer of the last generation, from the end of ``samples.jsonl``."""
+        """Return a completion of the last generation, from the end of ``samples.jsonl``."""
         import json
 
         try:

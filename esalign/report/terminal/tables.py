@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esalign.files import read_json_lines
+from esalign.report.changes import Changes, find_changes
 from esalign.report.words import (
     SEARCH,
     Words,
@@ -20,7 +22,9 @@ from esalign.report.words import (
     prompt_text,
     score,
     set_name,
+    step_effect,
 )
+from esalign.run.texts import COMPLETIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +39,7 @@ LABEL_WIDTH = 12
 NAME_WIDTH = 14  # of a held-out set; the five columns then fill 80
 STYLES = {"better": "bold green", "worse": "bold red", "unclear": "bold", "none": "bold"}
 PROBE = "probe"
+SHOWN_GAINED, SHOWN_LOST, SHOWN_TEXT = 3, 1, 60  # problems, and characters of each of their texts
 
 
 def show_result(
@@ -43,7 +48,7 @@ def show_result(
     verification: "Verification | None",
     folder: Path,
     *,
-    adapter: str = "adapter",
+    saved: str = "adapter",
     words: Words = SEARCH,
 ) -> None:
     """Print the start and the result side by side, what the gain means, what it cost, and where everything lies.
@@ -53,7 +58,7 @@ def show_result(
         result: how the run ended.
         verification: how the saved adapter compares with the engine; None when it was not checked.
         folder: the run's directory.
-        adapter: name of the adapter's folder in it.
+        saved: name of what lies in it as the result: ``adapter`` or ``model``.
         words: what this kind of run calls its things.
     """
     console.print()
@@ -66,10 +71,30 @@ def show_result(
     console.print()
     for label, text in _facts(result, words):
         _fact(console, label, text)
+    show_changes(console, find_changes(read_json_lines(folder / COMPLETIONS)))
     if verification is not None:
         _fact(console, "check", verification.note, "" if verification.good else STYLES["worse"])
-    _fact(console, "adapter", str(folder / adapter))
+    _fact(console, saved, str(folder / saved))
     _fact(console, "report", str(folder / "report.html"))
+
+
+def show_changes(console: "Console", changes: Changes | None) -> None:
+    """Print how many test problems were gained and lost, and a few of each with the texts before and after."""
+    if changes is None:
+        return
+    _fact(console, "changes", changes.counts)
+    if changes.form:
+        _fact(console, "new form", one_line(changes.form, 500), "yellow")
+    for label, group in (("gained", changes.gained[:SHOWN_GAINED]), ("lost", changes.lost[:SHOWN_LOST])):
+        for change in group:
+            prompt, before, after = (
+                one_line(text, SHOWN_TEXT) for text in (prompt_text(change.prompt), change.before, change.after)
+            )
+            _fact(
+                console,
+                label,
+                f"{prompt!r}: {before!r} -> {change.reward_before:g}, now {after!r} -> {change.reward_after:g}",
+            )
 
 
 def comparison_table(result: "Result", words: Words, *, wide: bool) -> "Table":
@@ -108,6 +133,7 @@ def show_plan(console: "Console", plan: "Plan") -> None:
     facts = {
         "search": f"{config.run.generations} generations, {config.describe()}",
         "dimension": f"{count(plan.dim)} singular values are searched",
+        "first step": step_effect(plan.step),
         "problems": f"{count(training)} to train on, {count(validation)} for validation, {count(test)} for the test",
         "resolution": f"gains below {number(plan.resolution)} on the {count(validation)} validation problems are noise",
         "tokens": f"about {compact(plan.tokens)} generated tokens in all generations",

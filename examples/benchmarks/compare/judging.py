@@ -12,8 +12,7 @@ from esalign.assets import asset
 from esalign.commands.build import load_splits, make_backend, make_pool, make_probe
 from esalign.config.run import RunConfig
 from esalign.protocols import Backend
-from esalign.run.evaluate import evaluate
-from esalign.run.learner import HeldOut
+from esalign.run.evaluate import HeldOut, evaluate
 from esalign.run.statistics import estimate
 from esalign.seeds import Use, derive
 from esalign.space import SvdLora
@@ -71,7 +70,7 @@ class Judge:
         return float(np.mean(np.expm1(log_ratio) - log_ratio))
 
     def _scores(self, backend: Backend, zero: Array, held_out: HeldOut, use: Use, decoding: str) -> Array:
-        return evaluate(backend, held_out.pool, zero, held_out.examples, self._sampling(use, decoding)).scores
+        return evaluate(backend, held_out, zero, self._sampling(use, decoding)).scores
 
     def _sampling(self, use: Use, decoding: str) -> Any:
         sampling = self._config.sampling.make(seed=derive(self._config.run.seed, use))

@@ -1,0 +1,46 @@
+"""The matrices of a GGUF model's linear layers, for spaces that start from the weights."""
+
+from pathlib import Path
+
+import numpy as np
+
+from esalign.errors import AdapterError, BackendError
+from esalign.types import Array
+from esalign_llama_cpp.lora import open_gguf, read_architecture
+from esalign_llama_cpp.names import heads_to_permute, linear_from_gguf, unpermute
+
+SUFFIX = ".weight"
+
+
+class GgufWeights:
+    """The linear layers of a GGUF model in any quantisation, under the names of Hugging Face models.
+
+    Args:
+        model: the file.
+
+    Raises:
+        BackendError: its architecture is not known.
+        AdapterError: it is missing or broken.
+        MissingPackageError: gguf is not installed.
+    """
+
+    def __init__(self, model: str | Path) -> None:
+        reader = open_gguf(model)
+        self._architecture, self._heads = read_architecture(reader, model)
+        self._tensors = {}
+        for tensor in reader.tensors:
+            try:
+                self._tensors[linear_from_gguf(tensor.name.removesuffix(SUFFIX))] = tensor
+            except AdapterError:
+                continue  # embeddings, norms, biases
+        self.names = tuple(self._tensors)
+        if not self.names:
+            raise BackendError(f"'{model}' holds no linear layers: is it a language model?")
+
+    def read(self, name: str) -> Array:
+        """Return a layer's matrix, shape (out, in), float32, its rows ordered as in Hugging Face models."""
+        from gguf import dequantize
+
+        tensor = self._tensors[name]
+        rows = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        return unpermute(rows, heads_to_permute(name, self._architecture, self._heads))

@@ -1,0 +1,82 @@
+"""LaTeX, Markdown and typographic signs -> plain text, in which numbers and words can be read."""
+
+import re
+import unicodedata
+
+_SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("−‒–﹣－", "-"),
+        **dict.fromkeys("\u00a0\u2002\u2003\u2007\u2009\u200a\u202f", " "),
+        **dict.fromkeys("\u200b\u2060\u2062\ufeff€£¥₹", None),
+        **dict(zip("≈→⇒＝＋．，％∗⋅∙", "====+.,%*··", strict=True)),
+        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
+        **{sign: " " + unicodedata.normalize("NFKC", sign).replace("\u2044", "/") for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},
+    }
+)
+_SUPERSCRIPTS = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
+_RAISED = re.compile(r"(?<=\d)[⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_DOLLAR = re.compile(r"(?:\b(?:US|CA|AU|NZ|HK|A|C|S))?\\?\$")
+_WRAPPED = re.compile(
+    r"\\(?:text|mathrm|mbox|textbf|mathbf|boldsymbol|bm|textit|mathit|emph|operatorname|texttt|textrm|mathsf|boxed|fbox"
+    r"|underline|displaystyle|color\{\w+\}|textcolor\{\w+\})\s*\{([^{}]*)\}"
+)
+_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d)\s*(\d))")
+_LATEX = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\\\(?:\[\w+\])?", "\n"),
+        (r"\{,\}|,\\!\s*", ","),
+        (r"\\!|\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])", ""),
+        (r"(?<!\\)~|\\[,;:> ]|\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])", " "),
+        (r"\\([%#&_{}])", r"\1"),
+        (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\(?:degree|textdegree)(?![A-Za-z])", "°"),
+        (r"\\(?:times|ast)(?![A-Za-z])", "×"),
+        (r"\\cdot(?![A-Za-z])", "·"),
+        (r"\\div(?![A-Za-z])", "÷"),
+        (r"\\(?:approx|simeq|equiv|implies|Rightarrow|rightarrow|to|therefore)(?![A-Za-z])", "="),
+        (r"\\[()\[\]]", " "),
+    )
+)
+_SPACES = re.compile(r"[ \t]+")
+_TAGS = re.compile(r"</?(?:b|strong|i|em|u|code|mark|span|p|br)\s*/?>", re.IGNORECASE)
+_EMPHASIS = re.compile(
+    r"(?<![\w)\]}*])(?:\*{1,3}|_{1,3}|`{1,3})(?=[^\s*_`])|(?<=[^\s*_`(])(?:\*{1,3}|_{1,3}|`{1,3})(?![\w(\[{*])"
+)
+
+
+def plain(text: str) -> str:
+    r"""Return a text without its markup; what LaTeX cannot be said plainly stays as it is.
+
+    >>> plain(r"**The answer** is $\frac{1}{2}~\mathrm{km}$")
+    'The answer is 1/2 km '
+    """
+    if not text.isascii():
+        text = _RAISED.sub(lambda match: "^" + match[0].translate(_SUPERSCRIPTS), text).translate(_SIGNS)
+    if "<" in text:
+        text = _TAGS.sub("", text)
+    if "\\" in text or "~" in text or "{,}" in text:
+        text = _without_latex(text)
+    if "$" in text:
+        text = _DOLLAR.sub("", text)
+    if "*" in text or "_" in text or "`" in text:
+        text = _EMPHASIS.sub("", text)
+    return _SPACES.sub(" ", text) if "  " in text or "\t" in text else text
+
+
+def _without_latex(text: str) -> str:
+    text = _DOLLAR.sub("", text)
+    for pattern, replacement in _LATEX:
+        text = pattern.sub(replacement, text)
+    text = _FRACTION.sub(_write_fraction, text)
+    for _ in range(3):  # commands inside commands
+        shorter = _WRAPPED.sub(r" \1 ", text)
+        if shorter == text:
+            break
+        text = shorter
+    return text
+
+
+def _write_fraction(match: re.Match[str]) -> str:
+    over, under = (match[1], match[2]) if match[1] else (match[3], match[4])
+    mixed = match.string[max(0, match.start() - 3) : match.start()].rstrip(" ")[-1:].isdigit()
+    return f"{' ' if mixed else ''}{over}/{under}"

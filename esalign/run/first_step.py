@@ -1,0 +1,88 @@
+"""What the first step of a search does to completions: next to nothing, something, or damage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from esalign.protocols import Backend
+from esalign.seeds import Use, generator
+from esalign.types import Completion, Prompt, Sampling
+
+CANDIDATES, PROMPTS = 4, 16
+LEAST_CHANGED = 0.15  # below, the candidates of a generation hardly differ, so that nothing tells them apart
+MOST_DAMAGE = 0.2  # above, fitness says who broke least
+TRIES = 5
+MANY_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class FirstStep:
+    """What candidates at a step size do to greedy completions.
+
+    Args:
+        sigma: the step size.
+        changed: share of completions that differ from the start's.
+        broken: share of completions that are empty, cut at the limit, or repeat themselves.
+        broken_at_start: the same of the start.
+    """
+
+    sigma: float
+    changed: float
+    broken: float
+    broken_at_start: float
+
+    @property
+    def too_small(self) -> bool:
+        """Whether hardly a completion changes."""
+        return self.changed < LEAST_CHANGED
+
+    @property
+    def too_large(self) -> bool:
+        """Whether many completions break that did not at the start."""
+        return self.broken > self.broken_at_start + MOST_DAMAGE
+
+
+def try_first_step(
+    backend: Backend, dim: int, prompts: Sequence[Prompt], sampling: Sampling, *, sigma: float, seed: int
+) -> tuple[FirstStep, float | None]:
+    """Complete a few prompts at the start and at random vectors of a step size.
+
+    Args:
+        backend: the engine.
+        dim: length of the search vector.
+        prompts: of which the first few are taken.
+        sampling: how to decode, but greedily.
+        sigma: the step size.
+        seed: of the vectors' directions.
+
+    Returns:
+        What the step does, and a better step size: None where this one is good, or none better was found.
+    """
+    few, greedy = prompts[:PROMPTS], replace(sampling, temperature=0.0)
+    directions = generator(seed, Use.FIRST_STEP).standard_normal((CANDIDATES, dim))
+    [start] = backend.generate(np.zeros((1, dim)), few, greedy)
+
+    def measure(size: float) -> FirstStep:
+        rows = backend.generate(size * directions, few, greedy)
+        changed = [one.token_ids != was.token_ids for row in rows for one, was in zip(row, start, strict=True)]
+        broken = [is_broken(one) for row in rows for one in row]
+        return FirstStep(
+            size, float(np.mean(changed)), float(np.mean(broken)), float(np.mean([*map(is_broken, start)]))
+        )
+
+    first = measure(sigma)
+    step, tried = first, 0
+    while (step.too_small or step.too_large) and tried < TRIES:
+        if step.too_small != first.too_small:  # from too small at once to too large: between the two
+            return first, (step.sigma * first.sigma) ** 0.5
+        step, tried = measure(step.sigma * (2.0 if step.too_small else 0.5)), tried + 1
+    good = not (step.too_small or step.too_large)
+    return first, step.sigma if good and step is not first else None
+
+
+def is_broken(completion: Completion) -> bool:
+    """Tell whether a completion is empty, cut at the limit, or says little again and again."""
+    ids = completion.token_ids
+    repeats = len(ids) >= MANY_TOKENS and len(set(ids)) <= len(ids) / 4
+    return not completion.text.strip() or completion.finish_reason == "length" or repeats

@@ -1,0 +1,114 @@
+"""What a run began with, as hashes: its problems in their order, the code of its rewards, and its weights."""
+
+import hashlib
+import importlib
+import inspect
+import json
+import re
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from modulefinder import ModuleFinder
+from pathlib import Path
+from typing import Any
+
+from esalign import registry
+from esalign.assets import adapter_path, model_path
+from esalign.config.reading import leaves
+from esalign.config.sections import Experiment
+from esalign.types import Example
+
+WHOLE = 64 * 2**20  # bytes up to which a file is hashed whole
+STRIDE, SAMPLE = 4 * 2**20, 64 * 2**10  # of a larger one: so many bytes of every so many, 1 in 64
+_PATHS = re.compile(r"(model|student|teacher)\.(path|adapter)|.*\boptions\..*")
+"""Keys whose values may name files on which a run's numbers depend."""
+
+
+def hash_inputs(config: Experiment, problems: Mapping[str, Sequence[Example]]) -> dict[str, str]:
+    """Return hashes of what a run's numbers depend on beside its configuration.
+
+    Models may be large. Of files above 64 MiB, size, ends and 1 byte in 64 are hashed: 240 MB of 15 GB, in a second or
+    two. So another training of a model is noticed; a few numbers changed within a large file may not be.
+
+    Args:
+        config: the run's. What its sections name is read from disk, models of the hub from its cache.
+        problems: by what they are for, e.g. ``training``, in their order.
+
+    Returns:
+        Part, in words -> hash, e.g. ``{"the training problems": "9f86d0..."}``.
+    """
+    parts = {f"the {name} problems": _hash_examples(examples) for name, examples in problems.items()}
+    for reward in (*config.rewards, *(config.probe.rewards if config.probe else ())):
+        parts[f"the code of reward {reward.name!r}"] = _hash_files(_find_code(reward.name))
+    for key, value in leaves(config.model_dump(mode="json")).items():
+        if isinstance(value, str) and _PATHS.fullmatch(key):
+            files = find_files(adapter_path(value) if key.endswith("adapter") else model_path(value))
+            if files:
+                parts[f"{key} '{value}'"] = _hash_files(files)
+    return parts
+
+
+def _hash_examples(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        row = [example.prompt, sorted(example.columns.items(), key=lambda column: column[0])]
+        digest.update(json.dumps(row, default=_as_json).encode())
+    return digest.hexdigest()
+
+
+def _as_json(value: Any) -> Any:
+    """Return what stands for a value that JSON has not; for an object without a text of its own, its type."""
+    if hasattr(value, "tolist"):  # an array
+        return value.tolist()
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    text = str(value)
+    return type(value).__name__ if " at 0x" in text else text
+
+
+def _find_code(reward: str) -> Iterator[Path]:
+    """Yield the files of a reward's code: its own, and what it imports from beside it; of installed code, its own."""
+    place = reward.rpartition(":")[0]
+    if reward in registry.names(registry.REWARDS):
+        yield Path(inspect.getfile(registry.find(registry.REWARDS, reward)))
+        return
+    is_file = place.endswith(".py")
+    file = Path(place).expanduser().resolve() if is_file else Path(inspect.getfile(importlib.import_module(place)))
+    root = file.parents[0 if is_file else place.count(".") + (file.name == "__init__.py")]
+    finder: Any = ModuleFinder([str(root)])
+    try:
+        if not is_file and any(file.is_relative_to(folder) for folder in sysconfig.get_paths().values()):
+            yield file
+        else:
+            finder.run_script(str(file)) if is_file else finder.import_hook(place)
+            yield from sorted({Path(found.__file__) for found in finder.modules.values() if found.__file__})
+    except (ImportError, TypeError):  # a folder of modules that is no package, which the finder cannot enter
+        yield file
+
+
+def find_files(path: str) -> list[Path]:
+    """Return the files of a model or an adapter, local or in the hub's cache, or a file; none where there are none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    place, configs = Path(path).expanduser(), ("config.json", "adapter_config.json")
+    if not place.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        cached = (try_to_load_from_cache(path, name) for name in configs)
+        place = next((Path(found).parent for found in cached if isinstance(found, str)), place)
+    if place.is_dir() and any((place / name).exists() for name in configs):
+        return sorted(file for file in place.iterdir() if file.is_file() and file.suffix != ".md")
+    return [place] if place.is_file() else []
+
+
+def _hash_files(files: Iterable[Path]) -> str:
+    """Return the hash of names and contents; of large files, of samples of the content."""
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            if size <= WHOLE:
+                digest.update(file.read())
+                continue
+            for start in (*range(0, size - SAMPLE, STRIDE), size - SAMPLE):
+                file.seek(start)
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()

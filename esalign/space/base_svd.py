@@ -1,0 +1,171 @@
+"""A space that needs no adapter: the singular directions of the base model's own weights.
+
+For each target W = U S V^T, and r of its directions, the update of a search vector x is
+
+    U_r diag(scale * x) V_r^T        scale = rms(S_r), or each direction's own S
+
+so that the zero vector is the model itself, bit for bit. Engines get it as factors of the usual kind:
+V_A = V_r, s_A = 1, M = I, U_B = U_r and s_B = scale * x.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from esalign.assets import model_path
+from esalign.errors import AdapterError, ConfigError
+from esalign.registry import did_you_mean
+from esalign.space.adapter import Adapter, LoraModule, layer_order
+from esalign.space.decompose import Svd, cached_svd
+from esalign.space.factors import Factor, FactoredSpace, SvdModule
+from esalign.space.weights import open_weights
+
+ALL_LINEAR = "all-linear"
+ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_BLOCK = re.compile(r"\.(\d+)\.")
+
+
+class BaseSvd(FactoredSpace):
+    """The space of search vectors along the singular directions of a model's own weights.
+
+    Args:
+        model: a folder or Hugging Face id with safetensors weights, or a GGUF file.
+        adapter: must be None: there is none to start from.
+        rank: directions per layer.
+        targets: last parts of layers' names, as PEFT's target_modules; or ``all-linear``; None for the linear layers of
+            attention.
+        layers: numbers of the blocks; None for all.
+        skip: leave out so many of the largest directions, and take the next ones.
+        unit: what 1 in the search vector means: ``rms`` of the layer's singular values, or ``each`` its own.
+
+    Raises:
+        BackendError: the model's weights cannot be read.
+        AdapterError: a layer has fewer directions than are asked for.
+        ConfigError: an option is out of range, or names no layer.
+    """
+
+    sigma = 0.15
+    """First step size that suits the space; see docs/spaces.md for how it was measured."""
+
+    def __init__(
+        self,
+        model: str | None,
+        adapter: str | None = None,
+        *,
+        rank: int = 8,
+        targets: str | list[str] | None = None,
+        layers: list[int] | None = None,
+        skip: int = 0,
+        unit: Literal["rms", "each"] = "rms",
+    ) -> None:
+        if adapter is not None:
+            raise ConfigError(
+                f"space 'base-svd' starts from the model alone, got the adapter '{adapter}': leave model.adapter out, "
+                "take space 'svd-lora', or merge the adapter into the model first"
+            )
+        if model is None:
+            raise ConfigError("space 'base-svd' needs the model, whose weights it decomposes")
+        for name, value, least in (("rank", rank, 1), ("skip", skip, 0)):
+            if value < least:
+                raise ConfigError(f"space 'base-svd': {name} is {value}, expected at least {least}")
+        if unit not in ("rms", "each"):
+            raise ConfigError(f"space 'base-svd': unit is {unit!r}, expected 'rms' or 'each'")
+        weights = open_weights(model_path(model))
+        names = choose_layers(sorted(weights.names, key=layer_order), targets, layers, label=f"model '{model}'")
+        digest = hashlib.sha256(f"base-svd {rank} {skip} {unit}".encode())
+        modules: list[SvdModule] = []
+        for name in names:
+            matrix = weights.read(name)
+            if rank + skip > min(matrix.shape):
+                raise AdapterError(
+                    f"{name} is {matrix.shape[0]} x {matrix.shape[1]}, so it has no {rank} directions after the first "
+                    f"{skip}: lower rank or skip"
+                )
+            (U, S, Vt), weights_hash = cached_svd(matrix, rank + skip)
+            digest.update(f"{name} {weights_hash}".encode())
+            part = U[:, skip:], S[skip:], Vt[skip:]
+            modules.append(_make_module(name, part, unit, start=rank * len(modules)))
+        start = Adapter(_peft_config(model, rank, names), tuple(_start_of(module) for module in modules))
+        super().__init__(start, modules, digest.hexdigest())
+
+
+def choose_layers(
+    names: Sequence[str], targets: str | Sequence[str] | None, layers: Sequence[int] | None, *, label: str
+) -> list[str]:
+    """Return the layers that targets and block numbers name, in their order.
+
+    Args:
+        names: all linear layers.
+        targets: as of `BaseSvd`.
+        layers: as of `BaseSvd`.
+        label: the model, for messages.
+
+    Raises:
+        ConfigError: a target or a block that is not there.
+    """
+    wanted = [targets] if isinstance(targets, str) and targets != ALL_LINEAR else targets
+    if wanted == ALL_LINEAR:
+        chosen = list(names)
+    elif wanted is None:
+        chosen = [name for name in names if ATTENTION.search(name.partition(".")[2])]
+    else:
+        for target in wanted:
+            if not any(_ends_with(name, target) for name in names):
+                known = sorted({name.rpartition(".")[2] for name in names})
+                raise ConfigError(
+                    f"{label} has no linear layer {target!r}{did_you_mean(target, known)}; layers: {', '.join(known)}, "
+                    f"or '{ALL_LINEAR}'"
+                )
+        chosen = [name for name in names if any(_ends_with(name, target) for target in wanted)]
+    blocks = {int(match[1]) for name in chosen if (match := _BLOCK.search(name))}
+    if unknown := sorted(set(layers or ()) - blocks):
+        raise ConfigError(
+            f"{label} has no block {unknown[0]} with these targets; blocks: 0 to {max(blocks, default=-1)}"
+        )
+    if layers is not None:
+        chosen = [name for name in chosen if (match := _BLOCK.search(name)) and int(match[1]) in layers]
+    if not chosen:
+        raise ConfigError(f"{label}: targets and layers leave no layer to search in; expected at least one")
+    return chosen
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _make_module(name: str, svd: Svd, unit: str, *, start: int) -> SvdModule:
+    """Return U diag(0) I diag(1) Vt, whose zeros the search vector moves."""
+    U, S, Vt = svd
+    rank = len(S)
+    one = np.eye(rank, dtype=np.float32)
+    scale = float(np.sqrt(np.mean(S.astype(np.float64) ** 2))) if unit == "rms" else S.astype(np.float64)
+    a = Factor(one, np.ones(rank, np.float32), Vt, 1.0, start, 0)
+    b = Factor(U, np.zeros(rank, np.float32), one, scale, start, rank)
+    return SvdModule(name, 1.0, a, b)
+
+
+def _start_of(module: SvdModule) -> LoraModule:
+    return LoraModule(module.name, module.a.Vt, np.zeros_like(module.b.U), module.scaling)
+
+
+def _peft_config(model: str, rank: int, names: Sequence[str]) -> dict[str, Any]:
+    """Return a PEFT configuration that adapts exactly these layers, with a scaling of 1."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": model,
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": list(names),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_dropout": 0.0,
+        "use_dora": False,
+        "use_rslora": False,
+        "modules_to_save": None,
+    }

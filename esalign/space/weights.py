@@ -1,0 +1,123 @@
+"""The matrices of a base model's linear layers, read one at a time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from esalign import registry
+from esalign.errors import BackendError
+from esalign.types import Array
+
+
+class Weights(Protocol):
+    """The linear layers of one model."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Their names in the Hugging Face model, e.g. ``model.layers.0.self_attn.q_proj``, in the model's order."""
+
+    def read(self, name: str) -> Array:
+        """Return a layer's matrix W, shape (out, in), float32."""
+
+
+def open_weights(model: str) -> Weights:
+    """Open the weights of a Hugging Face model, or of a file in a format of an installed engine (GGUF).
+
+    Raises:
+        BackendError: the model cannot be read.
+    """
+    ending = Path(model).suffix.removeprefix(".")
+    if ending in registry.names(registry.FORMATS):
+        opened: Weights = registry.find(registry.FORMATS, ending).open_weights(model)
+        return opened
+    return CheckpointWeights(model)
+
+
+class CheckpointWeights:
+    """The linear layers of a model in safetensors files. Its shape comes from its configuration, without weights.
+
+    Args:
+        model: a folder, or an id of the Hugging Face hub.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._label = f"model '{model}'"
+        self._folder = _locate(model)
+        self._files = _find_tensors(self._folder, self._label)
+        modules, prefix = _list_linear(self._folder, self._label)
+        # A checkpoint may leave out the name of the model within the model, as GPT-2's does.
+        self._keys = {name: self._find_key(name, prefix) for name in modules}
+        self._transposed = {name for name, transposed in modules.items() if transposed}
+        self.names = tuple(name for name, key in self._keys.items() if key)
+
+    def _find_key(self, name: str, prefix: str) -> str | None:
+        keys = (f"{name}.weight", f"{name.removeprefix(prefix + '.')}.weight", f"{prefix}.{name}.weight")
+        return next((key for key in keys if key in self._files), None)
+
+    def read(self, name: str) -> Array:
+        """Return a layer's matrix, shape (out, in), float32."""
+        from safetensors import safe_open
+
+        key = self._keys[name]
+        with safe_open(self._files[key], "pt") as tensors:
+            weight = tensors.get_tensor(key)
+        if not weight.is_floating_point() or weight.ndim != 2:
+            raise BackendError(
+                f"{self._label} holds {name} as {weight.dtype} of shape {tuple(weight.shape)}, expected a plain "
+                "matrix: take the model before its quantisation, or a GGUF file"
+            )
+        matrix: Array = weight.float().numpy()
+        return matrix.T if name in self._transposed else matrix
+
+
+def _locate(model: str) -> Path:
+    """Return the local folder of a model, fetching it from the hub when it is not a local one."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise BackendError(
+            f"model '{model}' is neither a local folder nor a readable repository of the Hugging Face hub "
+            f"({type(error).__name__}): check the path"
+        ) from error
+
+
+def _find_tensors(folder: Path, label: str) -> dict[str | None, Path]:
+    """Return in which file each tensor lies."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str | None, Path] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as tensors:
+                found |= dict.fromkeys(tensors.keys(), file)
+        except (SafetensorError, OSError) as error:
+            raise BackendError(f"'{file}' is broken ({error}): download the model again") from error
+    if not found:
+        raise BackendError(f"{label} has no safetensors weights: save it with save_pretrained of transformers")
+    return found
+
+
+def _list_linear(folder: Path, label: str) -> tuple[dict[str, bool], str]:
+    """Return the model's linear layers but its head, each with whether it is stored transposed; and its prefix."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise BackendError(f"{label} cannot be read: {type(error).__name__}: {detail}") from error
+    head = model.get_output_embeddings()
+    linear = {
+        name: isinstance(module, Conv1D)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    }
+    return linear, model.base_model_prefix

@@ -1,0 +1,128 @@
+"""What is said of a reward before a run: what it gives for right answers, and for texts that must earn nothing."""
+
+from pathlib import Path
+
+import pytest
+from quick_runs import Recorder, run_quickly, write_quick_run
+
+from esalign.commands.align import plan
+from esalign.errors import RewardError
+from esalign.rewards import RewardPool, audit, load_reward, preview
+from esalign.types import Example
+
+
+def function(name):
+    return f"{Path(__file__).parent / 'reward_functions.py'}:{name}"
+
+
+def test_preview_shows_a_reward_that_never_likes_the_right_answer():
+    data = [Example("p", {"answer": "42"})] * 3
+    reward = load_reward("regex-match", pattern="<think>")
+    seen = preview(reward, data, ["<think>", "raise"])
+    assert [outcome.value for outcome in seen.right] == [0.0, 0.0, 0.0]
+    assert [outcome.value for outcome in seen.completions] == [1.0, 0.0]
+    assert seen.concerns == ("the reward gave none of the 3 right answers more than 0",)
+
+
+def test_preview_shows_failures_and_abstentions():
+    data = [Example("p", {"answer": "raise"}), Example("p", {"answer": "1"})]
+    seen = preview(load_reward(function("misbehaving")), data, ["abstain", "abstain"])
+    assert seen.concerns == (
+        "the reward failed on 1 of 2 right answers: KeyError: 'no such thing'",
+        "the reward abstained on all 2 completions",
+    )
+    assert preview(load_reward("math"), data[1:], ["1"]).concerns == ()
+
+
+# ---- texts that must earn nothing
+
+SUMS = [Example(f"{a} + {a + 3} =", {"answer": str(2 * a + 3)}) for a in range(11, 31)]
+CAPITALS = [
+    Example(f"What is the capital of {land}?", {"answer": capital})
+    for land, capital in {"France": "Paris", "Peru": "Lima", "Chad": "N'Djamena", "Cuba": "Havana"}.items()
+]
+CHOICES = [Example(f"Question {i}: A, B, C or D?", {"answer": "ABCD"[i % 4]}) for i in range(16)]
+HONEST = {
+    "math on sums": ("math", {}, SUMS),
+    "math on words": ("math", {}, CAPITALS),
+    "math on choices": ("math", {}, CHOICES),
+    "exact-match": ("exact-match", {}, CAPITALS),
+    "a form": ("regex-match", {"pattern": r"<answer>(.*?)</answer>", "group": 1}, SUMS),
+}
+CHEATED = {
+    "evaluation": ("math", {"evaluate": True}, SUMS, ["the prompt, repeated"], "'26 + 29 =' -> 1 (a right answer: 1)"),
+    "length": (
+        function("length"),
+        {},
+        SUMS,
+        ["a word, repeated a thousand times", "the right answer among others"],
+        "'so so so",
+    ),
+    "mention": (function("mentions_the_answer"), {}, SUMS, ["the right answer among others"], "or 25 or"),
+    "form alone": (
+        function("says_any_number"),
+        {},
+        SUMS,
+        ["the prompt, repeated", "another problem's answer", "the right answer among others"],
+        "a right answer: 1",
+    ),
+    "brevity": (function("short"), {}, SUMS, ["the empty text"], "such as '' -> 0 (a right answer: -2)"),
+}
+
+
+def audit_of(spec, options, examples):
+    with RewardPool([(load_reward(spec, **options), 1.0)], workers=1) as pool:
+        return audit(pool, examples)
+
+
+@pytest.mark.parametrize("case", HONEST)
+def test_honest_rewards_pass_the_audit(case):
+    assert audit_of(*HONEST[case]) == []
+
+
+@pytest.mark.parametrize("case", CHEATED)
+def test_rewards_that_can_be_cheated_are_found_with_the_text(case):
+    spec, options, examples, kinds, text = CHEATED[case]
+    found = audit_of(spec, options, examples)
+    assert all(any(f"can be cheated: {kind}, earns as much" in line for line in found) for kind in kinds)
+    assert any(text in line for line in found), found
+    assert all("\n" not in line for line in found)
+
+
+def test_what_is_solved_by_chance_on_one_problem_is_no_trick():
+    lucky = [Example("0 + 5", {"answer": "5"}), *SUMS]
+    columns = [
+        Example(f"Say {example.columns['answer']}" if i == 3 else "?", example.columns)
+        for i, example in enumerate(lucky)
+    ]
+    assert audit_of("math", {}, columns) == []
+
+
+def test_a_reward_that_fails_on_an_empty_completion_is_told_of():
+    (found,) = audit_of(function("first_word"), {}, SUMS)
+    assert (
+        found == "reward first_word/error on texts that a model may write, such as none at all: "
+        "IndexError: list index out of range"
+    )
+
+
+def test_a_reward_that_likes_no_form_of_the_right_answer_is_told_of():
+    (found,) = audit_of("regex-match", {"pattern": "<think>"}, SUMS)
+    assert found.startswith("reward regex-match gives none of 16 right answers, in 5 forms, more than 0")
+
+
+def test_a_dry_run_refuses_answers_that_no_text_can_equal(tmp_path):
+    config = write_quick_run(tmp_path, rewards=[{"name": "exact-match"}])
+    rows = "".join(f'{{"prompt": "{a} + 1", "answer": ["{a + 1}"]}}\n' for a in range(40))
+    (tmp_path / "data.jsonl").write_text(rows)
+    with pytest.raises(RewardError, match="a problem's answer is a list"):
+        plan(config)
+
+
+def test_a_dry_run_and_the_start_of_a_run_warn_of_tricks(tmp_path, monkeypatch):
+    config = write_quick_run(tmp_path, run__generations=1)
+    dry = [text for text in plan(config).concerns if "can be cheated" in text]
+    reporter = Recorder()
+    run_quickly(config, monkeypatch, reporter=reporter)
+    assert dry
+    assert [text for text in reporter.warnings if "can be cheated" in text] == dry
