@@ -2,6 +2,10 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +23,25 @@ def test_what_this_process_has_changed_does_not_reach_it(monkeypatch):
     monkeypatch.setattr(json, "dumps", lambda *_: "changed")
     monkeypatch.setattr("esalign.run.apart.json.dumps", lambda *_: '{"text": "a=1"}')
     assert call_apart(parse_override, text="a=1") == {"a": 1}
+
+
+def test_a_killed_caller_leaves_no_process_behind():
+    code = (
+        "from http.server import test\nfrom esalign.run.apart import call_apart\ncall_apart(test, port=0)\n"  # for ever
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as caller:
+        children, deadline = Path(f"/proc/{caller.pid}/task/{caller.pid}/children"), time.monotonic() + 60
+        while not (started := children.read_text().split()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        caller.kill()
+    while is_running(started[0]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_running(started[0])
+
+
+def is_running(pid):
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "(zombie)" not in status.read_text()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from esalign.report.terminal import LiveDashboard, PlainReporter, make_reporter,
 from esalign.report.terminal.live import sparkline
 from esalign.report.terminal.progress import RunProgress
 from esalign.report.words import compact, count, duration, judge_gain, memory, number, one_line, prompt_text
+from esalign.run.first_step import FirstStep
 from esalign.run.reporter import About
 from esalign.run.result import Comparison, Result
 from esalign.run.statistics import Estimate
@@ -341,6 +342,7 @@ def test_a_plan_shows_its_size_and_sample_completions():
     plan = SimpleNamespace(
         config=config,
         dim=384,
+        step=FirstStep(sigma=0.5, changed=0.25, broken=0.125, broken_at_start=0.0),
         problems=(5000, 256, 1000),
         resolution=0.0866,
         tokens=1200000,
@@ -354,6 +356,7 @@ def test_a_plan_shows_its_size_and_sample_completions():
     text = " ".join(printed(console).split())
     for expected in (
         "384 singular values",
+        "sigma 0.5 changes 25% of greedy completions; 12% of them are empty, cut or repeat themselves, 0% at the start",
         "5,000 to train on",
         "gains below 0.087 on the 256 validation problems are noise",
         "about 1.2 M generated tokens",

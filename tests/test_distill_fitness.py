@@ -1,13 +1,19 @@
-"""Distillation without gradients: what candidates are judged by cannot be hacked, and follows the teacher."""
+"""Distillation without gradients: what candidates are judged by cannot be hacked, and follows the teacher.
+
+One lab for all: a student with its space and engine, and a teacher that lies in the space, at a known search vector.
+"""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from models import make_tiny
+from models import make_model, make_tiny
 from runs import esalign, reproducible, write_run
+from watching import watch
 
 from esalign.data import MiniBatches
 from esalign.distill.divergence import coarsen, reverse_kl
@@ -23,235 +29,267 @@ from esalign.space import SvdLora
 from esalign.types import Example, Sampling
 
 EXAMPLES = [Example(f"{a} + {b} =") for a in range(6) for b in range(6)]
-SAMPLING = Sampling(max_tokens=10)
+BUDGETS = pytest.mark.parametrize("budget", [0.02, 0.0], ids=["teacher helps", "student alone"])
 
 
-class Watched:
-    """An engine whose calls are counted; all else is the engine's own."""
+@dataclass(frozen=True)
+class Lab:
+    """What the tests share; ``target`` is the search vector of the teacher, shape (dim,)."""
 
-    def __init__(self, backend):
-        self._backend, self.calls = backend, []
+    model: Path
+    adapter: Path
+    teacher: Path
+    space: SvdLora
+    target: Any
+    backend: Any
 
-    def __getattr__(self, name):
-        if name in ("generate", "score"):
-            self.calls.append(name)
-        return getattr(self._backend, name)
+    @property
+    def start(self):
+        return np.zeros(self.space.dim)
+
+    def draw(self, population, spread):
+        """Return candidates, shape (population, dim)."""
+        return np.random.default_rng(0).standard_normal((population, self.space.dim)) * spread
+
+    def fitness(self, **options):
+        """Return a fitness of 8 problems, whose rollouts are drawn by a trust region unless told otherwise."""
+        batches, sampling = MiniBatches(EXAMPLES, seed=0), Sampling(max_tokens=10)
+        model = options.pop("model", str(self.model))
+        parts = FitnessParts(self.backend, batches, None, sampling, seed=3, model=model, space=self.space)
+        settings = {"prompts": 8, "teacher": str(self.teacher), "dtype": "float32", "device": "cpu"}
+        return make_fitness(parts, **(settings | options))
+
+    def prepared(self, **options):
+        """Return a fitness whose first rollouts, of the start, are drawn."""
+        fitness = self.fitness(**options)
+        fitness.prepare(self.start, 1)
+        return fitness
+
+
+def load(model, adapter=None):
+    return load_model("a model", str(model), adapter and str(adapter), dtype="float32", device="cpu").model
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A student with its space and engine, and a teacher that lies in the space, at a known search vector."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     folder = tmp_path_factory.mktemp("lab")
     tiny = make_tiny(folder, rank=2, initializer_range=0.1)
     space = SvdLora.from_pretrained(tiny.adapter)
     target = np.random.default_rng(1).standard_normal(space.dim) * 0.4
-    space.save_pretrained(target, folder / "target")
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny.model), folder / "target")
-    model.merge_and_unload().save_pretrained(folder / "teacher")
-    AutoTokenizer.from_pretrained(tiny.model).save_pretrained(folder / "teacher")
+    loaded = load_model(
+        "student", str(tiny.model), str(space.save_pretrained(target, folder / "target")), dtype="float32", device="cpu"
+    )
+    loaded.model.merge_and_unload().save_pretrained(folder / "teacher")
+    loaded.tokenizer.save_pretrained(folder / "teacher")
     backend = load_backend("torch", model=str(tiny.model), space=space, dtype="float32", device="cpu")
-    yield {"model": str(tiny.model), "teacher": str(folder / "teacher"), "space": space, "target": target}, backend
+    yield Lab(tiny.model, tiny.adapter, folder / "teacher", space, target, backend)
     backend.close()
 
 
-def fitness_of(lab, model=None, **options):
-    parts, backend = lab
-    held = FitnessParts(
-        backend,
-        MiniBatches(EXAMPLES, seed=0),
-        None,
-        SAMPLING,
-        seed=3,
-        model=model or parts["model"],
-        space=parts["space"],
-    )
-    settings = {"prompts": 8, "teacher": parts["teacher"], "dtype": "float32", "device": "cpu", **options}
-    return make_fitness(held, **settings)
+def count_tokens(fitness):
+    """Return the tokens of the prompts and of the completions that all candidates share."""
+    prompts = sum(len(rollout.prompt_ids) for rollout in fitness._rollouts)
+    return prompts, sum(len(rollout.token_ids) for rollout in fitness._rollouts)
 
 
-@pytest.mark.parametrize("budget", [0.02, 0.0])
+# --- what the fitness is ---
+
+
+def nats_by_definition(student, teacher, rollout, vocabulary, support):
+    """Return the reverse KL at each prefix of a rollout, from plain logits of both models, shape (tokens,)."""
+    ids = torch.tensor([[*rollout.prompt_ids, *rollout.token_ids]])
+    predicting = slice(len(rollout.prompt_ids) - 1, -1)
+    with torch.no_grad():
+        ours, theirs = (vocabulary.logprobs(model(ids).logits[0, predicting]).double() for model in (student, teacher))
+    if support is not None:
+        ours, theirs = coarsen(ours, rollout.support), coarsen(theirs, rollout.support)
+    return reverse_kl(ours, theirs)
+
+
+@BUDGETS
 @pytest.mark.parametrize("support", [8, None])
-def test_fitness_is_the_reverse_kl_of_forward_passes(lab, budget, support):
-    """Against the definition, computed from plain logits of the candidate's model, ends merged."""
-    parts, _ = lab
-    fitness = fitness_of(lab, budget=budget, support=support)
-    space = parts["space"]
-    fitness.prepare(np.zeros(space.dim), 1)
-    candidate = np.random.default_rng(0).standard_normal(space.dim) * 0.3
+def test_fitness_is_minus_the_reverse_kl_of_forward_passes(lab, tmp_path, budget, support):
+    fitness = lab.prepared(budget=budget, support=support)
+    [candidate] = lab.draw(1, spread=0.3)
     [found] = fitness.evaluate(candidate[None]).fitness
 
-    space_folder = space.save_pretrained(candidate, parts["teacher"] + "-candidate")
-    student = load_model("student", parts["model"], str(space_folder), dtype="float32", device="cpu").model
-    teacher = load_model("teacher", parts["teacher"], None, dtype="float32", device="cpu").model
+    student, teacher = load(lab.model, lab.space.save_pretrained(candidate, tmp_path)), load(lab.teacher)
     vocabulary = fitness._source.vocabulary
-    assert vocabulary.merged
-    nats = []
-    for rollout in fitness._rollouts:
-        ids = torch.tensor([[*rollout.prompt_ids, *rollout.token_ids]])
-        at = slice(len(rollout.prompt_ids) - 1, -1)
-        with torch.no_grad():
-            ours, theirs = (vocabulary.logprobs(model(ids).logits[0, at]).double() for model in (student, teacher))
-        if support is not None:
-            ours, theirs = coarsen(ours, rollout.support), coarsen(theirs, rollout.support)
-        nats.append(reverse_kl(ours, theirs))
+    nats = [nats_by_definition(student, teacher, rollout, vocabulary, support) for rollout in fitness._rollouts]
     # the engine's head has rows behind the tokenizer's last id, whose mass the tail holds
     assert -found == pytest.approx(float(torch.cat(nats).mean()), rel=2e-2)
 
 
-@pytest.mark.parametrize("budget", [0.02, 0.0])
-def test_fitness_rises_towards_the_teacher_and_is_zero_there(lab, budget):
-    parts, _ = lab
-    fitness = fitness_of(lab, budget=budget)
-    fitness.prepare(np.zeros(parts["space"].dim), 1)
-    path = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.5])
-    values = fitness.evaluate(path[:, None] * parts["target"]).fitness
-    assert (np.diff(values[:5]) > 0).all()
-    assert values[5] < values[4]
-    assert abs(values[4]) < 1e-3
-    assert values[0] < -0.01
+def test_ends_that_only_one_of_the_models_has_are_merged(lab):
+    assert lab.fitness()._source.vocabulary.merged
+
+
+@BUDGETS
+def test_fitness_rises_towards_the_teacher_is_zero_there_and_falls_behind(lab, budget):
+    steps = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.5])  # of the way from the start to the teacher
+    start, *between, at_teacher, behind = lab.prepared(budget=budget).evaluate(steps[:, None] * lab.target).fitness
+    assert start < -0.01
+    assert (np.diff([start, *between, at_teacher]) > 0).all()
+    assert at_teacher == pytest.approx(0.0, abs=1e-3)
+    assert behind < at_teacher
+
+
+@BUDGETS
+def test_fitness_is_never_above_zero(lab, budget):
+    values = lab.prepared(budget=budget).evaluate(np.linspace(0, 1.5, 6)[:, None] * lab.target).fitness
     assert (values <= 1e-7).all()  # a KL of float32 log-probabilities rounds to either side of zero
 
 
-def test_the_sampled_log_ratio_would_be_inverted_where_the_fitness_is_not(lab):
-    """On fixed answers, log p_S - log p_T of the drawn tokens is least for a candidate that flees them."""
-    parts, backend = lab
-    fitness = fitness_of(lab)
-    fitness.prepare(np.zeros(parts["space"].dim), 1)
-    sequences = [(rollout.prompt_ids, rollout.token_ids) for rollout in fitness._rollouts]
-    away = -6.0 * parts["target"]
-    candidates = np.stack([parts["target"], away])
-    at_teacher, fled = (np.concatenate(row).mean() for row in backend.score(candidates, sequences))
-    assert fled < at_teacher  # so minus the sampled ratio prefers the one that fled ...
-    judged = fitness.evaluate(candidates).fitness
-    assert judged[0] > judged[1] + 0.05  # ... and the fitness does not
+# --- what cannot be hacked ---
 
 
-def test_length_cannot_be_hacked_as_no_candidate_ever_generates(lab):
-    parts, backend = lab
-    watched = Watched(backend)
-    fitness = fitness_of((parts, watched), budget=0.0)
-    fitness.prepare(np.zeros(parts["space"].dim), 1)
-    assert watched.calls == ["generate"]
-    candidates = np.random.default_rng(0).standard_normal((4, parts["space"].dim))
-    first = fitness.evaluate(candidates)
-    assert watched.calls == ["generate", "score"]
-    tokens = sum(len(r.prompt_ids) + len(r.token_ids) for r in fitness._rollouts)
-    assert first.scored_tokens == 4 * tokens  # the same text for all
+def test_the_sampled_log_ratio_would_prefer_one_that_flees_and_the_fitness_does_not(lab):
+    """On fixed completions, log p_S - log p_T of the drawn tokens is least for a candidate that flees them."""
+    fitness = lab.prepared()
+    candidates = np.stack([lab.target, -6.0 * lab.target])  # at the teacher, and far away
+    rows = lab.backend.score(candidates, [(rollout.prompt_ids, rollout.token_ids) for rollout in fitness._rollouts])
+    at_teacher, fled = (np.concatenate(row).mean() for row in rows)
+    assert fled < at_teacher
+    judged_at_teacher, judged_fled = fitness.evaluate(candidates).fitness
+    assert judged_at_teacher > judged_fled + 0.05
+
+
+def test_no_candidate_ever_generates_so_length_cannot_be_hacked(lab, monkeypatch):
+    calls = []
+    watch(monkeypatch, lab.backend, "generate", lambda *_, **__: calls.append("generate"))
+    watch(monkeypatch, lab.backend, "score", lambda *_, **__: calls.append("score"))
+    fitness = lab.prepared(budget=0.0)
+    assert calls == ["generate"]
+    fitness.evaluate(lab.draw(4, spread=1.0))
+    assert calls == ["generate", "score"]
+
+
+def test_all_candidates_are_judged_on_the_same_text(lab):
+    fitness = lab.prepared(budget=0.0)
+    candidates = lab.draw(4, spread=1.0)
+    together = fitness.evaluate(candidates)
+    assert together.scored_tokens == 4 * sum(count_tokens(fitness))
     one_by_one = [fitness.evaluate(candidate[None]).fitness[0] for candidate in candidates]
-    assert np.allclose(first.fitness, one_by_one, atol=1e-5)
+    assert np.allclose(together.fitness, one_by_one, atol=1e-5)
 
 
-def test_an_end_that_comes_too_early_or_too_late_is_punished_alike(lab):
-    """A candidate can only move the probability of the end at each prefix, and the teacher's is the best."""
-    parts, _ = lab
-    fitness = fitness_of(lab, support=None)
-    fitness.prepare(np.zeros(parts["space"].dim), 1)
+@pytest.mark.parametrize(
+    ("shift", "least", "most"),
+    [
+        pytest.param(0.0, -1e-6, 1e-6, id="as likely as the teacher's"),
+        pytest.param(2.0, 1e-3, np.inf, id="too early"),
+        pytest.param(-2.0, 1e-3, np.inf, id="too late"),
+    ],
+)
+def test_an_end_is_best_where_the_teacher_has_it(lab, shift, least, most):
+    """A candidate can only move the end's probability at each prefix, here by ``shift`` nats before the softmax."""
+    fitness = lab.prepared(support=None)
     vocabulary, rollouts = fitness._source.vocabulary, fitness._rollouts
     teacher = torch.cat([rollout.teacher for rollout in rollouts]).double()
-    wanted = torch.from_numpy(np.concatenate([extended_support(r.support, vocabulary.merged) for r in rollouts]))
-    truth = torch.cat([teacher[:, :-1], torch.full((len(teacher), len(vocabulary.merged)), -torch.inf)], dim=1)
-    is_end = wanted == vocabulary.end
-    values = []
-    for shift in (-2.0, 0.0, 2.0):
-        scores = torch.where(is_end, truth + shift, truth).log_softmax(dim=-1)
-        values.append(fitness._divergence(scores, wanted, teacher).mean())
-    assert values[1] < 1e-6
-    assert min(values[0], values[2]) > 1e-3
+    asked = torch.from_numpy(np.concatenate([extended_support(r.support, vocabulary.merged) for r in rollouts]))
+    as_teacher = torch.cat([teacher[:, :-1], torch.full((len(teacher), len(vocabulary.merged)), -torch.inf)], dim=1)
+    shifted = torch.where(asked == vocabulary.end, as_teacher + shift, as_teacher).log_softmax(dim=-1)
+    assert least <= fitness._divergence(shifted, asked, teacher).mean() <= most
 
 
-def test_teacher_runs_in_prepare_and_nowhere_else(lab):
-    parts, _ = lab
-    fitness = fitness_of(lab, refresh=2)
+# --- rollouts, and what they cost ---
+
+
+def test_the_teacher_runs_where_rollouts_are_drawn_and_nowhere_else(lab):
+    fitness = lab.fitness(refresh=2)
     calls = []
-    fitness._source.pair.teacher.register_forward_hook(lambda *_: calls.append(1))
-    mean = np.zeros(parts["space"].dim)
-    fitness.prepare(mean, 1)
-    drawn = len(calls)
-    assert drawn > 0
-    fitness.evaluate(np.zeros((3, parts["space"].dim)))
-    fitness.prepare(mean, 2)
-    fitness.evaluate(np.zeros((3, parts["space"].dim)))
-    assert len(calls) == drawn
-    fitness.prepare(mean, 3)
-    assert len(calls) > drawn
+    fitness._source.pair.teacher.register_forward_hook(lambda *_: calls.append("teacher"))
+    after = []
+    for generation in (1, 2, 3):
+        fitness.prepare(lab.start, generation)
+        after.append(len(calls))
+        fitness.evaluate(np.zeros((3, lab.space.dim)))
+    first, second, third = after
+    assert 0 < first == second < third == len(calls)
 
 
 def test_tokens_are_counted_once_where_they_were_spent(lab):
-    parts, _ = lab
-    fitness = fitness_of(lab, refresh=2)
-    candidates = np.zeros((3, parts["space"].dim))
+    fitness = lab.fitness(refresh=2)
     spent = []
     for generation in (1, 2):
-        fitness.prepare(candidates[0], generation)
-        evaluation = fitness.evaluate(candidates)
+        fitness.prepare(lab.start, generation)
+        evaluation = fitness.evaluate(np.zeros((3, lab.space.dim)))
         spent.append((evaluation.generated_tokens, evaluation.scored_tokens))
-    tokens = sum(len(r.token_ids) for r in fitness._rollouts)
-    prompts = sum(len(r.prompt_ids) for r in fitness._rollouts)
-    assert spent == [(tokens, 3 * (tokens + prompts)), (0, 3 * (tokens + prompts))]
+    prompts, completions = count_tokens(fitness)
+    assert spent == [(completions, 3 * (completions + prompts)), (0, 3 * (completions + prompts))]
 
 
 def test_rollouts_are_of_the_mean(lab):
-    parts, _ = lab
-    fitness = fitness_of(lab, budget=1e-12)
-    answers = []
-    for mean in (np.zeros(parts["space"].dim), parts["target"], np.zeros(parts["space"].dim)):
-        rollouts = fitness._source.draw(mean, [(5, 6, 7)] * 4, step=0, seed=1)
-        answers.append([rollout.token_ids for rollout in rollouts])
-    assert answers[0] == answers[2] != answers[1]
+    source = lab.fitness(budget=1e-12)._source
+
+    def drawn_from(mean):
+        return [rollout.token_ids for rollout in source.draw(mean, [(5, 6, 7)] * 4, step=0, seed=1)]
+
+    assert drawn_from(lab.start) == drawn_from(lab.start) != drawn_from(lab.target)
 
 
 def test_setting_the_student_equals_loading_its_adapter(lab, tmp_path):
-    parts, _ = lab
-    space, vector = parts["space"], parts["target"]
-    folder = space.save_pretrained(vector, tmp_path / "there")
-    start = space.save_pretrained(np.zeros(space.dim), tmp_path / "start")
-    expected = load_model("student", parts["model"], str(folder), dtype="float32", device="cpu").model
-    student = load_model("student", parts["model"], str(start), dtype="float32", device="cpu").model
+    expected, student = (
+        load(lab.model, lab.space.save_pretrained(vector, tmp_path / name))
+        for name, vector in (("there", lab.target), ("start", lab.start))
+    )
     ids = torch.arange(20)[None]
     assert not torch.allclose(student(ids).logits, expected(ids).logits)
-    set_student(student, space, vector)
+    set_student(student, lab.space, lab.target)
     assert torch.equal(student(ids).logits, expected(ids).logits)
 
 
-@pytest.mark.parametrize("budget", [0.02, 0.0])
-def test_fitness_resumes_with_the_rollouts_in_use(lab, budget, tmp_path):
-    parts, _ = lab
-    candidates = np.random.default_rng(0).standard_normal((3, parts["space"].dim)) * 0.2
-    whole, part = fitness_of(lab, budget=budget, refresh=2), fitness_of(lab, budget=budget, refresh=2)
-    mean = np.zeros(parts["space"].dim)
-    values = []
-    for generation in range(1, 5):
-        whole.prepare(mean, generation)
-        values.append(whole.evaluate(candidates).fitness)
-    part.prepare(mean, 1)
-    part.evaluate(candidates)
-    save_state(part.state_dict(), tmp_path / "state.npz")
-    resumed = fitness_of(lab, budget=budget, refresh=2)
+@BUDGETS
+def test_a_fitness_resumes_with_the_rollouts_in_use(lab, budget, tmp_path):
+    candidates = lab.draw(3, spread=0.2)
+
+    def values(fitness, generations):
+        for generation in generations:
+            fitness.prepare(lab.start, generation)
+            yield fitness.evaluate(candidates).fitness
+
+    whole = list(values(lab.fitness(budget=budget, refresh=2), range(1, 5)))
+    stopped = lab.fitness(budget=budget, refresh=2)
+    before = list(values(stopped, [1]))
+    save_state(stopped.state_dict(), tmp_path / "state.npz")
+    resumed = lab.fitness(budget=budget, refresh=2)
     resumed.load_state_dict(load_state(tmp_path / "state.npz"))
-    for generation in range(2, 5):
-        resumed.prepare(mean, generation)
-        assert np.array_equal(resumed.evaluate(candidates).fitness, values[generation - 1])
+    assert np.array_equal([*before, *values(resumed, range(2, 5))], whole)
 
 
-def test_mass_of_other_ends_joins_the_end_or_the_tail():
-    scores = torch.tensor([[0.5, 0.1, 0.05, 0.15], [0.5, 0.2, 0.05, 0.15]]).log()
-    wanted = torch.tensor([[7, 2, 8, 9], [7, 3, 8, 9]])
-    folded = fold_ends(scores, wanted, 2, 2).exp()
-    assert torch.allclose(folded, torch.tensor([[0.5, 0.3], [0.5, 0.2]]))
-    assert torch.equal(fold_ends(scores, wanted, None, 0), scores)
+# --- ends ---
+
+SCORES = torch.tensor([[0.5, 0.1, 0.05, 0.15], [0.5, 0.2, 0.05, 0.15]]).log()
+WANTED = torch.tensor([[7, 2, 8, 9], [7, 3, 8, 9]])  # the last two are other ends
 
 
-def test_teacher_of_another_tokenizer_is_refused_by_the_engine_s_tokens(lab, tmp_path):
-    from models import make_model
+def test_the_mass_of_other_ends_joins_the_end_where_it_is_asked_for():
+    assert torch.allclose(fold_ends(SCORES, WANTED, 2, 2).exp()[0], torch.tensor([0.5, 0.3]))
 
+
+def test_the_mass_of_other_ends_is_left_to_the_tail_elsewhere():
+    assert torch.allclose(fold_ends(SCORES, WANTED, 2, 2).exp()[1], torch.tensor([0.5, 0.2]))
+
+
+def test_without_other_ends_nothing_is_folded():
+    assert torch.equal(fold_ends(SCORES, WANTED, None, 0), SCORES)
+
+
+def test_the_shared_vocabulary_of_one_model_keeps_its_first_end():
+    assert SharedVocabulary.of_one(9, [4, 2, 3]) == SharedVocabulary(9, 4, (2, 3))
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [(0.0, r"the engine and teacher .* cut .* into different tokens"), (0.02, "the tokenizers differ")],
+)
+def test_a_teacher_of_another_tokenizer_is_refused(lab, tmp_path, budget, message):
     other = make_model(tmp_path / "other", tokenizer={"vocab_size": 290})
-    with pytest.raises(DistillationError, match=r"the engine and teacher .* cut .* into different tokens"):
-        fitness_of(lab, budget=0.0, teacher=str(other))
-    with pytest.raises(DistillationError, match="the tokenizers differ"):
-        fitness_of(lab, teacher=str(other))
+    with pytest.raises(DistillationError, match=message):
+        lab.fitness(budget=budget, teacher=str(other))
 
 
 @pytest.mark.parametrize(
@@ -264,32 +302,31 @@ def test_teacher_of_another_tokenizer_is_refused_by_the_engine_s_tokens(lab, tmp
 )
 def test_wrong_options_are_refused(lab, options, message):
     with pytest.raises(ConfigError, match=message):
-        fitness_of(lab, **options)
+        lab.fitness(**options)
 
 
 def test_a_gguf_model_needs_a_student_for_a_budget(lab):
     with pytest.raises(DistillationError, match=r"name the original in fitness\.options\.student"):
-        fitness_of(lab, model="model.gguf")
+        lab.fitness(model="model.gguf")
 
 
-def test_an_engine_that_gives_no_mass_is_named(lab):
-    parts, _ = lab
-    fitness = fitness_of(lab)
-    fitness.prepare(np.zeros(parts["space"].dim), 1)
+def test_a_teacher_that_gives_no_mass_is_named(lab):
+    fitness = lab.prepared()
     rollout = fitness._rollouts[0]
     fitness._rollouts = [replace(rollout, teacher=torch.full_like(rollout.teacher, -torch.inf))]
     with pytest.raises(DistillationError, match="reverse KL is inf"):
-        fitness.evaluate(np.zeros((1, parts["space"].dim)))
+        fitness.evaluate(np.zeros((1, lab.space.dim)))
 
 
-def test_a_run_distils_without_gradients_from_the_command_line(lab, tmp_path):
-    """CMA-ES on the engine: the mean comes closer to the teacher, and the run resumes as any other."""
-    parts, _ = lab
-    options = {"teacher": parts["teacher"], "budget": 0.02, "dtype": "float32", "device": "cpu"}
+# --- from the command line ---
+
+
+def test_a_run_comes_closer_to_the_teacher(lab, tmp_path):
+    options = {"teacher": str(lab.teacher), "budget": 0.02, "dtype": "float32", "device": "cpu"}
     file = write_run(
         tmp_path,
         fitness={"name": "distillation", "prompts": 8, "options": options},
-        model={"path": parts["model"], "adapter": parts["model"].removesuffix("model") + "adapter"},
+        model={"path": str(lab.model), "adapter": str(lab.adapter)},
         run__generations=12,
         run__evaluate_every=12,
         optimizer__population=10,
@@ -297,11 +334,7 @@ def test_a_run_distils_without_gradients_from_the_command_line(lab, tmp_path):
     )
     done = esalign("run", file)
     assert done.returncode == 0, done.stderr
-    rows = reproducible(tmp_path / "runs" / "small")
-    nats = [row["reverse_kl"] for row in rows[1:]]
+    folder = tmp_path / "runs" / "small"
+    nats = [row["reverse_kl"] for row in reproducible(folder)[1:]]
     assert np.mean(nats[-3:]) < np.mean(nats[:3])
-    assert json.loads((tmp_path / "runs" / "small" / "result.json").read_text())["verification"]["good"]
-
-
-def test_shared_vocabulary_of_one_keeps_the_first_end():
-    assert SharedVocabulary.of_one(9, [4, 2, 3]) == SharedVocabulary(9, 4, (2, 3))
+    assert json.loads((folder / "result.json").read_text())["verification"]["good"]

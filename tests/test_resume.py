@@ -2,14 +2,21 @@
 
 import json
 import shutil
+import tempfile
+from datetime import datetime
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 from quick_runs import Recorder, run_quickly, write_quick_run
 from runs import reproducible
 
+from esalign.config.distill import DistillConfig
 from esalign.errors import CheckpointError
 from esalign.run import inputs
+from esalign.run.folder import choose_folder
+from esalign.types import Example
 
 LARGE = inputs.WHOLE + 3 * inputs.STRIDE
 
@@ -178,3 +185,106 @@ def test_a_renamed_run_goes_on_under_its_new_name(tmp_path, monkeypatch, name):
     resumed = run_quickly(config, monkeypatch, resume=True)
     assert resumed.folder.name == "renamed"
     assert reproducible(resumed.folder) == reproducible(whole.folder)
+
+
+@pytest.mark.parametrize(
+    ("there", "new", "resumed"),
+    [
+        ([], "quick", None),
+        (["quick"], "quick-2", "quick"),
+        (["quick", "quick-2"], "quick-3", "quick-2"),
+        (["quick-2"], "quick-3", "quick-2"),  # the first was renamed
+        (["quick", "quick-3"], "quick-2", "quick"),  # another run that is called so
+        (["quick", "quick-2024"], "quick-2", "quick"),
+    ],
+)
+def test_a_new_run_and_a_resumed_one_find_their_folders(tmp_path, there, new, resumed):
+    config = write_quick_run(tmp_path)
+    for name in there:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    assert choose_folder(config, resume=False).name == new
+    if resumed:
+        assert choose_folder(config, resume=True).name == resumed
+    else:
+        with pytest.raises(CheckpointError, match="no run"):
+            choose_folder(config, resume=True)
+
+
+def hash_of(**columns):
+    return next(iter(inputs.hash_inputs(write_quick_run(FOLDER), {"training": [Example("p", columns)]}).values()))
+
+
+FOLDER = Path(tempfile.mkdtemp())
+
+
+class Opaque:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, True),  # columns have names, no order
+        ({"a": {"x": 1, "y": {2, 3}}}, {"a": {"y": {3, 2}, "x": 1}}, True),
+        ({"a": np.arange(3)}, {"a": [0, 1, 2]}, True),
+        ({"a": Opaque()}, {"a": Opaque()}, True),
+        ({"a": {(0, 1): "x", 3: "y"}}, {"a": {3: "y", (0, 1): "x"}}, True),
+        ({"a": float("nan")}, {"a": float("nan")}, True),
+        ({"a": 1}, {"a": "1"}, False),
+        ({"a": 1}, {"a": 1.0}, False),
+        ({"a": True}, {"a": 1}, False),
+        ({"a": None}, {}, False),
+        ({"a": ["x", "y"]}, {"a": ["y", "x"]}, False),
+        ({"a": np.arange(3)}, {"a": np.arange(4)}, False),
+        ({"a": Fraction(1, 3)}, {"a": Fraction(1, 2)}, False),
+        ({"a": datetime(2020, 1, 1)}, {"a": datetime(2020, 1, 2)}, False),  # noqa: DTZ001  (as parquet files hold them)
+        ({"a": b"x"}, {"a": b"y"}, False),
+        ({"a": "\ud800"}, {"a": "\ud801"}, False),
+    ],
+)
+def test_problems_have_equal_hashes_when_they_are_equal(one, other, equal):
+    assert (hash_of(**one) == hash_of(**other)) == equal
+
+
+def test_a_distillation_is_held_to_its_student_and_its_teacher(tmp_path):
+    for name in ("student", "teacher", "adapter"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_text(name)
+    config = DistillConfig.model_validate(
+        {
+            "student": {"path": str(tmp_path / "student"), "adapter": str(tmp_path / "adapter")},
+            "teacher": {"path": str(tmp_path / "teacher")},
+            "data": {"source": "any.jsonl"},
+        }
+    )
+    before = inputs.hash_inputs(config, {})
+    assert [part.split()[0] for part in before] == ["student.path", "student.adapter", "teacher.path"]
+    for name in ("student", "teacher", "adapter"):
+        (tmp_path / name / "model.safetensors").write_text("another")
+    now = inputs.hash_inputs(config, {})
+    assert now.keys() == before.keys()
+    assert not set(now.values()) & set(before.values())
+
+
+def test_the_code_of_a_reward_is_found_however_it_is_named(tmp_path, monkeypatch):
+    package = tmp_path / "package_of_rewards"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "judging.py").write_text("from . import helping\nfrom math_verify import parse\n\ndef judge(**_): ...\n")
+    (package / "helping.py").write_text("")
+    (tmp_path / "loose" / "folder").mkdir(parents=True)
+    (tmp_path / "loose" / "folder" / "judging.py").write_text("from loose import other\n\ndef judge(**_): ...\n")
+    (tmp_path / "loose" / "other.py").write_text("import loose.folder\nfrom loose.third import *\n")
+    (tmp_path / "loose" / "third.py").write_text("")
+    (tmp_path / "script.py").write_text("def judge(**_):\n    from loose import third\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, files in (
+        ("package_of_rewards.judging:judge", {"__init__.py", "judging.py", "helping.py"}),
+        ("loose.folder.judging:judge", {"judging.py", "other.py", "third.py"}),
+        (f"{tmp_path / 'script.py'}:judge", {"script.py", "third.py"}),
+    ):
+        assert {file.name for file in inputs.find_code(name)} == files, name
+    installed = {file.name for file in inputs.find_code("math")}
+    assert {"maths.py", "match.py"} <= installed
+    assert {file.parent.name for file in inputs.find_code("math_verify:verify")} == {"math_verify"}

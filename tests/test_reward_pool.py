@@ -80,8 +80,12 @@ def test_without_workers_a_failure_is_the_same(completion):
 
 
 def test_without_workers_an_interrupt_from_outside_ends_the_scoring():
-    with RewardPool([(function("misbehaving"), 1.0)], workers=0) as pool, pytest.raises(KeyboardInterrupt):
-        pool.score(examples(1), ["Ctrl-C"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
+    try:
+        with RewardPool([(function("misbehaving"), 1.0)], workers=0) as pool, pytest.raises(KeyboardInterrupt):
+            pool.score(examples(1), ["Ctrl-C"])
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_without_workers_an_alarm_that_was_set_before_still_rings():

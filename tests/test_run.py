@@ -12,10 +12,8 @@ from models import make_model
 from runs import esalign, kill_at_random_moments, reproducible, start_esalign, write_run
 from transformers import AutoModelForCausalLM
 
-from esalign.config.reading import load_config
-from esalign.config.run import RunConfig
 from esalign.run.checkpoint import Checkpoints
-from esalign.run.folder import alone_in, choose_folder
+from esalign.run.folder import alone_in
 from esalign.run.verify import verify_adapter
 from esalign.space import SvdLora
 from esalign.space.adapter import read_adapter
@@ -217,15 +215,6 @@ def test_a_finished_run_goes_on_when_given_more_generations(tmp_path):
     done = esalign("run", file, "--resume", "run.generations=6")
     assert done.returncode == 0, done.stderr
     assert [row["generation"] for row in reproducible(tmp_path / "runs" / "small")] == list(range(7))
-
-
-def test_a_taken_name_gets_a_number_and_resume_takes_the_newest(tmp_path):
-    config = load_config([write_run(tmp_path)], schema=RunConfig)
-    assert choose_folder(config, resume=False).name == "small"
-    (tmp_path / "runs" / "small").mkdir(parents=True)
-    (tmp_path / "runs" / "small-2").mkdir()
-    assert choose_folder(config, resume=False).name == "small-3"
-    assert choose_folder(config, resume=True).name == "small-2"
 
 
 def test_two_runs_never_share_a_folder(finished):

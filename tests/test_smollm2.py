@@ -1,5 +1,6 @@
 """All engines write the same on a real language model: its tokenizer of 49,152, grouped queries, tied embeddings."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 pytest.importorskip("llama_cpp")
 pytest.importorskip("vllm")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
+EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES / "benchmarks"))
 import smollm2_parity as parity
 
 import esalign
@@ -61,3 +63,37 @@ def test_its_file_and_its_folder_give_one_tokenization(gguf, folder):
         chosen[name] = [backend.encode(text) for text in texts]
         backend.close()
     assert chosen["file"] == chosen["folder"]
+
+
+def test_the_example_aligns_it_from_its_file_alone(tmp_path):
+    small = ["data.validation_size=4", "data.test_size=4", "fitness.prompts=2", "optimizer.population=2"]
+    few = ["run.generations=1", "run.evaluate_every=1", "run.kl_prompts=0", "run.verify_prompts=1"]
+    script = EXAMPLES / "smollm2" / "align.py"
+    command = [sys.executable, str(script), *small, *few, "sampling.max_tokens=8"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "runs" / "smollm2" / "adapter.gguf").is_file()
+
+
+@pytest.mark.parametrize(
+    ("kind", "completion", "reward"),
+    [
+        ("short", "Lions are large and proud cats.", 1),
+        ("short", "Lions are large and proud cats that live in groups on the plains.", 0),
+        ("short", "They are large and proud cats.", 0),  # no topic
+        ("short", "Lions are large. They are proud.", 0),  # two sentences
+        ("short", "Lions are large and", 0),  # cut
+        ("short", "Lions in one sentence.", 0),  # the instruction
+        ("word", "Lions never sleep in trees.", 1),
+        ("word", "Lions sleep in trees.", 0),
+        ("word", "The word never goes with lions.", 0),
+        ("comma", "Lions sleep under trees and hunt at night.", 1),
+        ("comma", "Lions sleep under trees, and hunt at night.", 0),
+        ("comma", "", 0),
+    ],
+)
+def test_the_examples_reward_checks_what_was_asked(kind, completion, reward):
+    sys.path.insert(0, str(EXAMPLES / "smollm2"))
+    from instructions import follows
+
+    assert follows([completion], kind=[kind], topic=["lions"], word=["never"]) == [reward]

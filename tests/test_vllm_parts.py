@@ -442,3 +442,8 @@ def test_candidate_files_say_nothing_that_vllm_ignores(tiny: Any, tmp_path: Path
     for start, module in zip(space.fold(vector).modules, written.modules, strict=True):
         assert module.scaling == 1.0
         np.testing.assert_allclose(module.B @ module.A, start.scaling * start.B @ start.A, atol=1e-5)
+
+
+def test_gguf_model_is_refused_with_the_engines_that_read_it() -> None:
+    with pytest.raises(BackendError, match="is a GGUF file, which backend 'vllm' does not read here: use 'llama-cpp'"):
+        load_config("model.gguf", trust_remote_code=False)

@@ -66,7 +66,7 @@ def make_limits(
         memory_gb: memory for batches; None for half of what the machine has beside the weights.
         max_rows: the most sequences of one batch; None for a limit that suits the device.
     """
-    budget = int(memory_gb * 1e9) if memory_gb is not None else int(MEMORY_SHARE * total_memory(device))
+    budget = int(memory_gb * 1e9) if memory_gb is not None else int(MEMORY_SHARE * _total_memory(device))
     on_cpu = device.type == "cpu"
     logits = max(vocab, budget // 4 // LOGIT_BYTES)
     return Limits(
@@ -77,7 +77,7 @@ def make_limits(
     )
 
 
-def total_memory(device: torch.device) -> int:
+def _total_memory(device: torch.device) -> int:
     """Return the bytes that the device has for batches: all, less the weights that are already there on a GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device)

@@ -12,7 +12,7 @@ from esalign.errors import BackendError
 STRIDE = 16  # least number of slots to grow by
 
 
-class RowCacheLayer(DynamicLayer):
+class _RowCacheLayer(DynamicLayer):
     """Keys and values of one layer, in buffers of shape (rows, heads, capacity, features).
 
     transformers' own layer joins the new token to the old ones by a copy of all of them at each step, and drops its
@@ -70,7 +70,7 @@ class RowCache(Cache):
     """
 
     def __init__(self, layers: int, rows: int) -> None:
-        self.row_layers = [RowCacheLayer(rows) for _ in range(layers)]
+        self.row_layers = [_RowCacheLayer(rows) for _ in range(layers)]
         super().__init__(layers=list(self.row_layers))
 
     @property

@@ -66,7 +66,7 @@ class Request:
 
 
 @dataclass
-class RowTables:
+class _RowTables:
     """What is known of each row; the first dimension of every table is rows.
 
     Args:
@@ -90,7 +90,7 @@ class RowTables:
             table[targets] = table[sources]
 
     @classmethod
-    def join(cls, parts: Sequence[tuple["RowTables", int]]) -> "RowTables":
+    def join(cls, parts: Sequence[tuple["_RowTables", int]]) -> "_RowTables":
         """Stack tables, of each its first rows."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: torch.cat([getattr(tables, name)[:rows] for tables, rows in parts]) for name in names})
@@ -110,7 +110,7 @@ class Batch:
     """
 
     def __init__(
-        self, engine: Engine, request: Request, *, rows: Sequence[Row], tables: RowTables, cache: RowCache
+        self, engine: Engine, request: Request, *, rows: Sequence[Row], tables: _RowTables, cache: RowCache
     ) -> None:
         self.engine = engine
         self.request = request
@@ -126,7 +126,7 @@ class Batch:
         """Start a batch by reading its prompts, at most so many tokens in one pass."""
         lengths = torch.tensor([len(row.ids) for row in rows], device=engine.device)
         candidates, prompts = (torch.tensor([row[at] for row in rows], device=engine.device) for at in (0, 1))
-        tables = RowTables(
+        tables = _RowTables(
             values=request.table[candidates],
             uniforms=request.uniforms[prompts],
             tokens=lengths.new_zeros(len(rows), request.sampling.max_tokens),
@@ -143,7 +143,7 @@ class Batch:
         """Make one batch of the live rows of several."""
         slots = [int(part.tables.lengths[: part.live].max()) for part in parts]
         cache = RowCache.join([(part.cache, part.live, n) for part, n in zip(parts, slots, strict=True)])
-        tables = RowTables.join([(part.tables, part.live) for part in parts])
+        tables = _RowTables.join([(part.tables, part.live) for part in parts])
         rows = [row for part in parts for row in part.rows[: part.live]]
         return cls(parts[0].engine, parts[0].request, rows=rows, tables=tables, cache=cache)
 

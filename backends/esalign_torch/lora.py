@@ -52,7 +52,7 @@ class SingularValues:
         self.factors = rows[:, None].split(self.sizes, dim=2)
 
 
-class SharedInput(nn.Module):
+class _SharedInput(nn.Module):
     """The part of the update that layers with one input have in common: s_B * ( M ( s_A * ( V_A^T x ) ) ).
 
     Args:
@@ -101,7 +101,7 @@ class SharedInput(nn.Module):
         return self._output
 
 
-class PopulationLinear(nn.Module):
+class _PopulationLinear(nn.Module):
     """A linear layer with the update of each row's candidate added to its output.
 
     Args:
@@ -117,7 +117,7 @@ class PopulationLinear(nn.Module):
         self,
         base: nn.Module,
         module: SvdModule,
-        shared: SharedInput,
+        shared: _SharedInput,
         *,
         start: int,
         dtype: torch.dtype,
@@ -159,10 +159,10 @@ def attach(loaded: LoadedModel, space: Space, *, probe: Callable[[], object], dt
     values.arrange(groups, [module.rank for module in space.modules])
     for place, group in enumerate(groups):
         modules = [space.modules[member] for member in group]
-        shared = SharedInput(modules, values, place=place, dtype=dtype, device=device)
+        shared = _SharedInput(modules, values, place=place, dtype=dtype, device=device)
         start = 0
         for module, member in zip(modules, group, strict=True):
-            wrapped = PopulationLinear(layers[member], module, shared, start=start, dtype=dtype, device=device)
+            wrapped = _PopulationLinear(layers[member], module, shared, start=start, dtype=dtype, device=device)
             parent, _, child = names[member].rpartition(".")
             setattr(model.get_submodule(parent), child, wrapped)
             start += module.rank

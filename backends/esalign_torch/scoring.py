@@ -30,7 +30,7 @@ class ScoreRow(NamedTuple):
 
 
 @contextmanager
-def only_at(head: nn.Module, flat: Tensor) -> Iterator[None]:
+def _only_at(head: nn.Module, flat: Tensor) -> Iterator[None]:
     """Let a model's head see chosen positions only: the logits of all would not fit the memory.
 
     It picks before the head rather than after the trunk, as some models change the logits behind their head.
@@ -77,7 +77,7 @@ def score_batch(engine: Engine, rows: Sequence[ScoreRow], table: Tensor) -> list
     ids = [list(row.ids[:-1]) + [engine.pad] * (width + 1 - len(row.ids)) for row in rows]
     flat = [i * width + at for i, row in enumerate(rows) for at in range(row.start - 1, len(row.ids) - 1)]
     engine.values.show(table[torch.tensor([row.candidate for row in rows], device=device)])
-    with only_at(engine.model.get_output_embeddings(), torch.tensor(flat, device=device)):
+    with _only_at(engine.model.get_output_embeddings(), torch.tensor(flat, device=device)):
         logits = engine.model(input_ids=torch.tensor(ids, device=device), use_cache=False).logits[0]  # (chosen, vocab)
     wanted = _stack([row.wanted for row in rows]).to(device)
     scores = _log_probabilities(logits, wanted).cpu()

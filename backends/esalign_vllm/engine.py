@@ -23,7 +23,7 @@ WORKER = "esalign_vllm.worker.PopulationWorker"
 MEMORY_PATH = "mem://esalign"  # vLLM wants a path of an adapter; this one is never read
 
 
-class ModeError(BackendError):
+class _ModeError(BackendError):
     """This vLLM, or this model in it, lacks what a mode needs."""
 
 
@@ -77,7 +77,7 @@ class Engine:
             problem = f"it has no LoRA layer for {missing!r}"
         if problem:
             self.close()
-            raise ModeError(f"mode {self.mode!r} of backend 'vllm' does not work with model '{model}': {problem}")
+            raise _ModeError(f"mode {self.mode!r} of backend 'vllm' does not work with model '{model}': {problem}")
 
     @contextmanager
     def candidates(self, vectors: Array) -> Iterator[list[Any]]:
@@ -133,7 +133,7 @@ def start_engine(
     for number, name in enumerate(wanted):
         try:
             return Engine(model, space, mode=name, slots=slots, in_process=in_process, arguments=arguments)
-        except ModeError as error:
+        except _ModeError as error:
             if number == len(wanted) - 1:
                 raise
             text = f"{error}; falling back to mode {wanted[number + 1]!r}, which is slower"

@@ -16,6 +16,10 @@ def load_config(model: str, *, trust_remote_code: bool) -> Any:
     Raises:
         BackendError: there is no readable model.
     """
+    if model.endswith(".gguf"):
+        raise BackendError(
+            f"model '{model}' is a GGUF file, which backend 'vllm' does not read here: use 'llama-cpp' or 'torch'"
+        )
     with one_line_errors(f"model '{model}'"):
         from transformers import AutoConfig
 
@@ -28,7 +32,7 @@ def check_kernels(config: Any, label: str, *, on_cpu: bool) -> None:
     Raises:
         BackendError: such a model and CPU.
     """
-    if not on_cpu or 4 not in weight_bits(getattr(config, "quantization_config", None)):
+    if not on_cpu or 4 not in _weight_bits(getattr(config, "quantization_config", None)):
         return
     import torch
 
@@ -40,10 +44,10 @@ def check_kernels(config: Any, label: str, *, on_cpu: bool) -> None:
         )
 
 
-def weight_bits(settings: Any) -> set[int]:
+def _weight_bits(settings: Any) -> set[int]:
     """Return the widths of a model's quantised weights, from its ``quantization_config`` (GPTQ, AWQ, ...).
 
-    >>> weight_bits({"quant_method": "gptq", "bits": 4}), weight_bits(None)
+    >>> _weight_bits({"quant_method": "gptq", "bits": 4}), _weight_bits(None)
     ({4}, set())
     """
     if settings is None:

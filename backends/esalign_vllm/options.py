@@ -32,7 +32,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: such an option.
     """
-    known = llm_arguments() - {"model", "dtype", "seed"}
+    known = _llm_arguments() - {"model", "dtype", "seed"}
     for name in options:
         if name in SET_BY_BACKEND:
             raise ConfigError(f"option {name!r} of backend 'vllm' is set by the backend: leave it out")
@@ -42,7 +42,7 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ConfigError(f"backend 'vllm' has no option {name!r}{hint}")
 
 
-def llm_arguments() -> set[str]:
+def _llm_arguments() -> set[str]:
     """Return the names of all arguments of ``vllm.LLM()``."""
     from vllm import LLM, EngineArgs
 

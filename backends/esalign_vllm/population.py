@@ -190,7 +190,7 @@ def _slice_parts(name: str, module: Any, factors: list[LayerFactors | None]) -> 
         raise Unsupported(f"{name} has {module.n_slices} parts, expected {len(factors)}")
     if module.lora_config.fully_sharded_loras:
         raise Unsupported("fully_sharded_loras also splits the rank, over which the singular values run")
-    downs, ups = slice_factors(module, factors)
+    downs, ups = _slice_factors(module, factors)
     offset = 0
     for number, (layer, down, up) in enumerate(zip(factors, downs, ups, strict=True)):
         width, expected = module.output_slices[number], module.lora_a_stacked[number].shape[-1]
@@ -203,7 +203,7 @@ def _slice_parts(name: str, module: Any, factors: list[LayerFactors | None]) -> 
         offset += width
 
 
-def slice_factors(module: Any, factors: list[LayerFactors | None]) -> tuple[list[Any], list[Any]]:
+def _slice_factors(module: Any, factors: list[LayerFactors | None]) -> tuple[list[Any], list[Any]]:
     """Return ``down`` and ``up`` of each part as tensors, cut by vLLM's own rules under tensor parallelism."""
     downs: list[Any] = [None if layer is None else torch.from_numpy(layer.down) for layer in factors]
     ups: list[Any] = [None if layer is None else torch.from_numpy(layer.up) for layer in factors]

@@ -101,7 +101,7 @@ def _write_model(source: Path, target: Path, tensors: Mapping[str, "Tensor"], co
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def quantize_channels(weight: "Tensor", _group_size: int) -> dict[str, "Tensor"]:
+def _quantize_channels(weight: "Tensor", _group_size: int) -> dict[str, "Tensor"]:
     """Return the INT8 weight and a scale per output channel of a weight, shape (out, in)."""
     import torch
 
@@ -110,7 +110,7 @@ def quantize_channels(weight: "Tensor", _group_size: int) -> dict[str, "Tensor"]
     return {"weight": values, "weight_scale": scale}
 
 
-def quantize_groups(weight: "Tensor", group_size: int) -> tuple["Tensor", "Tensor"]:
+def _quantize_groups(weight: "Tensor", group_size: int) -> tuple["Tensor", "Tensor"]:
     """Return 4-bit values in -8..7, shape (out, in), and scales, shape (out, groups)."""
     groups = weight.view(len(weight), -1, group_size)
     scale = groups.abs().amax(dim=2, keepdim=True).clamp(min=1e-8) / 7.0
@@ -118,7 +118,7 @@ def quantize_groups(weight: "Tensor", group_size: int) -> tuple["Tensor", "Tenso
     return values.view_as(weight).int(), scale[:, :, 0]
 
 
-def pack_words(values: "Tensor") -> "Tensor":
+def _pack_words(values: "Tensor") -> "Tensor":
     """Pack 4-bit values in 0..15 along the last dimension, the first in the lowest bits, into int32."""
     import torch
 
@@ -130,20 +130,20 @@ def pack_words(values: "Tensor") -> "Tensor":
 def _pack_compressed_tensors(weight: "Tensor", group_size: int) -> dict[str, "Tensor"]:
     import torch
 
-    values, scale = quantize_groups(weight, group_size)
+    values, scale = _quantize_groups(weight, group_size)
     shape = torch.tensor(weight.shape, dtype=torch.int64)
-    return {"weight_packed": pack_words(values + 8), "weight_scale": scale, "weight_shape": shape}
+    return {"weight_packed": _pack_words(values + 8), "weight_scale": scale, "weight_shape": shape}
 
 
 def _pack_gptq(weight: "Tensor", group_size: int) -> dict[str, "Tensor"]:
     import torch
 
-    values, scale = quantize_groups(weight, group_size)
+    values, scale = _quantize_groups(weight, group_size)
     zeros = torch.full((scale.shape[1], len(weight)), 7)  # GPTQ stores the zero point less one
     return {
-        "qweight": pack_words(values + 8).T,
+        "qweight": _pack_words(values + 8).T,
         "scales": scale.T.to(torch.float16),
-        "qzeros": pack_words(zeros),
+        "qzeros": _pack_words(zeros),
         "g_idx": torch.arange(weight.shape[1], dtype=torch.int32) // group_size,
     }
 
@@ -183,7 +183,7 @@ def _describe_gptq(group_size: int) -> dict[str, Any]:
 
 Quantizer = Callable[["Tensor", int], dict[str, "Tensor"]]
 SCHEMES: Mapping[str, tuple[Quantizer, Callable[[int], dict[str, Any]]]] = {
-    "w8a8": (quantize_channels, _describe_w8a8),
+    "w8a8": (_quantize_channels, _describe_w8a8),
     "w4a16": (_pack_compressed_tensors, _describe_w4a16),
     "gptq": (_pack_gptq, _describe_gptq),
 }

@@ -41,8 +41,8 @@ def prepare_worker() -> None:
 
     manager_class: Any = import_module("vllm.lora.worker_manager").LRUCacheWorkerLoRAManager
     if current_platform.is_cpu():
-        find_device_of_packed_weights()
-        count_ranks_eagerly()
+        _find_device_of_packed_weights()
+        _count_ranks_eagerly()
     original = manager_class.create_lora_manager
     if getattr(original, SETTINGS, False):
         return
@@ -70,7 +70,7 @@ def _find_settings(arguments: tuple[Any, ...]) -> dict[str, str] | None:
     return settings.get(SETTINGS) if isinstance(settings, dict) else None
 
 
-def find_device_of_packed_weights() -> None:
+def _find_device_of_packed_weights() -> None:
     """Let LoRA layers stand on INT8 layers on CPUs: oneDNN packs away the weight whose device vLLM asks for."""
     base_linear: Any = import_module("vllm.lora.layers.base_linear")
     original = base_linear._get_lora_device  # noqa: SLF001  (no public name)
@@ -88,7 +88,7 @@ def find_device_of_packed_weights() -> None:
     base_linear._get_lora_device = get_device  # noqa: SLF001
 
 
-def count_ranks_eagerly() -> None:
+def _count_ranks_eagerly() -> None:
     """Spare scoring on CPUs 11 seconds of compiling a function that counts ranks, which nobody reads."""
     sampler: Any = import_module("vllm.v1.sample.sampler")
     compiled = getattr(sampler, "batched_count_greater_than", None)

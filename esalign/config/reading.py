@@ -1,6 +1,5 @@
 """Reading a configuration from YAML files and ``a.b=value`` overrides, with errors in one line."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from esalign.config.sections import Section
+from esalign.config.sections import Section, section_in
 from esalign.errors import ConfigError
+from esalign.registry import did_you_mean
 
 C = TypeVar("C", bound=Section)
 
@@ -24,7 +24,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = (), *, s
     for file in files:
         merged = merge(merged, read_yaml(file))
     for override in overrides:
-        merged = merge(merged, parse_override(override))
+        merged = merge(merged, _parse_override(override))
     # A section whose keys are all commented out reads as null, and means its defaults.
     sections = {key: value for key, value in merged.items() if value is not None}
     try:
@@ -78,7 +78,7 @@ def _load_yaml(text: str) -> Any:
     return yaml.load(text, Loader)  # noqa: S506  (a safe loader)
 
 
-def parse_override(text: str) -> dict[str, Any]:
+def _parse_override(text: str) -> dict[str, Any]:
     """Read ``a.b=value``, the value as YAML, into nested dictionaries."""
     import yaml
 
@@ -132,11 +132,10 @@ def describe(error: ValidationError, schema: type[Section]) -> str:
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _keys_at(schema, first["loc"][:-1])
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
-        if not close and "options" in known:
+        hint = did_you_mean(str(first["loc"][-1]), known) or f", expected one of {', '.join(known)}"
+        if "options" in known and "did you mean" not in hint:
             hint += "; what the plug-in itself takes stands under 'options'"
-        message = f"unknown key '{path}', {hint}"
+        message = f"unknown key '{path}'{hint}"
     elif first["type"] == "missing":
         message = f"'{path}' is missing"
     else:
@@ -152,16 +151,5 @@ def _keys_at(schema: type[Section], path: Sequence[str | int]) -> list[str]:
     section: type[Section] = schema
     for part in path:
         if isinstance(part, str) and part in section.model_fields:
-            section = _section_of(section.model_fields[part].annotation) or section
+            section = section_in(section.model_fields[part].annotation) or section
     return list(section.model_fields)
-
-
-def _section_of(annotation: Any) -> type[Section] | None:
-    """Return the section inside an annotation such as ``ProbeSection | None`` or ``tuple[RewardSection, ...]``."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _section_of(inner)
-        if found is not None:
-            return found
-    return None

@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from esalign.config.distill import DistillConfig
 from esalign.config.run import RunConfig
-from esalign.config.sections import LONGEST_NAME, Section
+from esalign.config.sections import LONGEST_NAME, Section, section_in
 from esalign.config.sft import SftConfig
 
 PAGES: dict[str, tuple[str, type[Section]]] = {  # command -> page below docs/, schema
@@ -56,7 +56,7 @@ def reference(command: str = "run") -> str:
     parts += ["on the command line wins over them.", ""]
     if command != "sft":
         parts += [f"What may change when a run is resumed: [runs]({'../' * page.count('/')}runs.md#resume).", ""]
-    sections = {name: found for name, field in schema.model_fields.items() if (found := _section(field.annotation))}
+    sections = {name: found for name, field in schema.model_fields.items() if (found := section_in(field.annotation))}
     if len(sections) < len(schema.model_fields):
         parts += ["## Keys without a section", "", *_table(schema, leave_out=sections), ""]
     for name, section in sections.items():
@@ -64,7 +64,7 @@ def reference(command: str = "run") -> str:
     return "\n".join(parts)
 
 
-def write_pages(docs: Path) -> None:
+def _write_pages(docs: Path) -> None:
     """Write all reference pages below the folder of the documentation."""
     for command, (page, _) in PAGES.items():
         (docs / page).parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def _kind(annotation: Any) -> str:
         return f"list of {_kind(inner[0])}"
     if hasattr(annotation, "__metadata__"):  # typing.Annotated
         return _kind(inner[0])
-    found = _section(annotation)
+    found = section_in(annotation)
     name = f"the keys of `{found.__name__.removesuffix('Section').lower()}`" if found else annotation.__name__
     return "mapping" if origin is dict else str(name).replace("NoneType", "null")
 
@@ -117,7 +117,7 @@ def _yaml(section: type[Section], path: str, depth: int, values: Mapping[str, st
     pad = "  " * depth
     for name, field in section.model_fields.items():
         key = f"{path}{name}"
-        inner = _section(field.annotation)
+        inner = section_in(field.annotation)
         if key in values:
             yield f"{pad}{name}: {values[key]}{_comment(field)}"
         elif inner is not None and field.default is not None and not str(field.annotation).startswith("tuple"):
@@ -140,14 +140,8 @@ def _default(field: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _section(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next((found for inner in getattr(annotation, "__args__", ()) if (found := _section(inner))), None)
-
-
 if __name__ == "__main__":
     if sys.argv[1:]:
-        write_pages(Path(sys.argv[1]))
+        _write_pages(Path(sys.argv[1]))
     else:
         sys.stdout.write(reference())

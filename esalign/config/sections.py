@@ -16,6 +16,13 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+def section_in(annotation: Any) -> type[Section] | None:
+    """Return the section inside an annotation such as ``ProbeSection | None`` or ``tuple[RewardSection, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for inner in getattr(annotation, "__args__", ()) if (found := section_in(inner))), None)
+
+
 class Source(Section):
     """Where problems come from, and how a row becomes one."""
 

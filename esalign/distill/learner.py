@@ -1,18 +1,19 @@
 """The learner of `esalign distill`: a student, made closer to its teacher by gradients."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from esalign.distill.held_out import held_out_distance
-from esalign.distill.rollout import Pair, Rollout, RolloutOptions
+from esalign.distill.behaviour import student_alone
+from esalign.distill.rollout import Pair, Rollout, RolloutOptions, roll_out
 from esalign.distill.trainer import Trainer
 from esalign.fitness.completions import SHOWN_SAMPLES
 from esalign.protocols import Backend
 from esalign.run.evaluate import HeldOut, HeldOutResult, evaluate
 from esalign.run.learner import MINUS_REVERSE_KL, REWARD, Step
-from esalign.types import Sample, Sampling, State
+from esalign.types import Array, Sample, Sampling, State
 
 APART = ("rollout_tokens", "prompt_tokens", "rollout_seconds", "update_seconds")  # shown under other names
 
@@ -84,8 +85,8 @@ class Distillation:
             return evaluate(self._backend, held_out, np.zeros(0), sampling)
         prompts = [self._backend.encode(example.prompt) for example in held_out.examples[: self._reverse_kl_prompts]]
         options = RolloutOptions(sampling.max_tokens, sequences=self._sequences)
-        distance = held_out_distance(self._pair, prompts, options, seed=sampling.seed)
-        return HeldOutResult(-distance.nats, generated_tokens=distance.generated_tokens)
+        nats, tokens = held_out_reverse_kl(self._pair, prompts, options, seed=sampling.seed)
+        return HeldOutResult(-nats, generated_tokens=tokens)
 
     def kl_to_start(self, held_out: HeldOut, sampling: Sampling) -> None:  # the start is not kept
         """It is not known: the weights of the start are gone."""
@@ -110,3 +111,27 @@ class Distillation:
 def measures_for(rewards: Sequence[Any], reverse_kl_prompts: int) -> tuple[str, ...]:
     """Return what a student is judged by: reward where there are rewards, and the reverse KL unless it is left out."""
     return (*([REWARD] if rewards else []), *([MINUS_REVERSE_KL] if reverse_kl_prompts else []))
+
+
+def held_out_reverse_kl(
+    pair: Pair, prompts: Sequence[Sequence[int]], options: RolloutOptions, *, seed: int
+) -> tuple[Array, int]:
+    """Return the reverse KL from student to teacher along completions that the student samples, on the full vocabulary.
+
+    Args:
+        pair: the models.
+        prompts: token ids.
+        options: how the completions are drawn; their support is not used.
+        seed: of the completions' random streams, so that two students draw the same random numbers.
+
+    Returns:
+        Its mean over each completion's tokens, nats, shape (prompts,); and the tokens generated for it.
+    """
+    nats, tokens = [], 0
+    options = replace(options, support=None)
+    for first in range(0, len(prompts), options.sequences):  # a batch at a time: full distributions are large
+        part = prompts[first : first + options.sequences]
+        for rollout in roll_out(pair, part, student_alone(), options, seed=seed + first):
+            nats.append(float(rollout.stats["reverse_kl"].mean()))
+            tokens += len(rollout.token_ids)
+    return np.array(nats), tokens

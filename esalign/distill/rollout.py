@@ -148,7 +148,7 @@ class _LockStep:
         if len(self._models) == 1:
             sequences = list(zip(self._prompts, completions, strict=True))
             supports = [row.get("support") for row in rows]
-            read = read_teacher(self._pair, sequences, supports, max_tokens=self._options.read_tokens)
+            read = _read_teacher(self._pair, sequences, supports, max_tokens=self._options.read_tokens)
             rows = [row | fields for row, fields in zip(rows, read, strict=True)]
         return [
             Rollout(
@@ -199,7 +199,7 @@ def remember_teacher(teacher: Tensor, support: Tensor | None) -> dict[str, Tenso
 
 
 @torch.no_grad()
-def read_teacher(
+def _read_teacher(
     pair: Pair,
     sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
     supports: Sequence[Tensor | None],

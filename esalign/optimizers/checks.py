@@ -1,4 +1,4 @@
-"""What all optimisers check, at their edge."""
+"""What all optimisers check at their edge, and how they keep what they asked."""
 
 import math
 import operator
@@ -116,24 +116,51 @@ def take(state: State, name: str, shape: tuple[int, ...] | None = None) -> Any:
     return array
 
 
-def take_asked(state: State, shape: tuple[int, int]) -> Array | None:
-    """Return the candidates that a state waits to be told of, shape (population, dim), or None."""
-    return None if take(state, "asked") is None else take(state, "asked", shape)
+class Pending:
+    """What an optimiser keeps beside what it learns: settings, a random stream, and candidates that wait for fitness.
 
+    Args:
+        settings: what a state must agree with, ``population`` and ``dim`` among it.
+        rng: the random stream.
+    """
 
-def take_generator(state: State) -> np.random.Generator:
-    """Return a random generator in the position that a state holds."""
-    rng = np.random.default_rng()
-    try:
-        rng.bit_generator.state = take(state, "rng")
-    except (TypeError, ValueError, KeyError) as error:
-        raise OptimizerError(f"the state's 'rng' is no state of {type(rng.bit_generator).__name__}: {error}") from error
-    return rng
+    def __init__(self, settings: State, rng: np.random.Generator) -> None:
+        self.settings, self.rng = settings, rng
+        self.shape: tuple[int, int] = (settings["population"], settings["dim"])
+        self._asked: Array | None = None
 
+    def ask(self, draw: Callable[[], Array]) -> Array:
+        """Return the candidates that wait, shape (population, dim), or else new ones."""
+        if self._asked is None:
+            self._asked = draw()
+        return self._asked.copy()
 
-def copy_or_none(array: Array | None) -> Array | None:
-    """Return a copy, so that nobody holds live state."""
-    return None if array is None else array.copy()
+    def tell(self, candidates: Array, fitness: Array) -> tuple[Array, Array]:
+        """Return the candidates, which wait no longer, and their fitness; see `check_told` for what is refused."""
+        asked, fitness = check_told(self._asked, candidates, fitness)
+        self._asked = None
+        return asked, fitness
+
+    def state_dict(self) -> State:
+        """Return settings, the stream's position, and the candidates that wait."""
+        asked = None if self._asked is None else self._asked.copy()
+        return {**self.settings, "rng": self.rng.bit_generator.state, "asked": asked}
+
+    def restored(self, state: State) -> "Pending":
+        """Return what a state holds, itself unchanged.
+
+        Raises:
+            OptimizerError: the state is of other settings, or damaged.
+        """
+        check_state(state, self.settings)
+        found = Pending(self.settings, np.random.default_rng())
+        generator = found.rng.bit_generator
+        try:
+            generator.state = take(state, "rng")
+        except (TypeError, ValueError, KeyError) as error:
+            raise OptimizerError(f"the state's 'rng' is no state of {type(generator).__name__}: {error}") from error
+        found._asked = None if take(state, "asked") is None else take(state, "asked", self.shape)
+        return found
 
 
 def reduce(optimizer: Optimizer, settings: Mapping[str, Any], **arguments: Any) -> tuple[Any, ...]:

@@ -62,8 +62,7 @@ class CmaEs:
         if covariance not in ("auto", "full", "diagonal"):
             raise OptimizerError(f"covariance is {covariance!r}, expected 'auto', 'full' or 'diagonal'")
         self._diagonal = covariance == "diagonal" or (covariance == "auto" and dim > LARGEST_FULL)
-        self._shape = (int(population), int(dim))
-        self._settings: State = {
+        settings: State = {
             "optimizer": "cma-es",
             "dim": int(dim),
             "population": int(population),
@@ -71,19 +70,19 @@ class CmaEs:
             "mean_rate": float(mean_rate),
             "step_damping": float(step_damping),
         }
-        self._rng = generator(seed, Use.OPTIMIZER)
-        self._asked: Array | None = None
-        self._es = self._make(float(sigma), self._rng)
+        self._pending = checks.Pending(settings, generator(seed, Use.OPTIMIZER))
+        self._es = self._make(float(sigma), self._pending.rng)
 
     def _make(self, sigma: float, rng: np.random.Generator) -> Any:
         import cma
 
+        settings = self._pending.settings
         options = {
-            "popsize": self._shape[0],
+            "popsize": settings["population"],
             "CMA_diagonal": self._diagonal,
             "AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA,
-            "CSA_dampfac": self._settings["step_damping"],
-            "CMA_cmean": self._settings["mean_rate"],
+            "CSA_dampfac": settings["step_damping"],
+            "CMA_cmean": settings["mean_rate"],
             "CMA_mirrors": 0,
             "conditioncov_alleviate": False,  # it would change the coordinates under the state
             "randn": lambda *shape: rng.standard_normal(shape),
@@ -91,21 +90,18 @@ class CmaEs:
             "verbose": -9,
             "verb_log": 0,
         }
-        return _quietly(cma.CMAEvolutionStrategy, np.zeros(self._shape[1]), sigma, options)
+        return _quietly(cma.CMAEvolutionStrategy, np.zeros(settings["dim"]), sigma, options)
 
     def ask(self) -> Array:
         """Return the next candidates, shape (population, dim), float64."""
-        if self._asked is None:
-            self._asked = np.array(_quietly(self._es.ask), dtype=np.float64)
-        return self._asked.copy()
+        return self._pending.ask(lambda: np.array(_quietly(self._es.ask), dtype=np.float64))
 
     def tell(self, candidates: Array, fitness: Array) -> None:
         """Update mean, covariance and step size from the ranking of the candidates.
 
         A generation of equally fit candidates has no ranking: it changes nothing.
         """
-        asked, fitness = checks.check_told(self._asked, candidates, fitness)
-        self._asked = None
+        asked, fitness = self._pending.tell(candidates, fitness)
         if np.ptp(fitness) == 0:
             return
         # check_points=False: the candidates are the asked ones, so pycma need not look them up and clip unknown ones
@@ -122,15 +118,13 @@ class CmaEs:
         return float(np.sqrt(np.mean(np.square(self._es.stds))))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return checks.reduce(self, self._settings, seed=0, sigma=self._es.sigma)
+        return checks.reduce(self, self._pending.settings, seed=0, sigma=self._es.sigma)
 
     def state_dict(self) -> State:
         """Return everything that the future depends on."""
         es = self._es
         state: State = {
-            **self._settings,
-            "rng": self._rng.bit_generator.state,
-            "asked": checks.copy_or_none(self._asked),
+            **self._pending.state_dict(),
             "generation": int(es.countiter),
             "sigma": float(es.sigma),
             "mean": np.array(es.mean),
@@ -138,30 +132,29 @@ class CmaEs:
             "ps": np.array(es.adapt_sigma.ps),
         }
         if self._diagonal:
-            return {**state, "scaling": np.broadcast_to(es.sigma_vec.scaling, self._shape[1:]).copy()}
+            return {**state, "scaling": np.broadcast_to(es.sigma_vec.scaling, self._pending.shape[1:]).copy()}
         counts = {"updates": int(es.sm.count_tell), "updates_at_eigen": int(es.sm.last_update)}
         return {**state, **counts, **{name: np.array(getattr(es.sm, name)) for name in _EIGEN}}
 
     def load_state_dict(self, state: State) -> None:
         """Continue from a state."""
-        checks.check_state(state, self._settings)
-        rng, asked = checks.take_generator(state), checks.take_asked(state, self._shape)
-        es = self._make(float(checks.take(state, "sigma")), rng)
+        pending = self._pending.restored(state)
+        es = self._make(float(checks.take(state, "sigma")), pending.rng)
         _quietly(es.ask)  # starts the clock that pycma's tell reads; its draws are forgotten
-        rng.bit_generator.state = state["rng"]
-        vector = self._shape[1:]
+        pending.rng.bit_generator.state = state["rng"]
+        vector = pending.shape[1:]
         es.mean, es.pc = checks.take(state, "mean", vector), checks.take(state, "pc", vector)
         es.mean_old = es.mean
         es.countiter = es.adapt_sigma._ps_updated_iteration = int(checks.take(state, "generation"))  # noqa: SLF001 - all
         es.adapt_sigma.ps = checks.take(state, "ps", vector)  # of pycma's state is restored, private or not
         (self._load_scaling if self._diagonal else self._load_covariance)(es, state)
-        self._es, self._rng, self._asked = es, rng, asked
+        self._es, self._pending = es, pending
 
     def _load_scaling(self, es: Any, state: State) -> None:
-        es.sigma_vec *= checks.take(state, "scaling", self._shape[1:])  # from one
+        es.sigma_vec *= checks.take(state, "scaling", self._pending.shape[1:])  # from one
 
     def _load_covariance(self, es: Any, state: State) -> None:
-        dim = self._shape[1]
+        _, dim = self._pending.shape
         for name in _EIGEN:
             setattr(es.sm, name, checks.take(state, name, (dim,) if name == "D" else (dim, dim)))
         es.sm.count_tell = int(checks.take(state, "updates"))

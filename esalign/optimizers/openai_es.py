@@ -57,10 +57,9 @@ class OpenAiEs:
         checks.check_number("weight_decay", weight_decay, least=0.0)
         checks.check_number("beta1", beta1, least=0.0, below=1.0)
         checks.check_number("beta2", beta2, least=0.0, below=1.0)
-        self._shape = (int(population), int(dim))
         self._sigma, self._alpha, self._weight_decay = float(sigma), float(learning_rate), float(weight_decay)
         self._beta1, self._beta2 = float(beta1), float(beta2)
-        self._settings: State = {
+        settings: State = {
             "optimizer": "openai-es",
             "dim": int(dim),
             "population": int(population),
@@ -70,25 +69,26 @@ class OpenAiEs:
             "beta1": self._beta1,
             "beta2": self._beta2,
         }
-        self._rng = generator(seed, Use.OPTIMIZER)
+        self._pending = checks.Pending(settings, generator(seed, Use.OPTIMIZER))
         self._theta, self._m, self._v = np.zeros(dim), np.zeros(dim), np.zeros(dim)
         self._t = 0
-        self._asked: Array | None = None
 
     def ask(self) -> Array:
         """Return the next candidates, shape (population, dim), float64: the first half's mirror image is the second."""
-        if self._asked is None:
-            epsilon = self._rng.standard_normal((self._shape[0] // 2, self._shape[1]))
-            self._asked = self._theta + self._sigma * np.concatenate([epsilon, -epsilon])  # section 2.1, antithetic
-        return self._asked.copy()
+        return self._pending.ask(self._draw)
+
+    def _draw(self) -> Array:
+        population, dim = self._pending.shape
+        epsilon = self._pending.rng.standard_normal((population // 2, dim))
+        candidates: Array = self._theta + self._sigma * np.concatenate([epsilon, -epsilon])  # section 2.1, antithetic
+        return candidates
 
     def tell(self, candidates: Array, fitness: Array) -> None:
         """Take one step of Adam along the estimated gradient."""
-        asked, fitness = checks.check_told(self._asked, candidates, fitness)
+        asked, fitness = self._pending.tell(candidates, fitness)
         epsilon = (asked - self._theta) / self._sigma
         gradient = centred_ranks(fitness) @ epsilon / (len(asked) * self._sigma)  # Algorithm 1, line 8
         self._step(gradient)
-        self._asked = None
 
     def _step(self, gradient: Array) -> None:
         self._t += 1
@@ -110,14 +110,12 @@ class OpenAiEs:
         return self._sigma
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return checks.reduce(self, self._settings, seed=0)
+        return checks.reduce(self, self._pending.settings, seed=0)
 
     def state_dict(self) -> State:
         """Return everything that the future depends on."""
         return {
-            **self._settings,
-            "rng": self._rng.bit_generator.state,
-            "asked": checks.copy_or_none(self._asked),
+            **self._pending.state_dict(),
             "theta": self._theta.copy(),
             "m": self._m.copy(),
             "v": self._v.copy(),
@@ -126,12 +124,10 @@ class OpenAiEs:
 
     def load_state_dict(self, state: State) -> None:
         """Continue from a state."""
-        checks.check_state(state, self._settings)
-        rng, asked = checks.take_generator(state), checks.take_asked(state, self._shape)
-        theta, m, v = (checks.take(state, name, self._shape[1:]) for name in ("theta", "m", "v"))
+        pending = self._pending.restored(state)
+        theta, m, v = (checks.take(state, name, pending.shape[1:]) for name in ("theta", "m", "v"))
         t = int(checks.take(state, "t"))
-        self._rng, self._asked = rng, asked
-        self._theta, self._m, self._v, self._t = theta, m, v, t
+        self._pending, self._theta, self._m, self._v, self._t = pending, theta, m, v, t
 
 
 def centred_ranks(fitness: Array) -> Array:

@@ -2,9 +2,12 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +33,18 @@ def call_apart(function: Callable[..., T], **arguments: Any) -> T:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         done = subprocess.run(  # noqa: S603  (our own interpreter and code)
-            [sys.executable, "-P", "-W", "ignore", "-m", __name__, function.__module__, function.__name__, str(answer)],
+            [
+                sys.executable,
+                "-P",
+                "-W",
+                "ignore",
+                "-m",
+                __name__,
+                function.__module__,
+                function.__name__,
+                str(answer),
+                str(os.getpid()),
+            ],
             input=json.dumps(arguments),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -49,14 +63,22 @@ def call_apart(function: Callable[..., T], **arguments: Any) -> T:
     raise BackendError(f"the process of transformers and peft {why}")
 
 
-def _answer(module: str, name: str, file: str) -> None:
+def _answer(module: str, name: str, file: str, caller: str) -> None:
     """Do what `call_apart` asks of this process: arguments come by standard input, the result goes to a file."""
+    threading.Thread(target=_end_with, args=(int(caller),), daemon=True).start()
     arguments = json.load(sys.stdin)
     try:
         result = {"value": getattr(importlib.import_module(module), name)(**arguments)}
     except EsalignError as error:
         result = {"error": str(error)}
     Path(file).write_text(json.dumps(result), encoding="utf-8")
+
+
+def _end_with(caller: int) -> None:
+    """End this process when the one that started it is gone, killed perhaps: nobody waits for the answer."""
+    while os.getppid() == caller:
+        time.sleep(1)
+    os._exit(1)
 
 
 if __name__ == "__main__":

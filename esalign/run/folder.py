@@ -62,14 +62,16 @@ def choose_folder(config: Experiment, *, resume: bool) -> Path:
         CheckpointError: nothing to resume.
     """
     base = Path(config.run.dir) / config.run.name
-    number, last = 1, None
-    while (folder := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
-        number, last = number + 1, folder
+    taken = [base] if base.exists() else []
+    number = 2  # also where the first was renamed or removed
+    while (numbered := base.with_name(f"{base.name}-{number}")).exists():
+        taken.append(numbered)
+        number += 1
     if not resume:
-        return folder
-    if last is None:
+        return numbered if taken else base
+    if not taken:
         raise CheckpointError(f"no run '{base}' to resume: leave --resume out, or name the run with run.name=...")
-    return last
+    return taken[-1]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from esalign.types import Example
 
 WHOLE = 64 * 2**20  # bytes up to which a file is hashed whole
 STRIDE, SAMPLE = 4 * 2**20, 64 * 2**10  # of a larger one: so many bytes of every so many, 1 in 64
+_PACKAGE = 5  # what modulefinder calls a package
 _PATHS = re.compile(r"(model|student|teacher)\.(path|adapter)|.*\boptions\..*")
 """Keys whose values may name files on which a run's numbers depend."""
 
@@ -38,7 +39,7 @@ def hash_inputs(config: Experiment, problems: Mapping[str, Sequence[Example]]) -
     """
     parts = {f"the {name} problems": _hash_examples(examples) for name, examples in problems.items()}
     for reward in (*config.rewards, *(config.probe.rewards if config.probe else ())):
-        parts[f"the code of reward {reward.name!r}"] = _hash_files(_find_code(reward.name))
+        parts[f"the code of reward {reward.name!r}"] = _hash_files(find_code(reward.name))
     for key, value in leaves(config.model_dump(mode="json")).items():
         if isinstance(value, str) and _PATHS.fullmatch(key):
             files = find_files(adapter_path(value) if key.endswith("adapter") else model_path(value))
@@ -50,39 +51,66 @@ def hash_inputs(config: Experiment, problems: Mapping[str, Sequence[Example]]) -
 def _hash_examples(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
-        row = [example.prompt, sorted(example.columns.items(), key=lambda column: column[0])]
-        digest.update(json.dumps(row, default=_as_json).encode())
+        digest.update(json.dumps(_as_json([example.prompt, example.columns])).encode())
     return digest.hexdigest()
 
 
 def _as_json(value: Any) -> Any:
-    """Return what stands for a value that JSON has not; for an object without a text of its own, its type."""
+    """Return what stands for a value: equal ones have equal JSON; of objects without a text of their own, the type."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return sorted([str(key), _as_json(inner)] for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return [_as_json(inner) for inner in value]
     if hasattr(value, "tolist"):  # an array
-        return value.tolist()
+        return _as_json(value.tolist())
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
     text = str(value)
     return type(value).__name__ if " at 0x" in text else text
 
 
-def _find_code(reward: str) -> Iterator[Path]:
-    """Yield the files of a reward's code: its own, and what it imports from beside it; of installed code, its own."""
+def find_code(reward: str) -> Iterator[Path]:
+    """Yield the files of a reward's code: its own, and what it imports from beside it; of a package, those beside."""
     place = reward.rpartition(":")[0]
     if reward in registry.names(registry.REWARDS):
-        yield Path(inspect.getfile(registry.find(registry.REWARDS, reward)))
+        yield from _installed(Path(inspect.getfile(registry.find(registry.REWARDS, reward))))
         return
     is_file = place.endswith(".py")
     file = Path(place).expanduser().resolve() if is_file else Path(inspect.getfile(importlib.import_module(place)))
     root = file.parents[0 if is_file else place.count(".") + (file.name == "__init__.py")]
-    finder: Any = ModuleFinder([str(root)])
-    try:
-        if not is_file and any(file.is_relative_to(folder) for folder in sysconfig.get_paths().values()):
-            yield file
-        else:
-            finder.run_script(str(file)) if is_file else finder.import_hook(place)
-            yield from sorted({Path(found.__file__) for found in finder.modules.values() if found.__file__})
-    except (ImportError, TypeError):  # a folder of modules that is no package, which the finder cannot enter
-        yield file
+    if not is_file and any(file.is_relative_to(folder) for folder in sysconfig.get_paths().values()):
+        yield from _installed(file)
+        return
+    finder = _Finder([str(root)])
+    finder.run_script(str(file)) if is_file else finder.import_hook(place)
+    yield from sorted({Path(found.__file__) for found in finder.modules.values() if found.__file__})
+
+
+def _installed(file: Path) -> list[Path]:
+    """Return a module's file, and those beside it where it is of a package."""
+    return sorted(file.parent.glob("*.py")) if (file.parent / "__init__.py").exists() else [file]
+
+
+class _Finder(ModuleFinder):
+    """Finds what code imports, also in folders that have no ``__init__.py``, which its base cannot enter."""
+
+    modules: dict[str, Any]
+
+    def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
+        try:
+            return super().find_module(name, path, parent)
+        except AttributeError:  # as the base meets such a folder
+            folder = next(Path(place) / name for place in path or self.path if (Path(place) / name).is_dir())
+            return None, str(folder), ("", "", _PACKAGE)
+
+    def load_package(self, fqname: str, pathname: str) -> Any:
+        if (Path(pathname) / "__init__.py").exists():
+            return super().load_package(fqname, pathname)
+        module: Any = self.add_module(fqname)
+        module.__path__ = [pathname]
+        return module
 
 
 def find_files(path: str) -> list[Path]:

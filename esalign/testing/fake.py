@@ -77,7 +77,7 @@ class FakeBackend:
             chat_template_kwargs=None,
             label=f"model '{model}'",
         )
-        self._model: ByteModel | None = ByteModel(self.dim, seed)
+        self._model: _ByteModel | None = _ByteModel(self.dim, seed)
 
     def generate(
         self,
@@ -173,7 +173,7 @@ class ByteTokenizer:
         return bytes(token for token in ids if token < END).decode("utf-8", errors="replace")
 
 
-class ByteModel:
+class _ByteModel:
     """Random weights. ``logits = (tanh(h) + x P) O + b``, where h fades and adds each token's embedding, x a candidate.
 
     Args:
@@ -203,7 +203,7 @@ class Writing:
     """
 
     def __init__(
-        self, model: ByteModel, candidate: Array, prompt: tuple[int, ...], told: tuple[int, ...], confidence: float
+        self, model: _ByteModel, candidate: Array, prompt: tuple[int, ...], told: tuple[int, ...], confidence: float
     ) -> None:
         self.ids: list[int] = []
         self._model, self._told, self._confidence = model, told, confidence

@@ -35,7 +35,7 @@ def make_small(make: Make, **changes: Any) -> Optimizer:
     return make(**{"dim": DIM, "sigma": SIGMA, "population": POPULATION, "seed": 3, **changes})
 
 
-def noisy_sphere(candidates: Array, rng: np.random.Generator) -> Array:
+def _noisy_sphere(candidates: Array, rng: np.random.Generator) -> Array:
     """Return a fitness that is best at 1 in every coordinate, with noise of a quarter of its spread at the start."""
     distance = ((candidates - 1.0) ** 2).sum(axis=1)
     spread = 2 * SIGMA * np.sqrt(DIM)
@@ -46,7 +46,7 @@ def advance(optimizer: Optimizer, generations: int, rng: np.random.Generator) ->
     """Run generations on the noisy sphere."""
     for _ in range(generations):
         candidates = optimizer.ask()
-        optimizer.tell(candidates, noisy_sphere(candidates, rng))
+        optimizer.tell(candidates, _noisy_sphere(candidates, rng))
 
 
 def same(one: Any, other: Any) -> bool:
@@ -74,7 +74,7 @@ def asks_the_same_until_told(make: Make) -> None:
     assert first.dtype == np.float64
     assert np.isfinite(first).all()
     assert np.array_equal(first, again)
-    optimizer.tell(first, noisy_sphere(first, np.random.default_rng(0)))
+    optimizer.tell(first, _noisy_sphere(first, np.random.default_rng(0)))
     assert not np.array_equal(optimizer.ask(), first)
 
 
@@ -93,7 +93,7 @@ def hands_out_no_live_state(make: Make) -> None:
     for optimizer in (touched, clean):
         advance(optimizer, 3, np.random.default_rng(0))
         candidates = optimizer.ask()
-        fitness = noisy_sphere(candidates, np.random.default_rng(1))
+        fitness = _noisy_sphere(candidates, np.random.default_rng(1))
         optimizer.tell(candidates, fitness)
         if optimizer is touched:
             for array in (candidates, fitness, optimizer.ask(), optimizer.mean, *_arrays(optimizer.state_dict())):
@@ -120,7 +120,7 @@ def leaves_its_arguments_alone(make: Make) -> None:
     """Neither candidates nor fitness nor a loaded state is changed."""
     optimizer = make_small(make)
     candidates = optimizer.ask()
-    fitness = noisy_sphere(candidates, np.random.default_rng(0))
+    fitness = _noisy_sphere(candidates, np.random.default_rng(0))
     kept = candidates.copy(), fitness.copy()
     candidates.flags.writeable = fitness.flags.writeable = False
     optimizer.tell(candidates, fitness)
@@ -154,7 +154,7 @@ def refuses_what_was_not_asked(make: Make) -> None:
     optimizer = make_small(make)
     _refused(optimizer, np.zeros(SHAPE), np.zeros(POPULATION))
     candidates = optimizer.ask()
-    fitness = noisy_sphere(candidates, np.random.default_rng(0))
+    fitness = _noisy_sphere(candidates, np.random.default_rng(0))
     for wrong in (candidates[:-1], candidates[:, :-1], candidates[0], candidates[::-1], candidates + 1e-9):
         _refused(optimizer, wrong, fitness[: len(wrong)])
     for wrong in (fitness[:-1], fitness[:, None], fitness[0], np.array(["much"] * POPULATION)):
@@ -168,7 +168,7 @@ def refuses_fitness_that_is_not_finite(make: Make) -> None:
     optimizer = make_small(make)
     candidates = optimizer.ask()
     for value in (np.nan, np.inf, -np.inf):
-        fitness = noisy_sphere(candidates, np.random.default_rng(0))
+        fitness = _noisy_sphere(candidates, np.random.default_rng(0))
         fitness[2] = value
         _refused(optimizer, candidates, fitness)
 
@@ -221,17 +221,17 @@ def refuses_a_foreign_state(make: Make) -> None:
 
 def improves_a_noisy_sphere(make: Make) -> None:
     """The recommendation ends nearer to the optimum than it began."""
-    assert (final_values(make, seeds=2) > 0.85 * -DIM).all()
+    assert (_final_values(make, seeds=2) > 0.85 * -DIM).all()
 
 
 def beats_random_search(make: Make) -> None:
     """With as many evaluations, the recommendation is better than random search's, by more than two standard errors."""
-    gain = final_values(make, SEEDS) - final_values(RandomSearch, SEEDS)
+    gain = _final_values(make, SEEDS) - _final_values(RandomSearch, SEEDS)
     needed = 2 * gain.std(ddof=1) / np.sqrt(SEEDS)
     assert gain.mean() > needed, f"ahead of random search by {gain.mean():.3f}, expected more than {needed:.3f}"
 
 
-def final_values(make: Make, seeds: int) -> Array:
+def _final_values(make: Make, seeds: int) -> Array:
     """Return the noiseless fitness of the recommendation after a run, for each seed, shape (seeds,)."""
     values = []
     for seed in range(seeds):

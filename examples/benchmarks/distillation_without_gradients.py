@@ -24,7 +24,7 @@ from esalign.assets import EMBEDDED
 from esalign.commands.build import load_splits
 from esalign.config.distill import DistillConfig
 from esalign.config.reading import load_config
-from esalign.distill.held_out import held_out_distance
+from esalign.distill.learner import held_out_reverse_kl
 from esalign.distill.models import make_judge, make_pair
 from esalign.distill.rollout import RolloutOptions
 from esalign.distill.sources import set_student
@@ -97,7 +97,7 @@ def judge(folder: Path | None, seed: int) -> Array:
     encode = make_judge(student, pair.vocabulary, sequences=50).encode
     prompts = [encode(example.prompt) for example in load_splits(config).test.examples]
     options = RolloutOptions(config.sampling.max_tokens, sequences=50)
-    return held_out_distance(pair, prompts, options, seed=seed).nats
+    return held_out_reverse_kl(pair, prompts, options, seed=seed)[0]
 
 
 def main() -> None:

@@ -31,20 +31,20 @@ WORDS = "always because before favourite morning never often people quiet simple
 KINDS = ("short", "word", "comma")
 
 
-def make(topics: list[str], seed: int) -> list[dict[str, str]]:
+def make(topics: list[str], seed: int) -> list[dict[str, Any]]:
     """Return problems of all kinds on all topics, in random order, each with what the reward must know."""
     rng = random.Random(seed)
     rows = []
     for topic in topics:
         for kind in KINDS:
-            for word in rng.sample(WORDS, 2 if kind != "word" else 4):
+            for word in rng.sample(WORDS, 4 if kind == "word" else 1):
                 ask = {
-                    "short": f"Write one sentence about {topic} with at most 10 words.",
-                    "word": f"Write one sentence about {topic} with the word {word}.",
+                    "short": f"Describe {topic} in fewer than 10 words.",
+                    "word": f"Use the word {word} in a sentence about {topic}.",
                     "comma": f"Write one sentence about {topic}. Do not use commas.",
                 }[kind]
-                rows.append({"prompt": ask, "kind": kind, "topic": topic, "word": word})
-    unique = {row["prompt"]: row for row in rows}
+                rows.append({"prompt": [{"role": "user", "content": ask}], "kind": kind, "topic": topic, "word": word})
+    unique = {row["prompt"][0]["content"]: row for row in rows}
     return rng.sample(list(unique.values()), len(unique))
 
 
@@ -58,9 +58,9 @@ def _follows(completion: str, kind: str, topic: str, word: str) -> bool:
     words = re.findall(r"[a-z']+", text.lower())
     one_sentence = re.fullmatch(r"[^.!?]+[.!?]", text) is not None and len(words) >= 4
     repeats = {"sentence", "word", "words", "comma", "commas"} & set(words)  # parts of the instruction
-    if not one_sentence or repeats or topic.rstrip("s") not in text.lower():
+    if not one_sentence or repeats or topic[:4] not in text.lower():
         return False
-    return {"short": len(words) <= 10, "word": word in words, "comma": "," not in text and len(words) > 10}[kind]
+    return {"short": len(words) < 10, "word": word in words, "comma": "," not in text}[kind]
 
 
 if __name__ == "__main__":
