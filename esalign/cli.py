@@ -120,6 +120,8 @@ def sft(config: OwnConfig = None) -> None:
             load_config(files, overrides, schema=SftConfig),
             on_step=lambda step, loss: status.update(f"training: step {step}, loss {loss:.3f}"),
         )
+    for note in summary.notes:
+        console.print(f"{note.kind:<10} {note.text}", markup=False)
     console.print(f"adapter    {summary.adapter}")
     console.print(
         f"loss       {summary.final_loss:.3f} at the end, {summary.loss:.3f} on average, {summary.steps} steps"

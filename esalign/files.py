@@ -87,3 +87,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return value
+
+
+def expand_home(path: str) -> str:
+    """Return a path with ``~`` as the user's home; a name that is no path, such as one on the hub, as it is.
+
+    >>> expand_home("organisation/model")
+    'organisation/model'
+    """
+    return os.path.expanduser(path)  # noqa: PTH111  (a Path would rewrite names that only look like one)

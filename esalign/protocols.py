@@ -128,6 +128,15 @@ class Backend(Protocol):
         """Free the engine's memory. Calling it twice is harmless."""
 
 
+@runtime_checkable
+class BoundedBackend(Protocol):
+    """A backend that says how much it can read, so that longer prompts are found before a run begins."""
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens of a prompt and its completion; None for no limit."""
+
+
 class Fitness(Protocol):
     """What the optimiser maximises.
 

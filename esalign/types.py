@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,10 @@ class Message(TypedDict):
 
     role: str
     content: str
+    tool_calls: NotRequired[Any]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+    reasoning_content: NotRequired[str]
 
 
 Prompt: TypeAlias = str | Sequence[Message] | Sequence[int]
@@ -87,10 +91,11 @@ OnCompletion: TypeAlias = Callable[[int, int, Completion], None]
 
 @dataclass(frozen=True)
 class Example:
-    """One problem: a prompt, and the columns that the reward may want."""
+    """One problem: a prompt, the columns that the reward may want, and where it comes from, for errors."""
 
     prompt: Prompt
     columns: Mapping[str, Any] = field(default_factory=dict)
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -211,3 +211,23 @@ def drop_tokenizer_entry(folder: Path, *names: str) -> None:
     file = folder / "tokenizer_config.json"
     config = {key: value for key, value in json.loads(file.read_text()).items() if key not in names}
     file.write_text(json.dumps(config))
+
+
+def append_end(folder: Path) -> None:
+    """Let a saved tokenizer put its end token behind every text, as some tokenizers of base models do."""
+    file = folder / "tokenizer.json"
+    config = json.loads(file.read_text())
+    sequence = {"Sequence": {"id": "A", "type_id": 0}}
+    config["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [sequence, {"SpecialToken": {"id": "<|eos|>", "type_id": 0}}],
+        "pair": [sequence, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|eos|>": {"id": "<|eos|>", "ids": [1], "tokens": ["<|eos|>"]}},
+    }
+    file.write_text(json.dumps(config))
+
+
+def set_normalizer(folder: Path, normalizer: dict[str, Any]) -> None:
+    """Let a saved tokenizer change texts before it cuts them, e.g. ``{"type": "NFC"}``."""
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "normalizer": normalizer}))

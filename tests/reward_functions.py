@@ -125,7 +125,7 @@ def says_any_number(completions, answer):
 
 
 def short(completions):
-    return [-float(len(completion)) for completion in completions]
+    return [float(-len(completion)) for completion in completions]
 
 
 def first_word(completions):

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from esalign.config.run import RunConfig
 from esalign.config.sections import RunSection
+from esalign.data import Note
 from esalign.report.terminal import LiveDashboard, PlainReporter, make_reporter, show_plan, show_result
 from esalign.report.terminal.live import sparkline
 from esalign.report.terminal.progress import RunProgress
@@ -348,6 +349,7 @@ def test_a_plan_shows_its_size_and_sample_completions():
         tokens=1200000,
         seconds=250.0,
         columns={"prompt": "question"},
+        notes=(Note("dropped", "20 of 240 rows"),),
         concerns=("reward math abstains",),
         samples=(sample,),
     )
@@ -362,6 +364,7 @@ def test_a_plan_shows_its_size_and_sample_completions():
         "about 1.2 M generated tokens",
         "4 min 10 s",
         "'question' is taken for the prompt",
+        "dropped 20 of 240 rows",
         "reward math abstains",
         "What is",
     ):

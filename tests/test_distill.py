@@ -13,7 +13,7 @@ from runs import REWARD, esalign, kill_at_random_moments, reproducible
 from esalign.commands.distill import run_distill
 from esalign.config.distill import DistillConfig
 from esalign.config.reading import load_config
-from esalign.errors import BackendError, CheckpointError, ConfigError, DistillationError
+from esalign.errors import BackendError, CheckpointError, ConfigError, DataError, DistillationError
 from esalign.files import JsonLines
 from esalign.run.checkpoint import Checkpoints
 from esalign.space.adapter import read_adapter
@@ -317,7 +317,7 @@ def test_a_teacher_with_broken_weights_is_named(models, tmp_path):
 def test_a_model_that_is_not_there_and_a_too_long_prompt_are_refused(models, tmp_path):
     with pytest.raises(BackendError, match=r"teacher '/nowhere' cannot be loaded"):
         run_distill(write_config(tmp_path, (models[0], "/nowhere")), reporter=Silent())
-    with pytest.raises(DistillationError, match=r"a prompt has \d+ tokens, expected 1 to 3"):
+    with pytest.raises(DataError, match=r"more than 3 tokens \(training.max_prompt_tokens\), such as .* row \d+"):
         run_distill(write_config(tmp_path, models, training__max_prompt_tokens=3), reporter=Silent())
 
 

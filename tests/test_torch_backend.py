@@ -11,10 +11,11 @@ import pytest
 import torch
 from esalign_torch import TorchBackend
 from esalign_torch.decoding import Batch
-from models import ARCHITECTURES, drop_tokenizer_entry, make_adapter, make_model, make_tiny
+from models import ARCHITECTURES, append_end, drop_tokenizer_entry, make_adapter, make_model, make_tiny
+from special_stops import check_special_stops
 from transformers import AutoModelForCausalLM
 
-from esalign.engines.loading import load_model
+from esalign.engines.loading import load_model, load_tokenizer
 from esalign.engines.stops import StopStrings
 from esalign.errors import BackendError, MissingPackageError
 from esalign.space import Adapter, LoraModule, SvdLora, write_adapter
@@ -221,6 +222,20 @@ def test_stop_strings_are_found_across_the_borders_of_tokens(llama):
         found = next(n for n in range(1, len(ids) + 1) if finder.may_complete(ids[n - 1]) and finder.completed(ids[:n]))
         assert found == first, stop
         assert codec.complete(list(ids[:found]), (stop,)).text == text[: text.index(stop)]
+
+
+def test_special_tokens_in_stop_strings_stop(tmp_path):
+    tiny = make_tiny(tmp_path, eos=(1,))
+    backend = TorchBackend(tiny.model, device="cpu")
+    tokenizer = load_tokenizer(str(tiny.model))
+    check_special_stops(backend, tokenizer, [f"{n} + {n} =" for n in range(12)])
+
+
+def test_a_tokenizer_that_appends_its_end_does_not_end_prompts(copied):
+    plain = TorchBackend(copied, device="cpu").encode("2 + 2 =")
+    append_end(copied)
+    assert load_tokenizer(str(copied))("2 + 2 =")["input_ids"][-1] == 1
+    assert TorchBackend(copied, device="cpu").encode("2 + 2 =") == plain
 
 
 def test_a_stop_string_reads_few_answers(llama):

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from models import TinyModel, make_tiny
+from special_stops import check_special_stops
 
+from esalign.engines.loading import load_tokenizer
 from esalign.errors import BackendError, ConfigError
 from esalign.space import SvdLora, make_space
 from esalign.testing import BACKEND_CLAIMS, Reference, Subject
@@ -118,7 +120,7 @@ def test_spaces_of_the_models_own_weights_answer_as_the_folded_adapter_does(
     start: Any, tiny: TinyModel, tie: int | None, mode: str
 ) -> None:
     own = make_space("base-svd", model=str(tiny.model), rank=3, tie=tie)
-    subject = Subject(partial(start, tiny.model, own, mode=mode), model=tiny.model, space=own, spread=0.4)
+    subject = Subject(partial(start, tiny.model, own, mode=mode), model=tiny.model, space=own, spread=1.2)
     for claim in PARITY:
         claim(subject)
 
@@ -379,3 +381,12 @@ def test_quantised_models_answer_every_candidate(
         errors = np.abs(scores - table[np.arange(len(answer)), answer]).mean()
         assert errors < 0.5 * np.abs(other - table[np.arange(len(answer)), answer]).mean()
     assert not np.allclose(rows[0][0], rows[1][0], atol=0.1)
+
+
+def test_special_tokens_in_stop_strings_stop(tmp_path: Path) -> None:
+    tiny = make_width_128(tmp_path, eos=(1,))
+    backend = VllmBackend(tiny.model, None)
+    try:
+        check_special_stops(backend, load_tokenizer(str(tiny.model)), [f"{n} + {n} =" for n in range(12)])
+    finally:
+        backend.close()

@@ -185,6 +185,11 @@ class LlamaCppBackend:
         opened(self._engine)
         return self._codec.encode(prompt)
 
+    @property
+    def context(self) -> int | None:
+        """The most tokens of a prompt and its completion."""
+        return self._codec.context
+
     @one_at_a_time
     def close(self) -> None:
         """Free the engine's memory, and remove a temporary model. Calling it twice is harmless."""

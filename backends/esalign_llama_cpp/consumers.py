@@ -35,6 +35,7 @@ class Completions:
         self._codec = codec
         self._sampling = sampling
         self._stops = stops
+        self._ends = codec.ends_with(sampling.stop)
         self._uniforms = uniforms
         self._finish = finish
         self._ids: defaultdict[int, list[int]] = defaultdict(list)
@@ -44,7 +45,7 @@ class Completions:
         ids, stops = self._ids[member], self._stops
         token = choose(logits[-1], self._sampling, None if self._uniforms is None else self._uniforms[member, len(ids)])
         ids.append(token)
-        ended = token in self._codec.ends or len(ids) == self._sampling.max_tokens
+        ended = token in self._ends or len(ids) == self._sampling.max_tokens
         if ended or (stops is not None and stops.may_complete(token) and stops.completed(ids)):
             self._finish(member, self._codec.complete(ids, self._sampling.stop))
             return ()

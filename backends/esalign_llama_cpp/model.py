@@ -157,13 +157,18 @@ class Vocabulary:
     @cached_property
     def pieces(self) -> list[bytes]:
         """The text of every token, in UTF-8 that may be broken; empty for control tokens."""
-        return [self._fill(token) for token in range(self.size)]
+        return [self._fill(token, special=False) for token in range(self.size)]
 
-    def _fill(self, token: int) -> bytes:
+    @cached_property
+    def shown_pieces(self) -> list[bytes]:
+        """The same with the texts of control tokens."""
+        return [self._fill(token, special=True) for token in range(self.size)]
+
+    def _fill(self, token: int, *, special: bool) -> bytes:
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
-            length: int = self._api.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+            length: int = self._api.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
             if length >= 0:
                 return buffer.raw[:length]
             room = -length

@@ -14,7 +14,7 @@ from esalign_llama_cpp.quantize import BLOCKS, check_rows, quantize_model
 
 QUANTIZATIONS = (*STORED_TYPES, *BLOCKS)
 KIND_OF_DTYPE = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-FORMAT = "1"
+FORMAT = "2"
 """Changes when the converter writes something else, so that older files in a cache are not used."""
 
 CONVERTED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -57,7 +57,7 @@ def find_source(
     Raises:
         BackendError: no such model, or one that cannot be converted.
     """
-    path = Path(model)
+    path = Path(model).expanduser()
     if path.is_file() or path.suffix == ".gguf":
         if quantization is not None:
             raise BackendError(
@@ -70,7 +70,7 @@ def find_source(
     if kind in BLOCKS:
         check_rows(config, kind)
     temporary = tempfile.TemporaryDirectory(prefix="esalign-gguf-") if cache is None else None
-    home = Path(temporary.name if temporary else cache or "")
+    home = Path(temporary.name if temporary else cache or "").expanduser()
     home.mkdir(parents=True, exist_ok=True)
     target = home / f"{folder.resolve().name}-{kind}-{fingerprint(folder)[:16]}.gguf"
     try:

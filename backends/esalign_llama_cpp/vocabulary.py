@@ -7,6 +7,9 @@ from typing import Any
 from esalign.errors import BackendError
 from esalign_llama_cpp.config import ModelConfig, read_json
 
+NORMALIZER = "tokenizer.esalign.normalizer"
+"""Key of our own: what the tokenizer does to texts first, as ``tokenizer.json`` has it."""
+
 BLANK = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # how byte-level BPE writes a blank
 CUTTERS = {
     "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}|": "llama-bpe",
@@ -36,6 +39,8 @@ def add_vocabulary(writer: Any, folder: Path, config: ModelConfig) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([_write_merge(merge) for merge in model.get("merges", ())])
+    if tokenizer.get("normalizer"):
+        writer.add_string(NORMALIZER, json.dumps(tokenizer["normalizer"]))
     _add_special(writer, folder, tokens, config)
 
 

@@ -158,6 +158,11 @@ class TorchBackend:
         """Return the token ids that the engine feeds for a prompt."""
         return opened(self._engine).codec.encode(prompt)
 
+    @property
+    def context(self) -> int | None:
+        """The most tokens of a prompt and its completion."""
+        return opened(self._engine).codec.context
+
     @one_at_a_time
     def close(self) -> None:
         """Free the engine's memory. Calling it twice is harmless."""
@@ -180,7 +185,7 @@ class TorchBackend:
             uniforms=torch.from_numpy(uniforms).to(engine.device),
             stops=stops,
             may_complete=None if marks is None else marks.to(engine.device),
-            ends=torch.tensor(sorted(engine.codec.ends), dtype=torch.long, device=engine.device),
+            ends=torch.tensor(sorted(engine.codec.ends_with(sampling.stop)), dtype=torch.long, device=engine.device),
         )
 
     def _tabulate(self, candidates: Array) -> Tensor:

@@ -120,8 +120,10 @@ class VllmBackend:
         opened(self._engine)
         vectors = as_candidates(candidates, self.space.dim if self.space else 0)
         encoded = self._codec.encode_prompts(prompts, sampling.max_tokens)
-        ends = sorted(self._codec.ends)
-        work = [(j, list(ids), generation_parameters(sampling, j, ends)) for j, ids in enumerate(encoded)]
+        ends, special = sorted(self._codec.ends_with(sampling.stop)), self._codec.shows_special(sampling.stop)
+        work = [
+            (j, list(ids), generation_parameters(sampling, j, ends, special=special)) for j, ids in enumerate(encoded)
+        ]
         rows: list[list[Any]] = [[None] * len(encoded) for _ in vectors]
 
         def finish(key: tuple[int, int], output: Any) -> None:
@@ -162,6 +164,11 @@ class VllmBackend:
         """Return the token ids that the engine feeds for a prompt."""
         opened(self._engine)
         return self._codec.encode(prompt)
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens of a prompt and its completion."""
+        return self._codec.context
 
     @one_at_a_time
     def close(self) -> None:

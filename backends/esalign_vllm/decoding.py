@@ -9,7 +9,7 @@ from esalign.engines.sampling import seed_sequence
 from esalign.types import Sampling
 
 
-def generation_parameters(sampling: Sampling, prompt: int, ends: Sequence[int]) -> Any:
+def generation_parameters(sampling: Sampling, prompt: int, ends: Sequence[int], *, special: bool = False) -> Any:
     """Return vLLM's parameters for prompt j of a call.
 
     The seed, in [0, 2**63), comes from (seed, j) alone, so all candidates draw with the same luck. The random stream is
@@ -29,5 +29,6 @@ def generation_parameters(sampling: Sampling, prompt: int, ends: Sequence[int]) 
         stop=list(sampling.stop),
         stop_token_ids=list(ends),
         detokenize=bool(sampling.stop),
+        skip_special_tokens=not special,  # stop strings that hold one are only found where they are shown
         output_kind=RequestOutputKind.FINAL_ONLY,
     )

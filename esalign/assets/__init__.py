@@ -3,6 +3,8 @@
 from importlib.resources import files
 from pathlib import Path
 
+from esalign.files import expand_home
+
 EMBEDDED = "embedded"
 """As a model's or adapter's path: the one that is shipped with esalign."""
 
@@ -13,10 +15,10 @@ def asset(name: str) -> Path:
 
 
 def model_path(path: str) -> str:
-    """Return where a model lies, 'embedded' being the one that is shipped."""
-    return str(asset("embedded/model")) if path == EMBEDDED else path
+    """Return where a model lies, 'embedded' being the one that is shipped, and ``~`` the user's home."""
+    return str(asset("embedded/model")) if path == EMBEDDED else expand_home(path)
 
 
 def adapter_path(path: str) -> str:
-    """Return where an adapter lies, 'embedded' being the one that is shipped."""
-    return str(asset("embedded/adapter")) if path == EMBEDDED else path
+    """Return where an adapter lies, 'embedded' being the one that is shipped, and ``~`` the user's home."""
+    return str(asset("embedded/adapter")) if path == EMBEDDED else expand_home(path)

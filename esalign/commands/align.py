@@ -102,6 +102,7 @@ def plan(config: RunConfig) -> Plan:
             tokens=generations * evaluation.generated_tokens,
             seconds=generations * seconds,
             columns=splits.train.aliases,
+            notes=splits.notes,
             concerns=(
                 *audit(validation.pool, validation.examples),
                 *concerns(row, max_tokens=config.sampling.max_tokens).values(),

@@ -1,17 +1,19 @@
 """From a configuration to the objects it names."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from esalign.assets import model_path
 from esalign.config.run import BackendSection, RunConfig
 from esalign.config.sections import Experiment, ProbeSection, RewardSection, ScoringSection
-from esalign.data import MiniBatches, Splits, load_dataset, make_splits
+from esalign.data import Dataset, MiniBatches, Splits, load_dataset, make_splits
+from esalign.data.lengths import keep_fitting
 from esalign.fitness import FitnessParts
-from esalign.protocols import Backend, Fitness, Space
+from esalign.protocols import Backend, BoundedBackend, Fitness, Space
 from esalign.registry import DEFAULT_SIGMA, FITNESS, SPACES, find, load_backend, make_fitness, make_optimizer, merge
 from esalign.rewards import load_reward
 from esalign.rewards.pool import RewardPool
@@ -95,6 +97,39 @@ def make_held_out(config: Experiment, splits: Splits, closing: ExitStack) -> Hel
     )
 
 
+def keep_prompts(config: Experiment, backend: Backend) -> Callable[[Dataset], Dataset]:
+    """Return what finds the prompts that the engine cannot complete, and refuses or drops them; see `keep_fitting`."""
+    context, tokens = backend.context if isinstance(backend, BoundedBackend) else None, config.sampling.max_tokens
+    return partial(
+        keep_fitting,
+        encode=backend.encode,
+        most=None if context is None else context - tokens,
+        reason=f"the model's context of {context} less sampling.max_tokens {tokens}",
+        too_long=config.data.too_long,
+    )
+
+
+def fit_problems(
+    keep: Callable[[Dataset], Dataset], splits: Splits, held_out: HeldOutSets
+) -> tuple[Splits, HeldOutSets]:
+    """Return the problems that the engine can complete, with a note of those that it cannot.
+
+    Raises:
+        DataError: there are some, and data.too_long is refuse; or the engine refuses a prompt.
+    """
+    train, validation, test = keep(splits.train), keep(splits.validation), keep(splits.test)
+    probe = None if held_out.probe is None else keep(Dataset("the probe", tuple(held_out.probe.examples)))
+    told = [note for data in (train, validation, test, probe) if data for note in data.notes]
+    kept = replace(
+        splits, train=train, validation=validation, test=test, notes=tuple(dict.fromkeys((*splits.notes, *told)))
+    )
+    return kept, HeldOutSets(
+        validation=replace(held_out.validation, examples=validation.examples),
+        test=replace(held_out.test, examples=test.examples),
+        probe=None if held_out.probe is None or probe is None else replace(held_out.probe, examples=probe.examples),
+    )
+
+
 def open_tracker(config: Experiment, folder: Path, closing: ExitStack) -> Tracker | None:
     """Start the tracker that the configuration names, if any."""
     run = config.run
@@ -123,6 +158,7 @@ def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
     held_out = make_held_out(config, splits, closing)
     backend = make_backend(config.backend, config.model.path, space)
     closing.callback(backend.close)
+    splits, held_out = fit_problems(keep_prompts(config, backend), splits, held_out)
     self_test(
         backend,
         config.backend,

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from esalign.commands.build import load_splits, make_held_out
+from esalign.commands.build import fit_problems, keep_prompts, load_splits, make_held_out
 from esalign.commands.drive import drive, finish, settle
 from esalign.commands.hub import find_hub
 from esalign.config.distill import DistillConfig
 from esalign.data import MiniBatches, Splits
+from esalign.data.lengths import keep_fitting
 from esalign.distill.learner import Distillation, measures_for
 from esalign.distill.models import load_student, make_judge, make_pair, save_student
 from esalign.distill.rollout import Pair
 from esalign.distill.trainer import Trainer
 from esalign.engines.loading import LoadedModel, load_model
-from esalign.errors import DistillationError
 from esalign.protocols import Backend
 from esalign.report.card import CardFacts
 from esalign.report.words import DISTILLATION
@@ -89,7 +89,7 @@ def make_parts(config: DistillConfig, closing: ExitStack) -> StudentParts:
     teacher = load_model("teacher", section.path, section.adapter, dtype=section.dtype, device=training.device)
     pair = make_pair(student, teacher)
     engine = make_judge(student, pair.vocabulary, sequences=training.sequences)
-    _check_prompts(engine, splits, most=training.max_prompt_tokens)
+    splits, held_out = _fit(config, engine, splits, make_held_out(config, splits, closing))
     trainer = Trainer(
         pair,
         parameters,
@@ -110,18 +110,15 @@ def make_parts(config: DistillConfig, closing: ExitStack) -> StudentParts:
         reverse_kl_prompts=config.run.reverse_kl_prompts,
         sequences=min(16, training.sequences),
     )
-    return StudentParts(student, teacher, pair, engine, learner, splits, make_held_out(config, splits, closing))
+    return StudentParts(student, teacher, pair, engine, learner, splits, held_out)
 
 
-def _check_prompts(engine: Backend, splits: Splits, *, most: int) -> None:
-    """Encode every prompt once, so that a bad one is found before the first update."""
-    for dataset in (splits.train, splits.validation, splits.test):
-        for example in dataset.examples:
-            count = len(engine.encode(example.prompt))
-            if count > most:
-                raise DistillationError(
-                    f"a prompt has {count} tokens, expected 1 to {most}: drop it, or raise training.max_prompt_tokens"
-                )
+def _fit(config: DistillConfig, engine: Backend, splits: Splits, held_out: HeldOutSets) -> tuple[Splits, HeldOutSets]:
+    """Find the prompts that are too long for the context or for the configuration."""
+    keep, most = keep_prompts(config, engine), config.training.max_prompt_tokens
+    reason, too_long = "training.max_prompt_tokens", config.data.too_long
+    short = partial(keep_fitting, encode=engine.encode, most=most, reason=reason, too_long=too_long)
+    return fit_problems(lambda data: keep(short(data)), splits, held_out)
 
 
 def warn_of_templates(parts: StudentParts, reporter: Reporter) -> None:

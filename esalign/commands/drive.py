@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,10 +10,12 @@ from esalign.commands.build import open_tracker
 from esalign.config.distill import DistillConfig
 from esalign.config.run import RunConfig
 from esalign.data import Splits
+from esalign.data.examples import alias_notes
 from esalign.errors import EsalignError
+from esalign.files import write_json
 from esalign.report.card import CardFacts, write_card
 from esalign.report.page import write_report
-from esalign.run.folder import Outcome, prepare_folder, write_result
+from esalign.run.folder import DATA, Outcome, prepare_folder, write_result
 from esalign.run.inputs import hash_inputs
 from esalign.run.learner import HeldOutSets, Learner
 from esalign.run.reporter import About, Reporter
@@ -51,6 +54,11 @@ def drive(
             "this run did not write down what it began with, so nobody checks that problems, rewards and weights are "
             "the same"
         )
+    notes = (*alias_notes(splits.train), *splits.notes)
+    write_json(folder / DATA, {"notes": [asdict(note) for note in notes]})
+    for note in splits.notes if not resume else ():
+        if note.kind in ("dropped", "changed"):
+            reporter.warn(f"{note.kind}: {note.text}")
     run = Run(
         learner,
         folder,

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from esalign.assets import model_path
-from esalign.commands.build import load_splits, make_backend, make_pool
+from esalign.commands.build import keep_prompts, load_splits, make_backend, make_pool
 from esalign.commands.hub import find_hub
 from esalign.config.run import RunConfig
 from esalign.errors import ConfigError
@@ -30,6 +30,6 @@ def judge(config: RunConfig, *, adapter: str | None, split: str) -> HeldOutResul
         pool = closing.enter_context(make_pool(config.rewards, config.scoring))
         backend = make_backend(config.backend, config.model.path, space)
         closing.callback(backend.close)
-        start, examples = np.zeros(space.dim if space else 0), datasets[split].examples
+        start, examples = np.zeros(space.dim if space else 0), keep_prompts(config, backend)(datasets[split]).examples
         self_test(backend, config.backend, model=config.model.path, space=space, candidate=start, examples=examples)
         return evaluate(backend, HeldOut(examples, pool), start, config.sampling.make(seed=config.run.seed))

@@ -1,24 +1,26 @@
 """What `esalign sft` does."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from esalign.assets import model_path
 from esalign.commands.hub import find_hub
 from esalign.config.sft import SftConfig
-from esalign.data import load_dataset
+from esalign.data.examples import alias_notes
+from esalign.sft.demonstrations import load_demonstrations
 from esalign.sft.training import SftSummary, train_sft
 
 
 def warm_start(config: SftConfig, on_step: Callable[[int, float], None] | None = None) -> SftSummary:
     """Train the LoRA adapter that a search starts from."""
     find_hub(config)
-    data = config.data
-    examples = load_dataset(data, size=data.size, seed=config.seed).examples
-    return train_sft(
+    data = load_demonstrations(config.data, seed=config.seed)
+    summary = train_sft(
         model_path(config.model),
-        examples,
-        completion_column=data.answer,
+        data.examples,
+        completion_column=config.data.answer,
         out=config.out,
         options=config,
         on_step=on_step,
     )
+    return replace(summary, notes=(*alias_notes(data), *data.notes, *summary.notes))

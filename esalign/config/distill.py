@@ -6,22 +6,22 @@ from pydantic import Field, model_validator
 
 from esalign.config.sections import (
     DataSection,
+    Place,
     ProbeSection,
     RewardSection,
     RunSection,
     SamplingSection,
     ScoringSection,
     Section,
+    Targets,
 )
-
-Targets = tuple[str, ...] | Literal["all-linear"]
 
 
 class StudentSection(Section):
     """The model that learns."""
 
-    path: str = Field(description="Hugging Face id, a local folder, or 'embedded'.")
-    adapter: str | None = Field(None, description="LoRA adapter to start from; none starts a new one.")
+    path: Place = Field(description="Hugging Face id, a local folder, or 'embedded'.")
+    adapter: Place | None = Field(None, description="LoRA adapter to start from; none starts a new one.")
     tuning: Literal["lora", "full"] = Field("lora", description="What learns: a LoRA adapter, or all weights.")
     rank: int = Field(16, ge=1, description="Rank of a new adapter.")
     alpha: float | None = Field(
@@ -34,8 +34,8 @@ class StudentSection(Section):
 class TeacherSection(Section):
     """The model that is learnt from; it must have the student's tokenizer."""
 
-    path: str = Field(description="Hugging Face id, a local folder, or 'embedded'.")
-    adapter: str | None = Field(None, description="LoRA adapter of the teacher.")
+    path: Place = Field(description="Hugging Face id, a local folder, or 'embedded'.")
+    adapter: Place | None = Field(None, description="LoRA adapter of the teacher.")
     dtype: str = Field("auto", description="Type of its weights: auto (the model's own), float32, bfloat16 ...")
 
 

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from esalign.config.sections import (
     DataSection,
+    Place,
     ProbeSection,
     Rewards,
     RunSection,
@@ -19,8 +20,8 @@ from esalign.registry import DEFAULT_POPULATION
 class ModelSection(Section):
     """The base model, and the adapter to start from, if any."""
 
-    path: str = Field(description="Base model: a Hugging Face id, a local folder, a GGUF file, or 'embedded'.")
-    adapter: str | None = Field(
+    path: Place = Field(description="Base model: a Hugging Face id, a local folder, a GGUF file, or 'embedded'.")
+    adapter: Place | None = Field(
         None,
         description="LoRA adapter to start from: PEFT folder or hub id, GGUF file, or 'embedded'; none: the model.",
     )

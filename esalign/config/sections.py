@@ -1,10 +1,12 @@
 """The schema of a run, strict at every level, and its reading from YAML files and ``a.b=value`` overrides."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from esalign.files import expand_home
 from esalign.types import Sampling
 
 LONGEST_NAME = 200  # bytes of a run's name: file systems take 255, and a number may be appended
@@ -14,6 +16,13 @@ class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values never change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+Place = Annotated[str, AfterValidator(expand_home)]
+"""A file or folder, or a name that may be one: ``~`` is the user's home."""
+
+Targets = Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"]
+"""Layers of a new adapter: the ends of their names, or all linear ones."""
 
 
 def section_in(annotation: Any) -> type[Section] | None:
@@ -26,7 +35,7 @@ def section_in(annotation: Any) -> type[Section] | None:
 class Source(Section):
     """Where problems come from, and how a row becomes one."""
 
-    source: str = Field(
+    source: Place = Field(
         description="Hugging Face data set id or folder, a jsonl, json, parquet or csv file, or reasoning-gym:<task>."
     )
     config: str | None = Field(None, description="Configuration (subset) of the Hugging Face data set.")
@@ -43,8 +52,33 @@ class DataSection(Source):
     train_size: int | None = Field(None, ge=1, description="Training problems; none takes all that are left.")
     validation_size: int = Field(256, ge=1, description="Problems that choose the best mean during the run.")
     test_size: int = Field(1000, ge=1, description="Problems read only for the start and the final result.")
-    validation: Source | None = Field(None, description="Separate source of the validation problems.")
-    test: Source | None = Field(None, description="Separate source of the test problems.")
+    validation: Source | None = Field(
+        None, description="Separate source of the validation problems; what it does not name is as in data."
+    )
+    test: Source | None = Field(
+        None, description="Separate source of the test problems; what it does not name is as in data."
+    )
+    too_long: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="Problems whose prompt and sampling.max_tokens do not fit the model's context: refuse to start, or "
+        "drop them.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, value: Any) -> Any:
+        """Give sources of their own what they do not name; config, split and options only where it is one source."""
+        if not isinstance(value, Mapping):
+            return value
+        reading, choosing = ("columns", "template", "system_prompt"), ("source", "config", "split", "options")
+        filled = dict(value)
+        for name in ("validation", "test"):
+            own = value.get(name)
+            if isinstance(own, Mapping):
+                same = own.get("source", value.get("source")) == value.get("source")
+                inherited = (*reading, *choosing) if same else reading
+                filled[name] = {**{key: value[key] for key in inherited if key in value}, **own}
+        return filled
 
 
 class RewardSection(Section):
@@ -109,7 +143,7 @@ class RunSection(Section):
     """How long a run goes on, how it is judged, and where the results go."""
 
     name: Annotated[str, AfterValidator(_check_name)] = Field("run", description="Name of the run's folder.")
-    dir: str = Field("runs", description="Folder that holds the runs.")
+    dir: Place = Field("runs", description="Folder that holds the runs.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     generations: int = Field(50, ge=1, description="Generations of a search, or updates of a distillation.")
     evaluate_every: int = Field(5, ge=1, description="Generations between two validations.")

@@ -4,14 +4,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from esalign.config.sections import Section, Source
+from esalign.config.sections import Place, Section, Source, Targets
 
 
 class SftData(Source):
     """Demonstrations: problems with the answers to learn."""
 
     size: int | None = Field(None, ge=1, description="Number of demonstrations; none takes all.")
-    answer: str = Field("answer", description="Column that holds the answer to learn.")
+    answer: str = Field("answer", description="Column that holds the answer to learn; of messages, the last turn is.")
 
 
 class SftOptions(Section):
@@ -19,10 +19,9 @@ class SftOptions(Section):
 
     rank: int = Field(8, ge=1, description="Rank of the adapter.")
     alpha: int | None = Field(None, ge=1, description="The update is scaled by alpha / rank; none: twice the rank.")
-    target_modules: tuple[str, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj"),
-        min_length=1,
-        description="Linear layers to adapt (ends of names).",
+    target_modules: Targets | None = Field(
+        None,
+        description="Linear layers to adapt, by the ends of their names, or all-linear; none: those of the attention.",
     )
     learning_rate: float = Field(2e-4, gt=0, description="Peak of a cosine schedule with a short warm-up.")
     epochs: float = Field(3.0, gt=0, description="Passes over the demonstrations.")
@@ -49,6 +48,6 @@ class SftOptions(Section):
 class SftConfig(SftOptions):
     """A warm start: a LoRA adapter from a few demonstrations."""
 
-    model: str = Field(description="Base model: a Hugging Face id, a local folder, or 'embedded'.")
-    out: str = Field(description="Folder of the adapter to write.")
+    model: Place = Field(description="Base model: a Hugging Face id, a local folder, or 'embedded'.")
+    out: Place = Field(description="Folder of the adapter to write.")
     data: SftData

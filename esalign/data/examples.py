@@ -1,23 +1,31 @@
 """Rows of columns -> problems: which column is the prompt, which the answer, and what is put around the prompt."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from string import Formatter
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from esalign.config.sections import Source
 from esalign.data.gym import PREFIX, generate_rows
+from esalign.data.notes import Note, part_of
+from esalign.data.prompts import apply_template, as_prompt, refuse_surrogates, template_fields, with_system
 from esalign.data.rows import Row, read_rows
 from esalign.errors import DataError
 from esalign.registry import did_you_mean
 from esalign.seeds import Use, generator
-from esalign.types import Example, Message, Prompt
+from esalign.types import Example
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "prompt": ("prompt", "question", "problem", "instruction", "input"),
     "answer": ("answer", "solution", "ground_truth", "target", "output", "response"),
 }
 """Names under which a role's column is found, the first that is there wins."""
+
+FOLLOWS: Mapping[str, tuple[str, ...]] = {"instruction": ("input", "context")}
+"""What stands below a prompt's column in the prompt: Alpaca's and Dolly's rows pose a task and give its input apart."""
+
+PART_OF_PROMPTS = ("input", "context", "passage", "choices", "options", "system", "history", "tools", "image", "images")
+"""Columns that a model mostly must read; where no prompt holds them, the user is reading."""
 
 VERL_ANSWER = "reward_model.ground_truth"
 """Where verl's files keep the answer: inside a column that holds a mapping."""
@@ -34,11 +42,13 @@ class Dataset:
         name: the source, config and split included.
         examples: the problems.
         aliases: role -> the column that was taken for it without being told so, for the user to see.
+        notes: what was dropped, changed, cut or assumed, for the user to see.
     """
 
     name: str
     examples: tuple[Example, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
 
 
 def load_examples(source: str, *, size: int | None = None, seed: int = 0, **reading: Any) -> list[Example]:
@@ -50,13 +60,16 @@ def load_examples(source: str, *, size: int | None = None, seed: int = 0, **read
     return list(load_dataset(Source(source=source, **reading), size=size, seed=seed).examples)
 
 
-def load_dataset(source: Source, *, size: int | None = None, seed: int = 0) -> Dataset:
+def load_dataset(
+    source: Source, *, size: int | None = None, seed: int = 0, revise: Callable[[Row], Row] | None = None
+) -> Dataset:
     """Return problems of a source.
 
     Args:
         source: where from, and how to read.
         size: number of problems: a random sample, or as many as a task is to generate. None is all, in their order.
         seed: decides the sample, or what a task generates.
+        revise: gives a row the columns that its problem is made of; None leaves rows as they are.
 
     Raises:
         DataError: nothing there, unreadable, a column that is not there, an empty prompt, or fewer rows than asked.
@@ -64,12 +77,18 @@ def load_dataset(source: Source, *, size: int | None = None, seed: int = 0) -> D
     if size is not None and size < 1:
         raise DataError(f"size of '{source.source}' is {size}, expected at least 1")
     rows = source_rows(source, size=size, seed=seed)
-    if size is not None and not is_task(source):
-        if len(rows) < size:
-            raise DataError(f"'{source.source}' has {len(rows)} rows, fewer than the {size} that were asked for")
-        chosen = generator(seed, Use.SUBSETS).choice(len(rows), size=size, replace=False)
-        rows = [rows[index] for index in chosen]
-    return build_dataset(rows, source)
+    if revise is not None:
+        rows = [revise(row) for row in rows]
+    if size is None or is_task(source):
+        return build_dataset(rows, source)
+    if len(rows) < size:
+        raise DataError(f"'{source.source}' has {len(rows)} rows, fewer than the {size} that were asked for")
+    chosen = generator(seed, Use.SUBSETS).choice(len(rows), size=size, replace=False).tolist()
+    data = build_dataset([rows[index] for index in chosen], source, numbers=chosen)
+    if size == len(rows):
+        return data
+    drawn = Note("cut", f"{part_of(size, rows)} of '{source.source}' are taken, drawn by the seed")
+    return replace(data, notes=(*data.notes, drawn))
 
 
 def is_task(source: Source) -> bool:
@@ -87,18 +106,96 @@ def source_rows(source: Source, *, size: int | None, seed: int, start: int = 0) 
     return generate_rows(source.source, options=source.options, size=size or 500, seed=seed, start=start)
 
 
-def build_dataset(rows: Sequence[Row], source: Source) -> Dataset:
+def build_dataset(rows: Sequence[Row], source: Source, *, numbers: Sequence[int] | None = None) -> Dataset:
     """Make problems of raw rows.
+
+    Args:
+        rows: at least one.
+        source: how to read them.
+        numbers: the row's number in the source, for errors; None counts from 0.
 
     Raises:
         DataError: a column that is not there, or a row without a usable prompt.
     """
     names = {role: _find_column(role, rows[0], source) for role in ("prompt", "answer")}
     _check_names(source, rows[0])
-    examples = tuple(_example(row, index, names, source) for index, row in enumerate(rows))
+    reading = _Reading(source, names, _find_follower(rows, names["prompt"], source))
+    examples = tuple(
+        _example(row, f"'{source.source}' row {number}", reading)
+        for row, number in zip(rows, numbers or range(len(rows)), strict=True)
+    )
     found = {role: name for role, name in names.items() if name and name != role and role not in source.columns}
     label = ":".join(part for part in (source.source, source.config, source.split) if part)
-    return Dataset(label, examples, found)
+    return Dataset(label, examples, found, tuple(_notes(rows, reading)))
+
+
+def alias_notes(data: Dataset) -> tuple[Note, ...]:
+    """Return what was assumed of a data set's columns."""
+    return tuple(
+        Note("assumed", f"column {name!r} of '{data.name}' is taken for the {role}; data.columns.{role} says otherwise")
+        for role, name in data.aliases.items()
+    )
+
+
+@dataclass
+class _Reading:
+    """How rows are read, and in how many of them something was changed or left out, by column or key."""
+
+    source: Source
+    names: Mapping[str, str | None]
+    follows: str | None
+    joined: int = 0
+    unanswered: int = 0
+    empty: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def _notes(rows: Sequence[Row], reading: _Reading) -> Iterable[Note]:
+    """Yield what the user should know of how rows became problems."""
+    source, names, follows = reading.source, reading.names, reading.follows
+    of = f"of '{source.source}'"
+    if follows:
+        count = part_of(reading.joined, rows)
+        yield Note(
+            "assumed",
+            f"column {follows!r} {of} follows {names['prompt']!r} in the prompt, in {count}; data.columns.prompt or "
+            "data.template says otherwise",
+        )
+    for name in _unread(rows, source, names, follows):
+        count = part_of(sum(_is_filled(row.get(name)) for row in rows), rows)
+        yield Note("dropped", f"column {name!r} {of}, filled in {count}, is in no prompt; data.template can name it")
+    for name, number in reading.empty.items():
+        yield Note("changed", f"{{{name}}} of data.template is left empty in {part_of(number, rows)} {of}: it is null")
+    for name, number in sorted(reading.left_out.items()):
+        yield Note("dropped", f"{name!r} of {number:,} messages {of}, which no chat template reads")
+    if reading.unanswered:
+        yield Note(
+            "dropped", f"the answer is null in {part_of(reading.unanswered, rows)} {of}; rewards may leave them out"
+        )
+
+
+def _is_filled(value: Any) -> bool:
+    return bool(value.strip()) if isinstance(value, str) else value is not None and value not in ([], {})
+
+
+def _find_follower(rows: Sequence[Row], prompt: str | None, source: Source) -> str | None:
+    """Return the column whose text stands below the prompt's own, where nobody said what the prompt is."""
+    if "prompt" in source.columns or prompt is None:
+        return None
+    named = {*(template_fields(source.template) if source.template else ()), *source.columns.values()}
+    candidates = (name for name in FOLLOWS.get(prompt, ()) if name not in named)
+    return next((name for name in candidates if any(_is_text(row.get(name)) for row in rows)), None)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _unread(rows: Sequence[Row], source: Source, names: Mapping[str, str | None], follows: str | None) -> list[str]:
+    """Return columns with something in them that belongs into prompts, and that neither prompt nor reward is given."""
+    used = {*names.values(), follows, *source.columns.values()}
+    used |= {*(template_fields(source.template) if source.template else ())}
+    return [name for name in PART_OF_PROMPTS if name not in used and any(_is_filled(row.get(name)) for row in rows)]
 
 
 def _find_column(role: str, row: Row, source: Source) -> str | None:
@@ -139,99 +236,22 @@ def _dig(row: Row, name: str, missing: Any = None) -> Any:
     return value
 
 
-def _example(row: Row, index: int, names: Mapping[str, str | None], source: Source) -> Example:
-    where = f"'{source.source}' row {index}"
+def _example(row: Row, where: str, reading: _Reading) -> Example:
+    source, names, follows = reading.source, reading.names, reading.follows
     renamed = {**{role: name for role, name in names.items() if name}, **source.columns}
     values = {role: _dig(row, name, missing=_MISSING) for role, name in renamed.items()}
     for role, value in values.items():
         if value is _MISSING:
             raise DataError(f"{where}: column {renamed[role]!r} is missing")
     columns = {name: value for name, value in {**row, **values}.items() if name not in ("prompt", *RESERVED)}
-    prompt = _apply_template(values["prompt"], columns, source.template, where)
-    return Example(_with_system(as_prompt(prompt, where), source.system_prompt, where), columns)
-
-
-def _apply_template(prompt: Any, columns: Row, template: str | None, where: str) -> Any:
-    if template is None:
-        return prompt
-    if not isinstance(prompt, str):
-        raise DataError(f"{where}: data.template needs text prompts, these are {type(prompt).__name__}")
-    fields = {**columns, "prompt": prompt}
-    for name in template_fields(template):
-        if name not in fields:
-            hint = did_you_mean(name, fields)
-            raise DataError(f"data.template names {{{name}}}{hint}; columns: {', '.join(fields)}")
-    return template.format(**fields)
-
-
-def template_fields(template: str) -> list[str]:
-    r"""Return the names in braces of a template.
-
-    >>> template_fields("{question} Answer in \\boxed{{}}.")
-    ['question']
-
-    Raises:
-        DataError: a brace that is not closed, or not doubled where a brace is meant.
-    """
-    try:
-        parts = list(Formatter().parse(template))
-    except ValueError as error:
-        raise DataError(f"data.template cannot be read: {error}; write {{{{ and }}}} for braces") from None
-    names = [name for _, name, _, _ in parts if name is not None]
-    for name in names:
-        if not name.isidentifier():
-            raise DataError(
-                f"data.template holds {{{name}}}, expected a column's name; write {{{{ and }}}} for braces, "
-                "as in \\boxed{{}}"
-            )
-    return names
-
-
-def _with_system(prompt: Prompt, system_prompt: str | None, where: str) -> Prompt:
-    if system_prompt is None:
-        return prompt
-    system: Message = {"role": "system", "content": system_prompt}
-    if isinstance(prompt, str):
-        user: Message = {"role": "user", "content": prompt}
-        return (system, user)
-    messages = [message for message in prompt if isinstance(message, dict)]
-    if not messages:
-        raise DataError(f"{where}: a prompt of token ids cannot take data.system_prompt")
-    if messages[0]["role"] == "system":
-        raise DataError(f"{where}: the messages have a system message already: leave data.system_prompt out")
-    return (system, *messages)
-
-
-def as_prompt(value: Any, where: str) -> Prompt:
-    """Return a column's value as a prompt: text, chat messages or token ids.
-
-    Args:
-        value: text, a list of mappings with text under ``role`` and ``content``, or a list of integers.
-        where: what to call it in errors.
-
-    Raises:
-        DataError: anything else, or nothing in it.
-    """
-    if isinstance(value, str):
-        if not value.strip():
-            raise DataError(f"{where}: the prompt is empty")
-        return value
-    if not isinstance(value, list | tuple):
-        raise DataError(f"{where}: the prompt is {type(value).__name__}, expected text or a list of chat messages")
-    if not value:
-        raise DataError(f"{where}: the prompt is an empty list")
-    if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
-        return tuple(value)
-    messages = tuple(_as_message(item, f"{where}, message {index}") for index, item in enumerate(value))
-    if messages[-1]["role"] == "assistant":
-        raise DataError(f"{where}: the last message is the assistant's, expected one for it to answer")
-    return messages
-
-
-def _as_message(item: Any, where: str) -> Message:
-    if not isinstance(item, Mapping):
-        raise DataError(f"{where}: expected a mapping with role and content, got {type(item).__name__}")
-    for key in ("role", "content"):
-        if not isinstance(item.get(key), str):
-            raise DataError(f"{where}: expected text under {key!r}, got {item.get(key)!r:.80}")
-    return {"role": item["role"], "content": item["content"]}
+    prompt = values["prompt"]
+    if follows and isinstance(prompt, str) and _is_text(row.get(follows)):
+        prompt = f"{prompt}\n\n{row[follows]}"
+        reading.joined += 1
+    if source.template is not None:
+        prompt = apply_template(prompt, columns, source.template, where, reading.empty)
+    read = with_system(as_prompt(prompt, where, reading.left_out), source.system_prompt, where)
+    reading.unanswered += columns.get("answer", "") is None
+    refuse_surrogates(read, f"{where}: the prompt")
+    refuse_surrogates(columns.get("answer"), f"{where}: the answer")
+    return Example(read, columns, where)

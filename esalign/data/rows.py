@@ -136,15 +136,46 @@ def _read_dataset(source: str, *, config: str | None, split: str | None, options
 
     path = Path(source).expanduser()
     saved = path.is_dir() and any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
+    place = str(path) if path.is_dir() else source
     try:
         if saved:
             data = datasets.load_from_disk(str(path))
         else:
-            place = str(path) if path.is_dir() else source
+            files = {} if options or not path.is_dir() else _list_files(place, config)
+            if files:
+                return _read_files(files, source, split)
             data = datasets.load_dataset(place, config, split=split, **options)
+    except DataError:
+        raise
     except Exception as error:  # whatever hub, network, scripts and files may raise
         raise DataError(_failure(source, config, split, error)) from error
     return [dict(row) for row in _take_split(data, source, split if saved else None)]
+
+
+def _list_files(folder: str, config: str | None) -> dict[str, list[Path]]:
+    """Return the files of each split of a folder, chosen as Hugging Face does; none where some are of other kinds.
+
+    ``datasets`` makes one type of all values of a column, so that "007" becomes 7 where another row has a number. So
+    what can be read as single files is.
+    """
+    import datasets
+
+    chosen = datasets.load_dataset_builder(folder, config).config.data_files or {}
+    files = {str(split): [Path(str(file)) for file in names] for split, names in chosen.items()}
+    kinds = {file.suffix.lower() for names in files.values() for file in names}
+    return files if kinds <= _READERS.keys() else {}
+
+
+def _read_files(files: Mapping[str, list[Path]], source: str, split: str | None) -> list[Row]:
+    """Return the rows of a split of single files, of a slice such as ``train[:10%]``, or of several, ``train+test``."""
+    from datasets import ReadInstruction
+
+    if split is None or not set(split) & set("[+"):
+        name = _choose_split(files, source, split)
+        return [row for file in files[name] for row in _read_file(file, _READERS[file.suffix.lower()])]
+    rows = {name: _read_files(files, source, name) for name in files}
+    parts = ReadInstruction.from_spec(split).to_absolute({name: len(held) for name, held in rows.items()})
+    return [row for part in parts for row in rows[part.splitname][part.from_ : part.to]]
 
 
 def _refuse_missing_path(source: str) -> None:
@@ -173,7 +204,12 @@ def _take_split(data: Any, source: str, split: str | None) -> Any:
         if split:
             raise DataError(f"'{source}' was saved without splits: leave data.split out, got {split!r}")
         return data
+    return data[_choose_split(data, source, split)]
+
+
+def _choose_split(data: Mapping[str, Any], source: str, split: str | None) -> str:
+    """Return the split that was asked for, else the only one, else ``train``."""
     name = split or (next(iter(data)) if len(data) == 1 else "train")
     if name not in data:
         raise DataError(f"'{source}' has no split {name!r}{did_you_mean(name, data)}; splits: {', '.join(data)}")
-    return data[name]
+    return name

@@ -1,12 +1,15 @@
 """Training, validation and test problems that never overlap."""
 
 import json
+import re
 import unicodedata
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from esalign.config.sections import Source
-from esalign.data.examples import Dataset, build_dataset, is_task, load_dataset, source_rows
+from esalign.data.examples import Dataset, alias_notes, build_dataset, is_task, load_dataset, source_rows
+from esalign.data.notes import Note, part_of
 from esalign.errors import DataError
 from esalign.seeds import Use, generator
 from esalign.types import Example, Prompt
@@ -14,68 +17,113 @@ from esalign.types import Example, Prompt
 
 @dataclass(frozen=True)
 class Splits:
-    """Problems by what they are for. No problem is in two of them.
+    """Problems by what they are for. No prompt is in two of them.
 
     Args:
         train: what the search sees.
         validation: chooses the best mean.
         test: read only for the start and the final result.
-        duplicates: problems that were left out because they came more than once, or were held out.
+        duplicates: rows that were left out because prompt and columns came before.
+        notes: what was dropped, changed, cut or assumed, for the user to see.
     """
 
     train: Dataset
     validation: Dataset
     test: Dataset
     duplicates: int = 0
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass
 class _Pool:
-    """The problems of one source that no split has taken yet, each once."""
+    """The problems of one source that no split has taken yet, by their prompts: equal prompts stay together."""
 
     source: Source
     seed: int
-    generated: int = 0
-    waiting: list[Example] = field(default_factory=list)
-    keys: set[Hashable] = field(default_factory=set)
-    aliases: dict[str, str] = field(default_factory=dict)
+    read: int = 0
+    waiting: dict[Hashable, list[Example]] = field(default_factory=dict)
+    seen: dict[Hashable, dict[str, Example]] = field(default_factory=dict)
+    data: Dataset = field(default_factory=lambda: Dataset("", ()))
     duplicates: int = 0
-    name: str = ""
+    torn: int = 0
+    variants: int = 0
+    differing: set[str] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.waiting.values()))
 
     def fill(self, size: int | None) -> None:
         """Have at least ``size`` problems waiting, where the source has so many; None is all of a file."""
         if is_task(self.source):
             self._generate(size or 500)
-        elif not self.generated:
+        elif not self.read:
             data = build_dataset(source_rows(self.source, size=None, seed=self.seed), self.source)
             order = generator(self.seed, Use.SPLITS).permutation(len(data.examples))
             self._add(data, [data.examples[index] for index in order])
 
     def _generate(self, size: int) -> None:
         """Generate until enough problems differ, or hardly any new one comes."""
-        while len(self.waiting) < size:
-            before, chunk = len(self.waiting), max(size - len(self.waiting), 256)
-            rows = source_rows(self.source, size=chunk, seed=self.seed, start=self.generated)
-            data = build_dataset(rows, self.source)
+        while len(self) < size:
+            before, chunk = len(self), max(size - len(self), 256)
+            rows = source_rows(self.source, size=chunk, seed=self.seed, start=self.read)
+            data = build_dataset(rows, self.source, numbers=range(self.read, self.read + len(rows)))
             self._add(data, data.examples)
-            if len(self.waiting) - before < chunk / 50:
+            if len(self) - before < chunk / 50:
                 return
 
     def _add(self, data: Dataset, examples: Sequence[Example]) -> None:
-        self.name, self.aliases = data.name, dict(data.aliases)
-        self.generated += len(examples)
+        self.data = replace(data, examples=())
+        self.read += len(examples)
         for example in examples:
             key = problem_key(example)
-            if key in self.keys:
+            columns = "" if is_task(self.source) else canonical_columns(example)
+            alike = self.seen.setdefault(key, {})
+            if columns in alike:
                 self.duplicates += 1
-            else:
-                self.keys.add(key)
-                self.waiting.append(example)
+                continue
+            if alike:
+                self.variants += 1
+                self.differing |= _differing(example, next(iter(alike.values())))
+            alike[columns] = example
+            self.waiting.setdefault(key, []).append(example)
 
     def take(self, size: int | None) -> Dataset:
-        count = len(self.waiting) if size is None else size
-        taken, self.waiting = self.waiting[:count], self.waiting[count:]
-        return Dataset(self.name, tuple(taken), self.aliases)
+        """Take problems, those of one prompt together; where that does not come out even, the rest of one goes."""
+        wanted = len(self) if size is None else size
+        taken: list[Example] = []
+        for key in list(self.waiting):
+            if len(self.waiting[key]) <= wanted - len(taken):
+                taken += self.waiting.pop(key)
+        if len(taken) < wanted and self.waiting:
+            group = self.waiting.pop(min(self.waiting, key=lambda key: len(self.waiting[key])))
+            self.torn += len(group) - (wanted - len(taken))
+            taken += group[: wanted - len(taken)]
+        return replace(self.data, examples=tuple(taken))
+
+    def notes(self, train_size: int | None) -> Iterable[Note]:
+        """Yield what happened to the rows of the source."""
+        of, task = f"of '{self.source.source}'", is_task(self.source)
+        yield from self.data.notes
+        rows = part_of(self.duplicates, range(self.read))
+        if self.duplicates and task:
+            yield Note("assumed", f"{rows} {of} were generated before: each problem is taken once")
+        elif self.duplicates:
+            yield Note("dropped", f"{rows} {of}: equal to another in prompt and columns")
+        if self.variants:
+            differing = ", ".join(repr(name) for name in sorted(self.differing))
+            yield Note(
+                "assumed",
+                f"{part_of(self.variants, range(self.read))} {of} have another's prompt and differ in {differing}: all "
+                "are kept as problems, equal prompts in one split",
+            )
+        if self.torn:
+            yield Note(
+                "dropped", f"{part_of(self.torn, range(self.read))} {of}: their prompt is in a split that is full"
+            )
+        if len(self) and not task:
+            yield Note(
+                "cut", f"{part_of(len(self), range(self.read))} {of} are in no split, as train_size is {train_size}"
+            )
 
 
 def make_splits(
@@ -91,8 +139,9 @@ def make_splits(
     """Return training, validation and test problems that never overlap.
 
     What has no source of its own is carved from the main one after a seeded shuffle, test first, then validation, so
-    that neither changes with the size of the training set. There, a problem that comes more than once is kept once.
-    Sources of their own must not overlap: which of two copies was meant cannot be known.
+    that neither changes with the size of the training set. There, of rows that are equal in prompt and columns one is
+    kept; rows that share only the prompt stay in one split. Sources of their own must not overlap: which of two copies
+    was meant cannot be known.
 
     Args:
         source: the main source.
@@ -110,17 +159,26 @@ def make_splits(
     carved = (0 if test else test_size) + (0 if validation else validation_size)
     wanted = carved + (train_size or (500 if is_task(source) else 1))
     pool.fill(wanted)
-    if len(pool.waiting) < wanted:
+    sizes = f"({train_size or 'the rest'} training, {validation_size} validation, {test_size} test)"
+    if len(pool) < wanted:
         raise DataError(
-            f"'{source.source}' gives {len(pool.waiting)} different problems, fewer than the {wanted} asked for "
-            f"({train_size or 'the rest'} training, {validation_size} validation, {test_size} test); "
+            f"'{source.source}' gives {len(pool)} different problems, fewer than the {wanted} asked for {sizes}; "
             "ask for fewer" + (", or widen data.options" if is_task(source) else "")
         )
     test_set = load_dataset(test, size=test_size, seed=seed) if test else pool.take(test_size)
     validation_set = (
         load_dataset(validation, size=validation_size, seed=seed) if validation else pool.take(validation_size)
     )
-    splits = Splits(pool.take(train_size), validation_set, test_set, pool.duplicates)
+    train_set = pool.take(train_size)
+    if len(train_set.examples) < (train_size or 1):
+        raise DataError(
+            f"'{source.source}' has too many rows with equal prompts: {len(train_set.examples)} are left to train on "
+            f"when no prompt may be in two splits {sizes}; ask for fewer, or make the prompts differ with data.template"
+        )
+    own = [data for source, data in ((validation, validation_set), (test, test_set)) if source]
+    apart = [note for data in own for note in (*alias_notes(data), *data.notes)]
+    notes = dict.fromkeys((*pool.notes(train_size), *apart))  # each once, where a file is named twice
+    splits = Splits(train_set, validation_set, test_set, pool.duplicates, tuple(notes))
     refuse_overlap(splits)
     return splits
 
@@ -141,13 +199,48 @@ def refuse_overlap(splits: Splits) -> None:
 
 
 def canonical(prompt: Prompt) -> str:
-    r"""Return a prompt's text, so that prompts that differ in white space or Unicode form only are equal.
+    r"""Return a prompt's text, equal for prompts that a reader would take for one.
 
-    >>> canonical("2 + 2\n = ?")
-    '2 + 2 = ?'
+    Not told apart: composed and decomposed characters of Unicode, blanks where lines end, and how many blanks stand
+    within a line. Told apart: ``5²`` and ``52``, and code that differs in indentation.
+
+    >>> canonical("2  + 2 \r\n  = ?\n")
+    '2 + 2\n  = ?'
     """
-    text = prompt if isinstance(prompt, str) else json.dumps(list(prompt), ensure_ascii=False, sort_keys=True)
-    return " ".join(unicodedata.normalize("NFKC", text).split())
+    return _canonical_text(prompt) if isinstance(prompt, str) else _canonical_json(list(prompt))
+
+
+def _canonical_text(text: str) -> str:
+    lines = [line.rstrip() for line in unicodedata.normalize("NFC", text).splitlines()]
+    return "\n".join(_INNER_BLANKS.sub(" ", line) for line in lines).strip("\n")
+
+
+_INNER_BLANKS = re.compile(r"(?<=\S)\s+")
+
+
+def _canonical_json(value: Any) -> str:
+    return json.dumps(_canonical_values(value), ensure_ascii=False, sort_keys=True, default=str)
+
+
+def _canonical_values(value: Any) -> Any:
+    if isinstance(value, str):
+        return _canonical_text(value)
+    if isinstance(value, Mapping):
+        return {str(key): _canonical_values(inner) for key, inner in value.items()}
+    return [_canonical_values(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def canonical_columns(example: Example) -> str:
+    """Return the columns of a problem as text, equal where `canonical` would have texts equal."""
+    return _canonical_json(example.columns)
+
+
+def _differing(one: Example, other: Example) -> set[str]:
+    """Return the columns in which two problems differ."""
+    names = one.columns.keys() | other.columns.keys()
+    return {
+        name for name in names if _canonical_json(one.columns.get(name)) != _canonical_json(other.columns.get(name))
+    }
 
 
 def problem_key(example: Example) -> Hashable:

@@ -16,6 +16,7 @@ from esalign.distill.forced import read_completions
 from esalign.distill.rollout import Pair, Rollout, RolloutOptions, remember_teacher, roll_out
 from esalign.distill.vocabulary import PROBES, SharedVocabulary
 from esalign.engines.loading import LoadedModel, list_ends, load_model
+from esalign.engines.text import TextCodec
 from esalign.errors import DistillationError
 from esalign.protocols import Backend, Space
 from esalign.types import Array, Sampling
@@ -147,14 +148,17 @@ def vocabulary_of_engine(backend: Backend, teacher: LoadedModel, student: str | 
     Raises:
         DistillationError: they cut them differently, or the teacher's head is too small.
     """
+    size = max(teacher.tokenizer.get_vocab().values()) + 1
+    codec = TextCodec(
+        teacher.tokenizer, vocab=size, ends=teacher.ends, context=None, chat_template_kwargs=None, label=teacher.label
+    )
     for text in PROBES:
-        ours, theirs = backend.encode(text), tuple(teacher.tokenizer(text)["input_ids"])
+        ours, theirs = backend.encode(text), codec.encode(text)
         if tuple(ours) != theirs:
             raise DistillationError(
                 f"the engine and {teacher.label} cut {text!r} into different tokens, {list(ours)[:6]} and "
                 f"{list(theirs)[:6]} ...: take a teacher with the student's tokenizer"
             )
-    size = max(teacher.tokenizer.get_vocab().values()) + 1
     if teacher.rows < size:
         raise DistillationError(f"{teacher.label} has {teacher.rows} output rows for {size} token ids of its tokenizer")
     ends = [*_ends(student), *teacher.ends]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from esalign.assets import adapter_path, model_path
 from esalign.engines.checks import check_choice
 from esalign.errors import BackendError
+from esalign.files import expand_home
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +124,7 @@ def load_tokenizer(path: str) -> Any:
     with quiet(), one_line_errors(f"the tokenizer '{path}'"):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(expand_home(path))
 
 
 def _find_device(name: str) -> "torch.device":

@@ -22,6 +22,7 @@ class StopStrings:
     def __init__(self, codec: TextCodec, stop: tuple[str, ...]) -> None:
         self._codec = codec
         self._stop = stop
+        self._special = codec.shows_special(stop)
         self._last = {text[-1] for text in stop}
         self._known: dict[int, bool] = {}
 
@@ -37,5 +38,5 @@ class StopStrings:
 
     def completed(self, ids: Sequence[int]) -> bool:
         """Tell whether the text of a completion holds a stop string."""
-        text = self._codec.decode(ids)
+        text = self._codec.decode(ids, special=self._special)
         return any(stop in text for stop in self._stop)

@@ -7,7 +7,7 @@ from esalign.rewards.load import is_chat
 from esalign.rewards.pool import RewardPool
 from esalign.types import Example, Prompt
 
-MOST_PROBLEMS = 16
+MOST_PROBLEMS = 8
 MOST_ANSWERS = 12  # among which the right one is hidden
 REPETITIONS = 1000
 SHOWN = 80  # characters of a text
@@ -46,8 +46,8 @@ def audit(pool: RewardPool, examples: Sequence[Example]) -> list[str]:
     answered = [example for example in examples if example.columns.get("answer") is not None][:MOST_PROBLEMS]
     answers = [str(example.columns["answer"]) for example in answered]
     right = [Trick(form, i, form.format(answer)) for i, answer in enumerate(answers) for form in FORMS]
-    tricks = list(_tricks(answered, answers))
     of_right, failures = _score(pool, answered, right)
+    tricks = list(_tricks(answered, answers, _liked_forms(right, of_right)))
     of_tricks, more_failures = _score(pool, answered, tricks)
     found = [f"reward {name} on right answers: {message}" for name, message in failures.items()]
     found += [
@@ -68,7 +68,18 @@ def audit(pool: RewardPool, examples: Sequence[Example]) -> list[str]:
     return found
 
 
-def _tricks(examples: Sequence[Example], answers: Sequence[str]) -> Iterator[Trick]:
+def _liked_forms(right: Sequence[Trick], of_right: Mapping[str, Sequence[float | None]]) -> list[str]:
+    """Return the form in which right answers earn most, of each reward."""
+    liked = []
+    for values in of_right.values():
+        sums = dict.fromkeys(FORMS, 0.0)
+        for text, value in zip(right, values, strict=True):
+            sums[text.kind] += value or 0.0
+        liked.append(max(sums, key=lambda form: sums[form]))
+    return list(dict.fromkeys(liked))
+
+
+def _tricks(examples: Sequence[Example], answers: Sequence[str], forms: Sequence[str]) -> Iterator[Trick]:
     """Yield the texts that must earn nothing, for every problem."""
     for i, (example, answer) in enumerate(zip(examples, answers, strict=True)):
         others = [other for other in dict.fromkeys(answers) if other != answer]
@@ -79,10 +90,10 @@ def _tricks(examples: Sequence[Example], answers: Sequence[str]) -> Iterator[Tri
         yield Trick("a word, repeated a thousand times", i, "so " * REPETITIONS)
         if not others:
             continue
-        for form in FORMS:
+        for form in forms:
             yield Trick("another problem's answer", i, form.format(others[i % len(others)]))
         hidden = sorted([answer, *(others[i:] + others[:i])[: MOST_ANSWERS - 1]])
-        for form in FORMS:
+        for form in forms:
             yield Trick("the right answer among others", i, form.format(" or ".join(hidden)))
 
 

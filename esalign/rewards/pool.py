@@ -1,5 +1,7 @@
 """Scores completions in processes beside generation, each with a time limit; nothing that fails is silently 0."""
 
+import contextlib
+import importlib
 import itertools
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -11,7 +13,7 @@ from esalign.errors import RewardError
 from esalign.rewards.here import judge_here
 from esalign.rewards.judge import Item, Outcome
 from esalign.rewards.load import Reward, RewardFunction, TrainerState, load_reward
-from esalign.rewards.scorers import Scorers
+from esalign.rewards.scorers import Scorers, slow_modules
 from esalign.types import Example
 
 
@@ -85,6 +87,10 @@ class RewardPool:
         self._numbers = itertools.count()
         self._batch = _Batch(self._numbers)
         self._scorers = Scorers(self._rewards, workers=workers, timeout=timeout) if workers else None
+        if not workers:  # in workers this is done before they are timed, too
+            for module in slow_modules(self._rewards):
+                with contextlib.suppress(ImportError):  # who needs the module says so when it scores
+                    importlib.import_module(module)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ class Scorers:
 
     def __init__(self, rewards: Sequence[Reward], *, workers: int, timeout: float) -> None:
         packed, count = pack(rewards), len(rewards)
-        self._template = Template(_preload(rewards))
+        self._template = Template(slow_modules(rewards))
         self._workers = [Worker(self._template, packed, count=count, timeout=timeout) for _ in range(workers)]
         self._waiting: deque[tuple[int, Item]] = deque()
         self._open = 0
@@ -100,7 +100,7 @@ class Scorers:
             return [self._waiting.popleft() for _ in range(share)]
 
 
-def _preload(rewards: Sequence[Reward]) -> list[str]:
+def slow_modules(rewards: Sequence[Reward]) -> list[str]:
     """Return the modules of registered rewards, and those that they name as slow to import."""
     modules: list[str] = []
     for reward in rewards:

@@ -22,6 +22,7 @@ from esalign.run.verify import Verification
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 INPUTS = "inputs.json"
+DATA = "data.json"
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 ADAPTER = "adapter"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from esalign.config.run import RunConfig
+from esalign.data import Note
 from esalign.run.first_step import FirstStep
 from esalign.types import Sample
 
@@ -20,6 +21,7 @@ class Plan:
         tokens: generated tokens in all, from the mean length of the batch.
         seconds: search time in all, from the batch's speed.
         columns: role -> the data's column that was taken for it without being told so.
+        notes: what else was dropped, changed, cut or assumed of the data.
         concerns: what should worry the user.
         step: what the first step does to completions.
         samples: completions of the first population with their rewards.
@@ -32,6 +34,7 @@ class Plan:
     tokens: int
     seconds: float
     columns: Mapping[str, str]
+    notes: tuple[Note, ...]
     concerns: tuple[str, ...]
     step: FirstStep
     samples: tuple[Sample, ...]

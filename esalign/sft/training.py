@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from esalign.config.sft import SftOptions
+from esalign.data import Note
 from esalign.errors import AdapterError, ConfigError, MissingPackageError
-from esalign.sft.demonstrations import Demonstration, read_demonstrations, tokenize
+from esalign.sft.demonstrations import Demonstration, describe_lengths, read_demonstrations, tokenize
+from esalign.sft.targets import choose_targets
 from esalign.types import Example
 
 if TYPE_CHECKING:
@@ -33,12 +35,13 @@ class SftSummary:
 
     Args:
         adapter: the PEFT folder that was written.
-        examples: number of demonstrations.
+        examples: number of demonstrations that were trained on.
         steps: optimiser steps done.
         loss: mean loss per answer token over the whole training.
         final_loss: the same of the last step.
         tokens: tokens read, padding left out, prompts included.
         seconds: wall-clock time of the training itself.
+        notes: what was dropped, cut or assumed, for the user to see.
     """
 
     adapter: Path
@@ -48,6 +51,7 @@ class SftSummary:
     final_loss: float
     tokens: int
     seconds: float
+    notes: tuple[Note, ...] = ()
 
 
 def train_sft(
@@ -81,7 +85,7 @@ def train_sft(
     start = time.perf_counter()
     with _quiet(), tempfile.TemporaryDirectory() as scratch:
         losses: list[float] = []
-        trainer = _build_trainer(str(model), shown, options, Path(scratch), _recorder(losses, on_step))
+        trainer, notes = _build_trainer(str(model), shown, options, Path(scratch), _recorder(losses, on_step))
         result = trainer.train()
         adapted: Any = trainer.model
         _refuse_untrained(adapted, options, steps=int(result.global_step))
@@ -89,12 +93,13 @@ def train_sft(
         tokens = int(trainer.state.num_input_tokens_seen)
     return SftSummary(
         adapter=Path(out),
-        examples=len(shown),
+        examples=len(cast("Any", trainer.train_dataset)),
         steps=int(result.global_step),
         loss=float(result.training_loss),
         final_loss=losses[-1],
         tokens=tokens,
         seconds=time.perf_counter() - start,
+        notes=notes,
     )
 
 
@@ -160,7 +165,8 @@ def _recorder(losses: list[float], on_step: OnStep | None) -> "TrainerCallback":
 
 def _build_trainer(
     model: str, shown: Sequence[Demonstration], options: SftOptions, scratch: Path, recorder: "TrainerCallback"
-) -> "SFTTrainer":
+) -> "tuple[SFTTrainer, tuple[Note, ...]]":
+    """Return the trainer, and what the user should know of demonstrations and layers."""
     import datasets
     import torch
     from peft import LoraConfig
@@ -173,33 +179,33 @@ def _build_trainer(
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:  # as transformers says that there is no such model
         raise ConfigError(f"model '{model}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    targets, missing = choose_targets(base, options.target_modules, f"the model {model!r}")
+    notes = describe_lengths(shown, tokenizer, max_length=options.max_length)
+    if missing:
+        adapted = ", ".join(targets)
+        text = f"the model has no layers {', '.join(missing)}: {adapted} are adapted; target_modules can name others"
+        notes.append(Note("dropped", text))
     records = tokenize(shown, tokenizer, max_length=options.max_length)
     if tokenizer.pad_token is None:  # any token will do: it is neither attended to nor learnt
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     lora = LoraConfig(
         r=options.rank,
         lora_alpha=2 * options.rank if options.alpha is None else options.alpha,
-        target_modules=list(options.target_modules),
+        target_modules=list(targets),
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
     )
-    try:
-        trainer = SFTTrainer(
-            model=base,
-            args=_trainer_options(options, scratch, len(records)),
-            train_dataset=datasets.Dataset.from_list(records),
-            processing_class=tokenizer,
-            peft_config=lora,
-            callbacks=[recorder],
-        )
-    except ValueError as error:
-        if "target modules" not in str(error).lower():
-            raise
-        wanted = ", ".join(options.target_modules)
-        raise AdapterError(f"the model {model!r} has none of the target modules {wanted}: name its own") from error
+    trainer = SFTTrainer(
+        model=base,
+        args=_trainer_options(options, scratch, len(records)),
+        train_dataset=datasets.Dataset.from_list(records),
+        processing_class=tokenizer,
+        peft_config=lora,
+        callbacks=[recorder],
+    )
     trainer.remove_callback(PrinterCallback)
-    return trainer
+    return trainer, tuple(notes)
 
 
 def _trainer_options(options: SftOptions, scratch: Path, num_records: int) -> "SFTConfig":

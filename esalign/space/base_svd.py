@@ -2,9 +2,10 @@
 
 For each target W = U S V^T, and r of its directions, the update of a search vector x is
 
-    U_r diag(scale * x) V_r^T        scale = rms(S_r), or each direction's own S
+    U_r diag(scale * x) V_r^T        scale = rms(S_r) / sqrt(number of targets); or each direction's own S, not rms
 
-so that the zero vector is the model itself, bit for bit. Engines get it as factors of the usual kind:
+so that the zero vector is the model itself, bit for bit, and one step size suits models of few layers and of many:
+random changes of the layers add up as their squares do. Engines get it as factors of the usual kind:
 V_A = V_r, s_A = 1, M = I, U_B = U_r and s_B = scale * x.
 """
 
@@ -39,7 +40,7 @@ class BaseSvd(FactoredSpace):
             attention.
         layers: numbers of the blocks; None for all.
         skip: leave out so many of the largest directions, and take the next ones.
-        unit: what 1 in the search vector means: ``rms`` of the layer's singular values, or ``each`` its own.
+        unit: by which singular values a layer's directions are scaled: by their ``rms``, or ``each`` by its own.
 
     Raises:
         BackendError: the model's weights cannot be read.
@@ -47,7 +48,7 @@ class BaseSvd(FactoredSpace):
         ConfigError: an option is out of range, or names no layer.
     """
 
-    sigma = 0.15
+    sigma = 1.5
     """First step size that suits the space; see docs/spaces.md for how it was measured."""
 
     def __init__(
@@ -87,7 +88,7 @@ class BaseSvd(FactoredSpace):
             (U, S, Vt), weights_hash = cached_svd(matrix, rank + skip)
             digest.update(f"{name} {weights_hash}".encode())
             part = U[:, skip:], S[skip:], Vt[skip:]
-            modules.append(_make_module(name, part, unit, start=rank * len(modules)))
+            modules.append(_make_module(name, part, unit, layers=len(names), start=rank * len(modules)))
         start = Adapter(_peft_config(model, rank, names), tuple(_start_of(module) for module in modules))
         super().__init__(start, modules, digest.hexdigest())
 
@@ -136,12 +137,13 @@ def _ends_with(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _make_module(name: str, svd: Svd, unit: str, *, start: int) -> SvdModule:
+def _make_module(name: str, svd: Svd, unit: str, *, layers: int, start: int) -> SvdModule:
     """Return U diag(0) I diag(1) Vt, whose zeros the search vector moves."""
     U, S, Vt = svd
     rank = len(S)
     one = np.eye(rank, dtype=np.float32)
-    scale = float(np.sqrt(np.mean(S.astype(np.float64) ** 2))) if unit == "rms" else S.astype(np.float64)
+    values = S.astype(np.float64)
+    scale = (np.sqrt(np.mean(values**2)) if unit == "rms" else values) / np.sqrt(layers)
     a = Factor(one, np.ones(rank, np.float32), Vt, 1.0, start, 0)
     b = Factor(U, np.zeros(rank, np.float32), one, scale, start, rank)
     return SvdModule(name, 1.0, a, b)

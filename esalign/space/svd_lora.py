@@ -100,8 +100,8 @@ def _decompose(factor: Array, fraction: float, start: int, label: str) -> Factor
     U, s, Vt = np.linalg.svd(factor.astype(np.float64), full_matrices=False)
     if not s[0] > 0.0:
         raise AdapterError(
-            f"{label} is zero, so the adapter changes nothing there: make a warm start with `esalign sft`, or leave the "
-            "adapter out, which searches the model's own weights"
+            f"{label} is zero, so the adapter changes nothing there: make a warm start with `esalign sft`, or leave "
+            "the adapter out, which searches the model's own weights"
         )
     alive = int((s > DEAD * s[0]).sum())
     count = min(int(fraction * len(s) + 1e-9), alive)

@@ -113,6 +113,11 @@ class FakeBackend:
         opened(self._model)
         return self._codec.encode(prompt)
 
+    @property
+    def context(self) -> int | None:
+        """The most tokens of a prompt and its completion."""
+        return self._codec.context
+
     def close(self) -> None:
         """Free the weights. Calling it twice is harmless."""
         self._model = None

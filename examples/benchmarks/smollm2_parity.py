@@ -48,7 +48,7 @@ def complete(
 ) -> tuple[list[list[Completion]], np.ndarray, float]:
     """Return an engine's greedy completions, the log-probabilities of fixed tokens, and the seconds it took."""
     space = esalign.make_space("base-svd", model=str(folder), rank=4, targets=["q_proj", "v_proj", "o_proj"])
-    vectors = np.random.default_rng(0).standard_normal((candidates, space.dim)) * 0.1
+    vectors = np.random.default_rng(0).standard_normal((candidates, space.dim))
     prompts = [[{"role": "user", "content": question.format(topic)}] for question in QUESTIONS for topic in TOPICS][
         :chats
     ]

@@ -56,6 +56,7 @@ def render(files: RunFiles) -> str:
         accounting=accounting(files),
         concerns=all_concerns(files),
         verification=verification(files),
+        notes=[(str(note.get("kind", "")), clean(str(note.get("text", "")))) for note in files.notes],
         changes=changes(files),
         completions=completions(files),
         config=settings(files.config),

@@ -14,7 +14,7 @@ from esalign.report.words import Words, as_estimate, words_for
 from esalign.run.statistics import Estimate
 from esalign.run.texts import COMPLETIONS
 
-CONFIG, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
+CONFIG, ENVIRONMENT, DATA, RESULT = "config.yaml", "environment.json", "data.json", "result.json"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 NESTED = ("fitness", "validation", "probe", "tokens", "machine")  # entries of a metrics row that hold several numbers
 Fits: TypeAlias = Callable[[str, Any], bool]
@@ -32,6 +32,7 @@ class RunFiles:
         rows: one per generation, the start first.
         samples: completions, with their generation.
         result: how the run ended; None while it has not.
+        notes: what was dropped, changed, cut or assumed of the data, as mappings of kind and text.
         changes: which test problems were gained and lost; None while the run has not ended.
         broken: what could not be read, in words; the page is written without it.
     """
@@ -42,6 +43,7 @@ class RunFiles:
     rows: Sequence[Mapping[str, Any]]
     samples: Sequence[Mapping[str, Any]]
     result: Mapping[str, Any] | None
+    notes: Sequence[Mapping[str, Any]] = ()
     changes: Changes | None = None
     broken: Sequence[str] = ()
 
@@ -79,6 +81,7 @@ def read_run(folder: Path) -> RunFiles:
         rows=_read_lines(folder / METRICS, _is_metric, broken, needed="generation"),
         samples=_read_lines(folder / SAMPLES, _is_sample, broken),
         result=None if result is None else _keep(result, _is_result, RESULT, broken),
+        notes=_keep(_as_mapping(_read(folder / DATA, broken), DATA, broken), _is_data, DATA, broken).get("notes", ()),
         changes=find_changes(_read_lines(folder / COMPLETIONS, _is_text, broken, needed="problem")),
         broken=broken,
     )
@@ -155,6 +158,10 @@ def _is_metric(key: str, value: Any) -> bool:
 
 def _is_sample(key: str, value: Any) -> bool:
     return _is_number(value) if key in ("generation", "reward") else True
+
+
+def _is_data(key: str, value: Any) -> bool:
+    return key != "notes" or (isinstance(value, list) and all(isinstance(note, dict) for note in value))
 
 
 def _is_text(key: str, value: Any) -> bool:

@@ -145,6 +145,8 @@ def show_plan(console: "Console", plan: "Plan") -> None:
     console.print()
     for label, text in facts.items():
         _fact(console, label, text)
+    for note in plan.notes:
+        _fact(console, note.kind, one_line(note.text, 500))
     for concern in plan.concerns:
         _fact(console, "warning", one_line(concern, 500), "yellow")
     for sample in plan.samples:
