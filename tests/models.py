@@ -39,7 +39,9 @@ def make_tiny(
     folder: Path, architecture: str = "llama", *, seed: int = 0, rank: int = 4, **overrides: Any
 ) -> TinyModel:
     """Write a random model with tokenizer to folder/model and a random adapter to folder/adapter."""
-    adapter_options = {name: overrides.pop(name) for name in ("targets", "rank_pattern") if name in overrides}
+    adapter_options = {
+        name: overrides.pop(name) for name in ("targets", "rank_pattern", "strength") if name in overrides
+    }
     model = make_model(folder / "model", architecture, seed=seed, **overrides)
     adapter = make_adapter(folder / "adapter", model, seed=seed, rank=rank, **adapter_options)
     return TinyModel(model, adapter)
@@ -134,6 +136,32 @@ def make_config(architecture: str, **overrides: Any) -> Any:
             "num_hidden_layers": 3,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
+        "deepseek_v3": {
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 24,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 16,
+            "n_group": 1,
+            "topk_group": 1,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "first_k_dense_replace": 1,
+        },
+        "qwen2_moe": {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        },
+        "rwkv": {"context_length": 64, "attention_hidden_size": 64},
+        "recurrent_gemma": {"lru_width": 64, "attention_window_size": 16},
+        "xlstm": {},
+        "mamba": {"state_size": 8},
+        "jamba": {"num_experts": 2},
     }
     kind = {"gemma3": "gemma3_text"}.get(architecture, architecture)
     return AutoConfig.for_model(kind, **(common | special[architecture] | overrides))

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from esalign.engines.loading import load_model, load_tokenizer
 from esalign.engines.stops import StopStrings
 from esalign.errors import BackendError, MissingPackageError
-from esalign.space import SvdLora
+from esalign.space import Adapter, LoraModule, SvdLora, write_adapter
 from esalign.testing import BACKEND_CLAIMS, Reference, Subject
 from esalign.testing.backend import ids_of
 from esalign.types import Sampling
@@ -293,6 +293,7 @@ def test_prompts_of_no_known_kind_are_errors(llama, prompt):
         ({"dtype": "float8"}, "dtype is 'float8', expected one of float32"),
         ({"quantization": "int3"}, "quantization is 'int3', expected one of int8, int4"),
         ({"device": "abacus"}, "device is 'abacus', expected 'auto'"),
+        *(({"device": name}, f"device is '{name}', expected .*no support") for name in ("mps", "xpu:1", "meta", "hpu")),
         ({"device": "cuda:99"}, "device is 'cuda:99', but this machine has"),
         ({"memory_gb": 0}, "memory_gb is 0, expected a number above 0"),
         ({"max_rows": -1}, "max_rows is -1, expected a whole number of at least 1"),
@@ -341,6 +342,50 @@ def test_recurrent_models_are_refused_by_the_kind_of_their_layers(copied):
     (copied / "config.json").write_text(json.dumps(config))
     with pytest.raises(BackendError, match="layers of type 'linear_attention', which backend 'torch' does not support"):
         TorchBackend(copied, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "named"),
+    [
+        ("rwkv", r"is recurrent \(RwkvForCausalLM\)"),
+        ("recurrent_gemma", r"is recurrent \(RecurrentGemmaForCausalLM\)"),
+        ("xlstm", r"is recurrent \(xLSTMForCausalLM\)"),
+        ("mamba", "layers of type"),
+        ("jamba", "layers of type"),
+    ],
+)
+def test_recurrent_architectures_are_refused_in_one_line(tmp_path, architecture, named):
+    model = make_model(tmp_path / "model", architecture)
+    with pytest.raises(BackendError, match=f"{named}.*backend 'torch' does not support"):
+        TorchBackend(model, device="cpu")
+
+
+@pytest.mark.parametrize("claim", PARITY, ids=lambda claim: claim.__name__)
+def test_latent_attention_equals_the_folded_adapter(tmp_path, claim):
+    """DeepSeek's kv_b_proj sees one dimension more than other layers."""
+    claim(make_subject(tmp_path, "deepseek_v3", targets=("kv_b_proj", "q_b_proj", "o_proj")))
+
+
+def test_layers_of_experts_that_cannot_be_adapted_are_named(tmp_path):
+    shared = craft_adapter(tmp_path / "a", make_model(tmp_path / "deepseek", "deepseek_v3"), "shared_experts.up_proj")
+    with pytest.raises(BackendError, match=r"'model.layers.1.mlp.shared_experts.up_proj' of .* peft takes for a part"):
+        TorchBackend(tmp_path / "deepseek", SvdLora.from_pretrained(shared), device="cpu")
+    shared = craft_adapter(tmp_path / "b", make_model(tmp_path / "qwen", "qwen2_moe"), "shared_expert.up_proj")
+    with pytest.raises(BackendError, match=r"'model.layers.0.mlp.shared_expert.up_proj' gets a tensor of shape"):
+        TorchBackend(tmp_path / "qwen", SvdLora.from_pretrained(shared), device="cpu")
+
+
+def craft_adapter(folder, model, target):
+    """Write a random adapter of all layers of a name, which peft itself may not be able to make."""
+    rng = np.random.default_rng(0)
+    modules = [
+        LoraModule(name, *(rng.standard_normal(shape).astype(np.float32) for shape in ((2, wide), (high, 2))), 2.0)
+        for name, layer in AutoModelForCausalLM.from_pretrained(model).named_modules()
+        if name.endswith(target)
+        for high, wide in [layer.weight.shape]
+    ]
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [target]}
+    return write_adapter(Adapter(config, tuple(modules)), folder)
 
 
 def test_an_adapter_of_another_model_is_refused_by_the_first_mismatch(llama, tmp_path):

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from esalign.errors import BackendError
+
 STRIDE = 16  # least number of slots to grow by
 
 
@@ -122,10 +124,20 @@ class RowCache(Cache):
 
 @torch.inference_mode()
 def kv_bytes(model: Any, layers: int, token: int) -> int:
-    """Measure the bytes of keys and values that one token takes in all layers, by a forward pass of one token."""
+    """Measure the bytes of keys and values that one token takes in all layers, by a forward pass of one token.
+
+    Raises:
+        BackendError: a layer keeps none.
+    """
     cache = RowCache(layers, 1)
     ids = torch.tensor([[token]], device=model.device)
     model(input_ids=ids, past_key_values=cache, use_cache=True)
+    without = [number for number, layer in enumerate(cache.row_layers) if not layer.is_initialized]
+    if without:
+        raise BackendError(
+            f"layer {without[0]} of this {type(model).__name__} keeps no keys and values of its own, as recurrent ones "
+            "do not, which backend 'torch' does not support"
+        )
     return cache.nbytes // cache.row_layers[0].key_buffer.shape[2]
 
 

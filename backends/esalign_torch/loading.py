@@ -55,5 +55,8 @@ def refuse_unsupported(loaded: LoadedModel) -> None:
     for kind in getattr(config, "layer_types", None) or ():
         if kind not in SUPPORTED_LAYERS:
             raise BackendError(f"{loaded.label} has layers of type {kind!r}, which backend 'torch' does not support")
+    if getattr(loaded.model, "_is_stateful", False):  # as transformers marks those without a list of layers
+        kind = type(loaded.model).__name__
+        raise BackendError(f"{loaded.label} is recurrent ({kind}), which backend 'torch' does not support")
     if getattr(config, "is_encoder_decoder", False):
         raise BackendError(f"{loaded.label} is an encoder-decoder, expected a causal language model")

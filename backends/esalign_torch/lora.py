@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from esalign.engines.layers import check_peft_agrees, present_name
 from esalign.engines.loading import LoadedModel
 from esalign.errors import BackendError
 from esalign.protocols import Space
@@ -74,6 +75,7 @@ class _SharedInput(nn.Module):
         super().__init__()
         self.values = values
         self.place = 2 * place
+        self.label = f"the adapted layer {modules[0].name!r}"
         down = torch.from_numpy(np.concatenate([module.a.Vt.T for module in modules], axis=1))  # (in, rank)
         # M^T of each layer is a block: no layer's V_A^T x may leak into another's update; (rank, rank) of the group.
         core = torch.block_diag(*(torch.from_numpy(np.ascontiguousarray(module.core.T)) for module in modules))
@@ -83,15 +85,17 @@ class _SharedInput(nn.Module):
         self._output = torch.empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x of shape (rows, tokens, in) to (rows * tokens, rank), once for all layers that bring one x."""
-        if x.ndim != 3:
-            raise BackendError(
-                f"an adapted layer got a tensor of shape {tuple(x.shape)}, expected (rows, tokens, features): backend "
-                "'torch' cannot adapt layers that see tokens regrouped, such as experts"
-            )
+        """Map x of shape (rows, ..., tokens, in) to (rows * tokens, rank), once for all layers that bring one x."""
         if self._input() is not x:
             s_a, s_b = self.values.factors[self.place : self.place + 2]  # each (rows, 1, rank): one of every row
-            inner = (((x @ self.down) * s_a) @ self.core) * s_b
+            if x.ndim < 3 or len(x) != len(s_a):
+                raise BackendError(
+                    f"{self.label} gets a tensor of shape {tuple(x.shape)}, expected (rows, tokens, features) of "
+                    f"{len(s_a)} rows: backend 'torch' cannot adapt layers that get the tokens of all rows as one: "
+                    "train the adapter without it"
+                )
+            rows = x.view(len(x), -1, x.shape[-1])  # some layers see one more dimension, of size one
+            inner = (((rows @ self.down) * s_a) @ self.core) * s_b
             self._output = inner.view(-1, inner.shape[-1])
             self._input = weakref.ref(x)  # weak, so that the activation can be freed; None, when it was, is no x
         return self._output
@@ -127,9 +131,9 @@ class _PopulationLinear(nn.Module):
         self.up = nn.Buffer(up.to(device=device, dtype=dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x of shape (rows, tokens, in) to (rows, tokens, out)."""
+        """Map x of shape (rows, ..., tokens, in) to (rows, ..., tokens, out)."""
         inner = self.shared(x)[:, self.columns]  # (rows * tokens, rank), scaled by s_B
-        y: Tensor = self.base(x)  # (rows, tokens, out), fresh memory, so it may be added to in place
+        y: Tensor = self.base(x)  # (rows, ..., tokens, out), fresh memory, so it may be added to in place
         y.view(-1, y.shape[-1]).addmm_(inner, self.up)
         return y
 
@@ -147,7 +151,9 @@ def attach(loaded: LoadedModel, space: Space, *, probe: Callable[[], object], dt
         BackendError: a layer is missing, is not linear, or has another shape than the adapter's factors.
     """
     model, device = loaded.model, loaded.model.device
-    layers = [_find(model, module, loaded.label) for module in space.modules]
+    names = [present_name(model, module.name) for module in space.modules]
+    layers = [_find(model, *pair, loaded.label) for pair in zip(names, space.modules, strict=True)]
+    check_peft_agrees(space, model.config, names, loaded.label)
     groups = _group_by_input(layers, probe)
     values = SingularValues()
     values.arrange(groups, [module.rank for module in space.modules])
@@ -155,9 +161,9 @@ def attach(loaded: LoadedModel, space: Space, *, probe: Callable[[], object], dt
         modules = [space.modules[member] for member in group]
         shared = _SharedInput(modules, values, place=place, dtype=dtype, device=device)
         start = 0
-        for module, layer in zip(modules, (layers[member] for member in group), strict=True):
-            wrapped = _PopulationLinear(layer, module, shared, start=start, dtype=dtype, device=device)
-            parent, _, child = module.name.rpartition(".")
+        for module, member in zip(modules, group, strict=True):
+            wrapped = _PopulationLinear(layers[member], module, shared, start=start, dtype=dtype, device=device)
+            parent, _, child = names[member].rpartition(".")
             setattr(model.get_submodule(parent), child, wrapped)
             start += module.rank
     return values
@@ -187,10 +193,10 @@ def _group_by_input(layers: Sequence[nn.Module], probe: Callable[[], object]) ->
     return [group for _, group in seen] + [[place] for place in range(len(layers)) if place not in met]
 
 
-def _find(model: nn.Module, module: SvdModule, label: str) -> nn.Module:
-    """Return the layer that a module adapts, or say why it does not fit."""
+def _find(model: nn.Module, name: str, module: SvdModule, label: str) -> nn.Module:
+    """Return the layer that a module adapts, by its name in the model, or say why it does not fit."""
     try:
-        base = model.get_submodule(module.name)
+        base = model.get_submodule(name)
     except AttributeError:
         raise BackendError(
             f"the adapter adapts {module.name!r}, which {label} does not have: "

@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import Any
 
+from esalign.engines.layers import check_peft_agrees, present_name
 from esalign.engines.loading import one_line_errors
 from esalign.errors import BackendError
 from esalign.protocols import Space
@@ -83,14 +84,16 @@ def check_fit(space: Space, config: Any, label: str) -> None:
             skeleton = AutoModelForCausalLM.from_config(config)
     except (ValueError, KeyError, ImportError, NotImplementedError):
         return
-    for module in space.modules:
-        _check_layer(skeleton, module, label)
+    names = [present_name(skeleton, module.name) for module in space.modules]
+    for name, module in zip(names, space.modules, strict=True):
+        _check_layer(skeleton, name, module, label)
+    check_peft_agrees(space, config, names, f"model '{label}'")
 
 
-def _check_layer(skeleton: Any, module: SvdModule, label: str) -> None:
+def _check_layer(skeleton: Any, name: str, module: SvdModule, label: str) -> None:
     advice = "use the model that the adapter was trained on"
     try:
-        layer = skeleton.get_submodule(module.name)
+        layer = skeleton.get_submodule(name)
     except AttributeError:
         raise BackendError(
             f"the adapter adapts {module.name!r}, which model '{label}' does not have: {advice}"

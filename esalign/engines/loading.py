@@ -137,10 +137,13 @@ def _find_device(name: str) -> "torch.device":
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    expected = f"device is {name!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:<number>'"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise BackendError(f"device is {name!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:<number>'") from error
+        raise BackendError(expected) from error
+    if device.type not in ("cpu", "cuda"):
+        raise BackendError(f"{expected}: esalign has no support for {device.type}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BackendError(f"device is {name!r}, but this machine has {torch.cuda.device_count()} CUDA GPUs: use 'cpu'")
     return device

@@ -1,8 +1,8 @@
 """Read and write PEFT LoRA adapter folders, with numpy alone."""
 
 import json
-import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,28 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from esalign.errors import AdapterError
+from esalign.errors import AdapterError, EsalignWarning
 from esalign.files import write_atomically
+from esalign.space.adapter_config import CONFIG_FILE, kept, read_config, scaling_of
 from esalign.types import Array
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-UNSUPPORTED = {
-    "use_dora": "DoRA",
-    "use_qalora": "QALoRA",
-    "use_bdlora": "BD-LoRA",
-    "kasa_config": "KaSA",
-    "arrow_config": "Arrow",
-    "alora_invocation_tokens": "activated LoRA",
-    "modules_to_save": "modules_to_save",
-    "trainable_token_indices": "trainable tokens",
-    "layer_replication": "layer replication",
-    "target_parameters": "target parameters",
-    "megatron_config": "Megatron layers",
-}
-BASE_CHANGING_STARTS = ("pissa", "olora", "corda", "loftq")
-_TENSOR_NAME = re.compile(rf"^{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<factor>[AB])\.weight$")
+_TENSOR_NAME = re.compile(r"^(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>[^.]+))?\.weight$")
+_WRAPPED = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)|^module(?=\.)")
+_EXPERTS = re.compile(r"\.experts(\.|$)")
 
 
 @dataclass(frozen=True)
@@ -71,20 +59,8 @@ def read_adapter(folder: str | Path) -> Adapter:
         AdapterError: a file is missing or broken, or the adapter is of a kind that has no factors to search over.
     """
     path = _locate(folder)
-    config = _read_config(path)
-    _refuse_unsupported(config, path)
-    tensors = _read_tensors(path)
-    factors: dict[str, dict[str, Array]] = {}
-    for tensor_name, tensor in tensors.items():
-        match = _TENSOR_NAME.match(tensor_name)
-        if match is None:
-            raise AdapterError(
-                f"adapter '{path}' holds the tensor {tensor_name!r}, expected only lora_A and lora_B weights of linear "
-                "layers: train it without embeddings, DoRA and modules_to_save"
-            )
-        factors.setdefault(match["module"], {})[match["factor"]] = tensor
-    if not factors:
-        raise AdapterError(f"adapter '{path}' holds no lora_A and lora_B tensors: is it a LoRA adapter?")
+    config = read_config(path)
+    factors = _sort_tensors(_read_tensors(path), path)
     modules = tuple(_make_module(name, factors[name], config, path) for name in sorted(factors, key=layer_order))
     return Adapter(config, modules)
 
@@ -99,7 +75,7 @@ def write_adapter(adapter: Adapter, folder: str | Path) -> Path:
     for module in adapter.modules:
         for factor, values in (("A", module.A), ("B", module.B)):
             tensors[f"{PREFIX}{module.name}.lora_{factor}.weight"] = np.ascontiguousarray(values, dtype=np.float32)
-    config = json.dumps({**adapter.config, "inference_mode": True}, indent=2, sort_keys=True) + "\n"
+    config = json.dumps(kept(adapter.config), indent=2, sort_keys=True) + "\n"
     write_atomically(path / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
     write_atomically(path / CONFIG_FILE, config.encode())
     return path
@@ -124,35 +100,49 @@ def _locate(folder: str | Path) -> Path:
         ) from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    file = path / CONFIG_FILE
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AdapterError(f"adapter '{path}' has no {CONFIG_FILE}: is it a PEFT adapter?") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AdapterError(f"'{file}' is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise AdapterError(f"'{file}' holds {type(config).__name__}, expected a JSON object")
-    return config
+def _sort_tensors(tensors: Mapping[str, Array], path: Path) -> dict[str, dict[str, Array]]:
+    """Return {layer: {factor: values}}. Names that a wrapper of the model or a raw state has changed are mended.
 
-
-def _refuse_unsupported(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse by name every variant whose update is not ``scaling * B @ A`` of linear layers and nothing else."""
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise AdapterError(f"adapter '{path}' is of peft_type {kind!r}, expected 'LORA'")
-    if config.get("bias", "none") != "none" or config.get("lora_bias"):
-        raise AdapterError(f"adapter '{path}' trains biases, which esalign does not support: train it with bias='none'")
-    for key, label in UNSUPPORTED.items():
-        if config.get(key):
-            raise AdapterError(f"adapter '{path}' uses {label} ({key}), which esalign does not support")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(BASE_CHANGING_STARTS):
-        raise AdapterError(
-            f"adapter '{path}' was started with init_lora_weights={start!r}, which changes the base model: convert it "
-            "to a plain LoRA (PEFT: save_pretrained(path_initial_model_for_weight_conversion=...))"
+    Raises:
+        AdapterError: other tensors, none, or names that would be those of two adapters.
+    """
+    factors: dict[str, dict[str, Array]] = {}
+    mended, adapters = [], set()
+    for name, tensor in tensors.items():
+        match = _TENSOR_NAME.match(name)
+        if match is None:
+            raise AdapterError(
+                f"adapter '{path}' holds the tensor {name!r}, expected only lora_A and lora_B weights of linear "
+                "layers: train it without embeddings, DoRA and modules_to_save"
+            )
+        module, factor = _plain_name(match["module"]), match["factor"]
+        adapters.add(match["adapter"])
+        if name != f"{PREFIX}{module}.lora_{factor}.weight":
+            mended.append(f"{name!r} as {module!r}")
+        if factor in factors.setdefault(module, {}) or len(adapters) > 1:
+            raise AdapterError(f"adapter '{path}' holds two adapters: {name!r} is a second lora_{factor} of {module!r}")
+        factors[module][factor] = tensor
+    if not factors:
+        raise AdapterError(f"adapter '{path}' holds no lora_A and lora_B tensors: is it a LoRA adapter?")
+    if mended:
+        warnings.warn(
+            f"adapter '{path}' has {len(mended)} tensors under names that peft would not find; {mended[0]} is read",
+            EsalignWarning,
+            stacklevel=3,
         )
+    return factors
+
+
+def _plain_name(name: str) -> str:
+    """Return a layer's name in the base model: without what torch.compile, FSDP or a second peft put around it.
+
+    >>> _plain_name("base_model.model.base_model.model._orig_mod.model.layers.0.self_attn.q_proj")
+    'model.layers.0.self_attn.q_proj'
+    """
+    name = _WRAPPED.sub("", name).lstrip(".")
+    while name.startswith(PREFIX):
+        name = name.removeprefix(PREFIX)
+    return name
 
 
 def _read_tensors(path: Path) -> dict[str, Array]:
@@ -165,6 +155,8 @@ def _read_tensors(path: Path) -> dict[str, Array]:
         raise AdapterError(f"adapter '{path}' has no {WEIGHTS_FILE}{hint}")
     try:
         return dict(_parse_safetensors(file.read_bytes()))
+    except OSError as error:
+        raise AdapterError(f"'{file}' cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise AdapterError(f"'{file}' is broken ({error}): save the adapter again") from error
 
@@ -190,37 +182,23 @@ def _parse_safetensors(content: bytes) -> Iterator[tuple[str, Array]]:
 def _make_module(name: str, factors: Mapping[str, Array], config: Mapping[str, Any], path: Path) -> LoraModule:
     if "embed_tokens" in name or name.endswith(("lm_head", "wte", "wpe")):
         raise AdapterError(f"adapter '{path}' adapts the embedding {name!r}, which esalign does not support")
+    if _EXPERTS.search(name):
+        raise AdapterError(
+            f"adapter '{path}' adapts the expert {name!r}; transformers holds all experts of a layer as one matrix, "
+            "which esalign does not adapt: train it on the layers that see all tokens, such as those of attention"
+        )
     if set(factors) != {"A", "B"}:
         raise AdapterError(f"adapter '{path}' has only lora_{next(iter(factors))} for {name!r}, expected A and B")
     A, B = factors["A"], factors["B"]
-    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
+    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or 0 in (*A.shape, *B.shape):
         raise AdapterError(
             f"adapter '{path}' has A {A.shape} and B {B.shape} for {name!r}, expected (rank, in) and (out, rank)"
         )
     if not (np.isfinite(A).all() and np.isfinite(B).all()):
         raise AdapterError(f"adapter '{path}' holds numbers that are not finite in {name!r}: train it again")
-    rank = len(A)
-    configured = _from_pattern(config.get("rank_pattern"), name, config.get("r"), path)
-    if configured != rank:
-        raise AdapterError(f"adapter '{path}' says rank {configured} for {name!r}, but its factors have rank {rank}")
-    alpha = _from_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8), path)
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise AdapterError(f"adapter '{path}' has lora_alpha {alpha!r} for {name!r}, expected a number")
-    return LoraModule(name, A, B, alpha / (rank**0.5 if config.get("use_rslora") else rank))
-
-
-def _from_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any, path: Path) -> Any:
-    """Return the value for a module as PEFT does: the first key that matches the end of its name, as an expression."""
-    for key, value in (pattern or {}).items():
-        try:
-            found = re.match(rf"(.*\.)?({key})$", name)
-        except re.error as error:
-            raise AdapterError(f"adapter '{path}' has a pattern {key!r} that cannot be read: {error}") from None
-        if found:
-            return value
-    return default
+    return LoraModule(name, A, B, scaling_of(name, len(A), config, path))
 
 
 def layer_order(name: str) -> list[Any]:
     """Sort layer 10 after layer 9."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in name.split(".")]
