@@ -6,6 +6,8 @@ PYTHON ?= python3
 LLAMA_CPP := 0.3.36
 SMOLLM2 := 0.1.2
 VENV := .venv
+# Tests start many processes: without bytecode on disk, each would compile torch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
 BIN := $(VENV)/bin
 # uv does not read pip's own settings, so the places where this machine keeps wheels are handed over.
 FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
