@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -184,6 +185,8 @@ def one_line_errors(label: str) -> Iterator[None]:
         AttributeError,
         RuntimeError,
         ImportError,
+        IndexError,  # this one and the next: a GGUF file that is cut short
+        struct.error,
         SafetensorError,
     ) as error:
         import torch
