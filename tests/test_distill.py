@@ -87,7 +87,9 @@ def test_a_distillation_writes_the_files_of_a_run(finished):
     assert names == {
         "adapter",
         "checkpoints",
+        "completions.jsonl",
         "config.yaml",
+        "data.json",
         "environment.json",
         "inputs.json",
         "metrics.jsonl",
