@@ -22,7 +22,7 @@ QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 REWARD = '''"""A graded reward that depends on every token: the share of distinct characters."""
 
 
-def variety(prompts, completions, **columns):
+def variety(prompts, completions: list[str], **columns):
     return [len(set(text)) / 40 for text in completions]
 '''
 
