@@ -69,7 +69,9 @@ def test_a_run_writes_its_files_and_says_where(finished):
     assert names == {
         "adapter",
         "checkpoints",
+        "completions.jsonl",
         "config.yaml",
+        "data.json",
         "environment.json",
         "inputs.json",
         "metrics.jsonl",
