@@ -128,7 +128,7 @@ def refused(outcome: tuple[Any, str, list[str]], told: str) -> None:
         ("backend.dtype=int8", "got dtype 'int8', expected auto, float32"),
         ("backend.options={max_model_len: 1000}", "vLLM cannot start model"),
         ("backend.options={max_model_len: 12}", "raise the option max_model_len"),
-        ("sampling.max_tokens=256", "has a context of 256: shorten the prompt, lower max_tokens"),
+        ("sampling.max_tokens=256", "context of 256 less sampling.max_tokens 256"),
         ("model.path=/nowhere", "model '/nowhere' cannot be loaded"),
     ],
 )
