@@ -206,7 +206,10 @@ def edit(folder, target, name="config.json", **changes):
 @pytest.mark.parametrize(
     ("changes", "say"),
     [
-        ({"model_type": "gpt2"}, "is of type 'gpt2'; esalign converts llama, mistral, qwen2, qwen3"),
+        *(
+            ({"model_type": kind}, f"is of type {kind!r}; backend 'llama-cpp' runs llama, mistral, qwen2, qwen3 alone")
+            for kind in ("gpt2", "gemma2", "gemma3_text", "phi3", "qwen2_moe", "mixtral", None)
+        ),
         ({"sliding_window": 32}, "sliding_window 32, which esalign does not convert"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),

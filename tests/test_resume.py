@@ -110,7 +110,7 @@ CHANGES = {
     "the tokenizer": (lambda f: (f / "model" / "tokenizer.json").write_text("[]"), "model.path '"),
     "a file of the model more": (lambda f: (f / "model" / "chat_template.jinja").write_text("x"), "model.path '"),
     "the adapter's scaling": (
-        lambda f: change_line(f / "adapter" / "adapter_config.json", 2, '"lora_alpha": 2', '"lora_alpha": 4'),
+        lambda f: change_line(f / "adapter" / "adapter_config.json", 3, '"lora_alpha": 2', '"lora_alpha": 4'),
         "model.adapter '.*adapter' changed",
     ),
 }

@@ -104,8 +104,8 @@ def read_config(folder: Path) -> ModelConfig:
     kind = raw.get("model_type")
     if kind not in ARCHITECTURE_OF:
         raise BackendError(
-            f"model '{folder}' is of type {kind!r}; esalign converts {', '.join(ARCHITECTURE_OF)}: "
-            "convert it with llama.cpp's convert_hf_to_gguf.py"
+            f"model '{folder}' is of type {kind!r}; backend 'llama-cpp' runs {', '.join(ARCHITECTURE_OF)} alone, as "
+            "GGUF files too: use backend 'torch' or 'vllm'"
         )
     _refuse_unsupported(raw, folder)
     generation = folder / "generation_config.json"

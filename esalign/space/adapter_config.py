@@ -47,6 +47,8 @@ KEPT = (
 )
 """The keys that say what the factors mean. The others steer training or belong to a variant, and are not written."""
 
+SMALLEST_ALPHA, LARGEST_ALPHA = 1e-6, 1e6
+
 Config = Mapping[str, Any]
 
 
@@ -74,7 +76,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def kept(config: Config) -> dict[str, Any]:
     """Return what of a configuration is written beside new factors, for any version of peft."""
-    return {**{key: config[key] for key in KEPT if key in config}, "inference_mode": True, "init_lora_weights": True}
+    said = {key: config[key] for key in KEPT if config.get(key) is not None}  # peft takes no null for its patterns
+    return {**said, "inference_mode": True, "init_lora_weights": True}
 
 
 def scaling_of(name: str, rank: int, config: Config, path: Path) -> float:
@@ -98,8 +101,11 @@ def scaling_of(name: str, rank: int, config: Config, path: Path) -> float:
     if configured != rank:
         raise AdapterError(f"adapter '{path}' says rank {configured} for {name!r}, but its factors have rank {rank}")
     alpha = _from_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
-    if not _is_number(alpha) or alpha == 0:
-        raise AdapterError(f"adapter '{path}' has lora_alpha {alpha!r} for {name!r}, expected a number other than 0")
+    if not _is_number(alpha) or not SMALLEST_ALPHA <= abs(alpha) <= LARGEST_ALPHA:
+        raise AdapterError(
+            f"adapter '{path}' has lora_alpha {alpha!r} for {name!r}, expected a number of {SMALLEST_ALPHA:g} to "
+            f"{LARGEST_ALPHA:g}: with others, the update is nothing or overflows"
+        )
     return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 
 
