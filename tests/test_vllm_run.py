@@ -127,7 +127,7 @@ def refused(outcome: tuple[Any, str, list[str]], told: str) -> None:
         ("backend.device=cuda", "the installed vLLM computes on 'cpu' alone"),
         ("backend.dtype=int8", "got dtype 'int8', expected auto, float32"),
         ("backend.options={max_model_len: 1000}", "vLLM cannot start model"),
-        ("backend.options={max_model_len: 12}", "raise the option max_model_len"),
+        ("backend.options={max_model_len: 12}", "context of 12 less sampling.max_tokens 8"),
         ("sampling.max_tokens=256", "context of 256 less sampling.max_tokens 256"),
         ("model.path=/nowhere", "model '/nowhere' cannot be loaded"),
     ],
