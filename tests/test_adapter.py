@@ -274,3 +274,11 @@ def test_bfloat16_adapters_are_widened(tmp_path):
     for module in read_adapter(folder).modules:
         key = f"base_model.model.{module.name}.lora_A.weight"
         assert np.array_equal(module.A, narrow[key].float().numpy())
+
+
+def test_the_first_of_two_patterns_that_match_wins_after_writing_too(tmp_path):
+    adapter = make_adapter(alpha_pattern={"q_proj": 2, ".*": 8})
+    written = read_adapter(write_adapter(adapter, tmp_path / "one"))
+    assert {module.name: module.scaling for module in written.modules} == {Q: 0.5, K: 2.0}
+    again = read_adapter(write_adapter(written, tmp_path / "two"))
+    assert {module.name: module.scaling for module in again.modules} == {Q: 0.5, K: 2.0}

@@ -75,7 +75,8 @@ def write_adapter(adapter: Adapter, folder: str | Path) -> Path:
     for module in adapter.modules:
         for factor, values in (("A", module.A), ("B", module.B)):
             tensors[f"{PREFIX}{module.name}.lora_{factor}.weight"] = np.ascontiguousarray(values, dtype=np.float32)
-    config = json.dumps(kept(adapter.config), indent=2, sort_keys=True) + "\n"
+    ordered = dict(sorted(kept(adapter.config).items()))  # within patterns the order counts: the first match wins
+    config = json.dumps(ordered, indent=2) + "\n"
     write_atomically(path / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
     write_atomically(path / CONFIG_FILE, config.encode())
     return path
