@@ -12,6 +12,8 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from os import PathLike
+from pathlib import PurePath
 from typing import Any
 
 from esalign.errors import ConfigError, MissingPackageError
@@ -54,6 +56,12 @@ def find(group: str, name: str) -> Any:
         return point.load()
     except Exception as error:  # whatever a plug-in's module does on import
         raise import_failure(point, error) from error
+
+
+def find_format(path: str | PathLike[str]) -> Any | None:
+    """Return what reads and writes files of a path's ending, such as .gguf; None where no installed engine does."""
+    ending = PurePath(path).suffix.removeprefix(".")
+    return find(FORMATS, ending) if ending in names(FORMATS) else None
 
 
 def entry_point(group: str, name: str) -> EntryPoint:

@@ -258,7 +258,7 @@ def test_broken_files_are_refused_with_one_clear_line(tmp_path):
     (folder / "adapter_config.json").write_text("{")
     with pytest.raises(AdapterError, match="not valid JSON"):
         read_adapter(folder)
-    with pytest.raises(AdapterError, match="is not a folder"):
+    with pytest.raises(AdapterError, match="is neither a folder with"):
         read_adapter(tmp_path / "nowhere")
 
 

@@ -75,7 +75,7 @@ def test_corrupt_files_are_refused_with_llama_cpps_reason(gguf, tmp_path, damage
 
 def test_a_missing_file_is_refused(tmp_path):
     refused(lambda: start(tmp_path / "none.gguf"), "none.gguf", "No such file")
-    refused(lambda: start(tmp_path / "nowhere"), "neither a GGUF file nor a folder")
+    refused(lambda: start(tmp_path / "nowhere"), "neither a folder with")
 
 
 def test_an_architecture_that_llama_cpp_does_not_know_is_refused(gguf, tmp_path):

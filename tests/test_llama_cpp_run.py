@@ -125,7 +125,7 @@ def refused(done, *told):
         ("backend.device=cuda", "llama.cpp was built without GPUs"),
         ("sampling.max_tokens=256", "context of 256 less sampling.max_tokens 256"),
         ("model.path=/nowhere.gguf", "'/nowhere.gguf' cannot be read: No such file"),
-        ("model.path=/nowhere", "model '/nowhere' is neither a GGUF file nor a folder"),
+        ("model.path=/nowhere", "model '/nowhere' is neither a folder with"),
         ("model.adapter=/nowhere.gguf", "'/nowhere.gguf' cannot be read: No such file"),
     ],
 )

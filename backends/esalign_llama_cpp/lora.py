@@ -9,6 +9,7 @@ import numpy as np
 
 from esalign.errors import AdapterError, MissingPackageError
 from esalign.space.adapter import Adapter, LoraModule
+from esalign.space.adapter_config import plain_config
 from esalign.types import Array
 from esalign_llama_cpp.names import (
     ARCHITECTURES,
@@ -195,21 +196,9 @@ def _peft_config(modules: tuple[LoraModule, ...], model: str) -> dict[str, Any]:
     rank = ranks.most_common(1)[0][0]
     alphas = {module.name: module.scaling * module.rank for module in modules}
     alpha = Counter(alphas.values()).most_common(1)[0][0]
+    names = sorted({module.name.rpartition(".")[2] for module in modules})
     return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": model,
-        "r": rank,
-        "lora_alpha": alpha,
+        **plain_config(model, names, rank=rank, alpha=alpha),
         "rank_pattern": {module.name: module.rank for module in modules if module.rank != rank},
         "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
-        "target_modules": sorted({module.name.rpartition(".")[2] for module in modules}),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_dropout": 0.0,
-        "use_dora": False,
-        "use_rslora": False,
-        "modules_to_save": None,
     }

@@ -2,12 +2,12 @@
 
 import hashlib
 import os
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from esalign.errors import BackendError
+from esalign.space.hub import find_folder
 from esalign_llama_cpp.config import read_config
 from esalign_llama_cpp.convert import STORED_TYPES, convert_model, weight_files
 from esalign_llama_cpp.quantize import BLOCKS, check_rows, quantize_model
@@ -64,7 +64,7 @@ def find_source(
                 f"quantization is {quantization!r}, but '{model}' is a GGUF file, which has its own: leave it out"
             )
         return Source(path)
-    folder = path if path.is_dir() else _download(str(model))
+    folder = find_folder(path, "model", ("*.json", "*.safetensors", "*.jinja"), BackendError)
     config = read_config(folder)
     kind = quantization or KIND_OF_DTYPE.get(dtype) or _own_kind(folder)
     if kind in BLOCKS:
@@ -123,19 +123,3 @@ def _own_kind(folder: Path) -> str:
         if "F32" in kinds or "BF16" in kinds:
             return "f32" if "F32" in kinds else "bf16"
     return "f16"
-
-
-def _download(name: str) -> Path:
-    """Return the local copy of a model on the hub."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise BackendError(f"model '{name}' is neither a GGUF file nor a folder: check the path")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise BackendError(
-            f"model '{name}' is neither a local file or folder nor a readable repository of the Hugging Face hub "
-            f"({type(error).__name__}): check the path"
-        ) from error

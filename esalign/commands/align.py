@@ -118,14 +118,19 @@ def plan(config: RunConfig) -> Plan:
 
 def _check(config: RunConfig, parts: SearchParts, adapter: Path, closing: ExitStack) -> Verification:
     """Compare the engine's greedy completions with those of the saved adapter elsewhere, and close the engine."""
+    if form := registry.find_format(config.model.path):
+        closing.close()  # the check needs the memory
+        beside = adapter.with_suffix(Path(config.model.path).suffix)
+        try:
+            note = form.export_adapter(adapter, config.model.path, beside)
+        except EsalignError as error:
+            return Verification(False, None, 0, f"the adapter was not written as '{beside.name}': {error}")
+        return Verification(True, None, 0, note)
     learner, few = parts.learner, parts.held_out.validation.examples[: config.run.verify_prompts]
     sampling = replace(config.sampling.make(seed=0), temperature=0.0)
     [completions] = learner.backend.generate(learner.vector[None], [example.prompt for example in few], sampling)
     prompts = [learner.backend.encode(example.prompt) for example in few]
-    closing.close()  # the check needs the memory
-    form = Path(config.model.path).suffix.removeprefix(".")
-    if form in registry.names(registry.FORMATS):
-        return _export_beside(adapter, config.model.path, form)
+    closing.close()
     exact = config.backend.dtype == "float32" and not config.backend.options.get("quantization")
     return verify_adapter(
         model_path(config.model.path),
@@ -136,15 +141,6 @@ def _check(config: RunConfig, parts: SearchParts, adapter: Path, closing: ExitSt
         dtype=config.backend.dtype,
         exact=exact,
     )
-
-
-def _export_beside(adapter: Path, model: str, form: str) -> Verification:
-    """Write the adapter in the form of its model's file too, loaded and compared by the engine of that form."""
-    try:
-        note = registry.find(registry.FORMATS, form).export_adapter(adapter, model, adapter.with_suffix(f".{form}"))
-    except EsalignError as error:
-        return Verification(False, None, 0, f"the adapter was not written as {form}: {error}")
-    return Verification(True, None, 0, note)
 
 
 def _concern_of_plain_text(backend: Backend, examples: Sequence[Example]) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ def keep_prompts(config: Experiment, backend: Backend) -> Callable[[Dataset], Da
         keep_fitting,
         encode=backend.encode,
         most=None if context is None else context - tokens,
-        reason=f"the model's context of {context} less sampling.max_tokens {tokens}",
+        reason=f"a context of {context} less sampling.max_tokens {tokens}; the backend's options may raise the context",
         too_long=config.data.too_long,
     )
 

@@ -103,7 +103,7 @@ def finish(
         write_report(folder)
 
     write(None)
-    reporter.stage("loading what was saved with transformers and peft, and comparing its completions")
+    reporter.stage("loading what was saved by itself, and comparing it")
     try:
         verification = check()
     except Exception as error:  # noqa: BLE001  (of engines and libraries; the result is written, and must not be lost)

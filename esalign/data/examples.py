@@ -8,12 +8,12 @@ from typing import Any
 from esalign.config.sections import Source
 from esalign.data.gym import PREFIX, generate_rows
 from esalign.data.notes import Note, part_of
-from esalign.data.prompts import apply_template, as_prompt, refuse_surrogates, template_fields, with_system
+from esalign.data.prompts import apply_template, as_chat, as_prompt, refuse_surrogates, template_fields
 from esalign.data.rows import Row, read_rows
 from esalign.errors import DataError
 from esalign.registry import did_you_mean
 from esalign.seeds import Use, generator
-from esalign.types import Example, Message
+from esalign.types import Example
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "prompt": ("prompt", "question", "problem", "instruction", "input"),
@@ -250,10 +250,9 @@ def _example(row: Row, where: str, reading: _Reading) -> Example:
         reading.joined += 1
     if source.template is not None:
         prompt = apply_template(prompt, columns, source.template, where, reading.empty)
-    read = with_system(as_prompt(prompt, where, reading.left_out), source.system_prompt, where)
-    if source.chat and isinstance(read, str):
-        message: Message = {"role": "user", "content": read}
-        read = (message,)
+    read = as_prompt(prompt, where, reading.left_out)
+    if source.chat or source.system_prompt is not None:
+        read = as_chat(read, source.system_prompt, where)
     reading.unanswered += columns.get("answer", "") is None
     refuse_surrogates(read, f"{where}: the prompt")
     refuse_surrogates(columns.get("answer"), f"{where}: the answer")

@@ -63,24 +63,24 @@ def _join_parts(content: Any) -> Any:
     return "".join(texts) if len(texts) == len(content) else content
 
 
-def with_system(prompt: Prompt, system_prompt: str | None, where: str) -> Prompt:
-    """Return a prompt as chat messages that a system message opens; as it is where there is none.
+def as_chat(prompt: Prompt, system_prompt: str | None, where: str) -> Prompt:
+    """Return a text as a chat, with a system message first where one is given; chats and token ids stay as they are.
 
     Raises:
-        DataError: the prompt has one already, or is token ids.
+        DataError: a system message for a chat that has one already, or for token ids.
     """
-    if system_prompt is None:
-        return prompt
-    system: Message = {"role": "system", "content": system_prompt}
     if isinstance(prompt, str):
         user: Message = {"role": "user", "content": prompt}
-        return (system, user)
-    messages = [message for message in prompt if isinstance(message, dict)]
-    if not messages:
+        prompt = (user,)
+    if system_prompt is None:
+        return prompt
+    turns = [message for message in prompt if isinstance(message, dict)]
+    if not turns:
         raise DataError(f"{where}: a prompt of token ids cannot take data.system_prompt")
-    if messages[0]["role"] == "system":
+    if turns[0]["role"] == "system":
         raise DataError(f"{where}: the messages have a system message already: leave data.system_prompt out")
-    return (system, *messages)
+    system: Message = {"role": "system", "content": system_prompt}
+    return (system, *turns)
 
 
 def refuse_surrogates(value: Any, where: str) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from esalign.run.first_step import repeats_itself
+
 LEAST_COMMON = 0.8  # share of the gained completions that must have a form, for it to be said
 LEAST_GAINED = 3  # fewer share a form by chance
 EDGE = 3  # words of a beginning or an end
@@ -123,8 +125,7 @@ def _is_chat(prompt: Any) -> bool:
 
 
 def _is_repetition(_: Any, text: str) -> str:
-    words = text.split()
-    return "say one thing again and again" if len(words) >= 20 and len(set(words)) <= len(words) / 5 else ""
+    return "say one thing again and again" if repeats_itself(text.split()) else ""
 
 
 def _shape(_: Any, text: str) -> str:

@@ -1,6 +1,6 @@
 """What the first step of a search does to completions: next to nothing, something, or damage."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ CANDIDATES, PROMPTS = 4, 16
 LEAST_CHANGED = 0.15  # below, the candidates of a generation hardly differ, so that nothing tells them apart
 MOST_DAMAGE = 0.2  # above, fitness says who broke least
 TRIES = 5
-MANY_TOKENS = 16
+MANY = 16  # of fewer tokens or words, a few are easily said twice
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,16 @@ def try_first_step(
 
 def is_broken(completion: Completion) -> bool:
     """Tell whether a completion is empty, cut at the limit, or says little again and again."""
-    ids = completion.token_ids
-    repeats = len(ids) >= MANY_TOKENS and len(set(ids)) <= len(ids) / 4
-    return not completion.text.strip() or completion.finish_reason == "length" or repeats
+    cut = completion.finish_reason == "length"
+    return not completion.text.strip() or cut or repeats_itself(completion.token_ids)
+
+
+def repeats_itself(parts: Sequence[Hashable]) -> bool:
+    """Tell whether many tokens, or words, are few ones again and again.
+
+    >>> repeats_itself("so it is what it is and so on and on it goes, again".split())
+    False
+    >>> repeats_itself(["no", "no", "never"] * 6)
+    True
+    """
+    return len(parts) >= MANY and len(set(parts)) <= len(parts) / 4

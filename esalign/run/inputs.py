@@ -27,8 +27,8 @@ _PATHS = re.compile(r"(model|student|teacher)\.(path|adapter)|.*\boptions\..*")
 def hash_inputs(config: Experiment, problems: Mapping[str, Sequence[Example]]) -> dict[str, str]:
     """Return hashes of what a run's numbers depend on beside its configuration.
 
-    Models may be large. Of files above 64 MiB, size, ends and 1 byte in 64 are hashed: 240 MB of 15 GB, in a second or
-    two. So another training of a model is noticed; a few numbers changed within a large file may not be.
+    Models may be large. Of files above 64 MiB, size, ends and 1 byte in 64 are hashed: 240 MB of 15 GB. So another
+    training of a model is noticed; a few numbers changed within a large file may not be.
 
     Args:
         config: the run's. What its sections name is read from disk, models of the hub from its cache.

@@ -13,6 +13,7 @@ import numpy as np
 from esalign.errors import AdapterError, EsalignWarning
 from esalign.files import write_atomically
 from esalign.space.adapter_config import CONFIG_FILE, kept, read_config, scaling_of
+from esalign.space.hub import find_folder
 from esalign.types import Array
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -58,7 +59,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     Raises:
         AdapterError: a file is missing or broken, or the adapter is of a kind that has no factors to search over.
     """
-    path = _locate(folder)
+    path = find_folder(folder, "adapter", (CONFIG_FILE, WEIGHTS_FILE), AdapterError)
     config = read_config(path)
     factors = _sort_tensors(_read_tensors(path), path)
     modules = tuple(_make_module(name, factors[name], config, path) for name in sorted(factors, key=layer_order))
@@ -80,25 +81,6 @@ def write_adapter(adapter: Adapter, folder: str | Path) -> Path:
     write_atomically(path / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
     write_atomically(path / CONFIG_FILE, config.encode())
     return path
-
-
-def _locate(folder: str | Path) -> Path:
-    """Return the local folder of an adapter, fetching it from the hub when it is not a local one."""
-    path = Path(folder)
-    if path.is_dir():
-        return path
-    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
-        raise AdapterError(f"adapter '{folder}' is not a folder: expected a PEFT adapter with {CONFIG_FILE}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(folder), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise AdapterError(
-            f"adapter '{folder}' is neither a local folder nor a readable repository of the Hugging Face hub "
-            f"({type(error).__name__}): check the path"
-        ) from error
 
 
 def _sort_tensors(tensors: Mapping[str, Array], path: Path) -> dict[str, dict[str, Array]]:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,19 @@ def kept(config: Config) -> dict[str, Any]:
     """Return what of a configuration is written beside new factors, for any version of peft."""
     said = {key: config[key] for key in KEPT if config.get(key) is not None}  # peft takes no null for its patterns
     return {**said, "inference_mode": True, "init_lora_weights": True}
+
+
+def plain_config(model: str, names: Sequence[str], *, rank: int, alpha: float) -> dict[str, Any]:
+    """Return the configuration of a LoRA of a causal language model that adapts exactly these layers."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": model,
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": list(names),
+        "bias": "none",
+    }
 
 
 def scaling_of(name: str, rank: int, config: Config, path: Path) -> float:

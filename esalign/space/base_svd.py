@@ -10,23 +10,18 @@ V_A = V_r, s_A = 1, M = I, U_B = U_r and s_B = scale * x.
 """
 
 import hashlib
-import re
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from esalign.assets import model_path
 from esalign.errors import AdapterError, ConfigError
-from esalign.registry import did_you_mean
 from esalign.space.adapter import Adapter, LoraModule, layer_order
+from esalign.space.adapter_config import plain_config
 from esalign.space.decompose import Svd, cached_svd
 from esalign.space.factors import Factor, FactoredSpace, SvdModule
+from esalign.space.targets import choose_layers
 from esalign.space.weights import open_weights
-
-ALL_LINEAR = "all-linear"
-ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-_BLOCK = re.compile(r"\.(\d+)\.")
 
 
 class BaseSvd(FactoredSpace):
@@ -89,52 +84,10 @@ class BaseSvd(FactoredSpace):
             digest.update(f"{name} {weights_hash}".encode())
             part = U[:, skip:], S[skip:], Vt[skip:]
             modules.append(_make_module(name, part, unit, layers=len(names), start=rank * len(modules)))
-        start = Adapter(_peft_config(model, rank, names), tuple(_start_of(module) for module in modules))
-        super().__init__(start, modules, digest.hexdigest())
-
-
-def choose_layers(
-    names: Sequence[str], targets: str | Sequence[str] | None, layers: Sequence[int] | None, *, label: str
-) -> list[str]:
-    """Return the layers that targets and block numbers name, in their order.
-
-    Args:
-        names: all linear layers.
-        targets: as of `BaseSvd`.
-        layers: as of `BaseSvd`.
-        label: the model, for messages.
-
-    Raises:
-        ConfigError: a target or a block that is not there.
-    """
-    wanted = [targets] if isinstance(targets, str) and targets != ALL_LINEAR else targets
-    if wanted == ALL_LINEAR:
-        chosen = list(names)
-    elif wanted is None:
-        chosen = [name for name in names if ATTENTION.search(name.partition(".")[2])]
-    else:
-        for target in wanted:
-            if not any(_ends_with(name, target) for name in names):
-                known = sorted({name.rpartition(".")[2] for name in names})
-                raise ConfigError(
-                    f"{label} has no linear layer {target!r}{did_you_mean(target, known)}; layers: {', '.join(known)}, "
-                    f"or '{ALL_LINEAR}'"
-                )
-        chosen = [name for name in names if any(_ends_with(name, target) for target in wanted)]
-    blocks = {int(match[1]) for name in chosen if (match := _BLOCK.search(name))}
-    if unknown := sorted(set(layers or ()) - blocks):
-        raise ConfigError(
-            f"{label} has no block {unknown[0]} with these targets; blocks: 0 to {max(blocks, default=-1)}"
+        start = Adapter(
+            plain_config(model, names, rank=rank, alpha=rank), tuple(_start_of(module) for module in modules)
         )
-    if layers is not None:
-        chosen = [name for name in chosen if (match := _BLOCK.search(name)) and int(match[1]) in layers]
-    if not chosen:
-        raise ConfigError(f"{label}: targets and layers leave no layer to search in; expected at least one")
-    return chosen
-
-
-def _ends_with(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
+        super().__init__(start, modules, digest.hexdigest())
 
 
 def _make_module(name: str, svd: Svd, unit: str, *, layers: int, start: int) -> SvdModule:
@@ -151,23 +104,3 @@ def _make_module(name: str, svd: Svd, unit: str, *, layers: int, start: int) -> 
 
 def _start_of(module: SvdModule) -> LoraModule:
     return LoraModule(module.name, module.a.Vt, np.zeros_like(module.b.U), module.scaling)
-
-
-def _peft_config(model: str, rank: int, names: Sequence[str]) -> dict[str, Any]:
-    """Return a PEFT configuration that adapts exactly these layers, with a scaling of 1."""
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": model,
-        "r": rank,
-        "lora_alpha": rank,
-        "target_modules": list(names),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_dropout": 0.0,
-        "use_dora": False,
-        "use_rslora": False,
-        "modules_to_save": None,
-    }

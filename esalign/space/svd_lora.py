@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from esalign import registry
 from esalign.assets import adapter_path
 from esalign.errors import AdapterError, ConfigError
+from esalign.registry import find_format
 from esalign.space.adapter import Adapter, read_adapter
 from esalign.space.factors import Factor, FactoredSpace, SvdModule
 from esalign.types import Array
@@ -89,10 +89,8 @@ def open_svd_lora(*, model: str | None, adapter: str | None, fraction: float = 1
             "make one with `esalign sft`"
         )
     adapter = adapter_path(adapter)
-    ending = Path(adapter).suffix.removeprefix(".")
-    if ending in registry.names(registry.FORMATS):
-        return SvdLora(registry.find(registry.FORMATS, ending).read_adapter(adapter, model), fraction=fraction)
-    return SvdLora.from_pretrained(adapter, fraction=fraction)
+    form = find_format(adapter)
+    return SvdLora(form.read_adapter(adapter, model) if form else read_adapter(adapter), fraction=fraction)
 
 
 def _decompose(factor: Array, fraction: float, start: int, label: str) -> Factor:

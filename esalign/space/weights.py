@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from esalign import registry
 from esalign.errors import BackendError
+from esalign.registry import find_format
+from esalign.space.hub import find_folder
+from esalign.space.targets import linear_layers
 from esalign.types import Array
 
 
@@ -26,11 +28,9 @@ def open_weights(model: str) -> Weights:
     Raises:
         BackendError: the model cannot be read.
     """
-    ending = Path(model).suffix.removeprefix(".")
-    if ending in registry.names(registry.FORMATS):
-        opened: Weights = registry.find(registry.FORMATS, ending).open_weights(model)
-        return opened
-    return CheckpointWeights(model)
+    form = find_format(model)
+    opened: Weights = form.open_weights(model) if form else CheckpointWeights(model)
+    return opened
 
 
 class CheckpointWeights:
@@ -42,9 +42,9 @@ class CheckpointWeights:
 
     def __init__(self, model: str) -> None:
         self._label = f"model '{model}'"
-        self._folder = _locate(model)
+        self._folder = find_folder(model, "model", ("*.json", "*.safetensors"), BackendError)
         self._files = _find_tensors(self._folder, self._label)
-        modules, prefix = _list_linear(self._folder, self._label)
+        modules, prefix = _read_shape(self._folder, self._label)
         # A checkpoint may leave out the name of the model within the model, as GPT-2's does.
         self._keys = {name: self._find_key(name, prefix) for name in modules}
         self._transposed = {name for name, transposed in modules.items() if transposed}
@@ -70,22 +70,6 @@ class CheckpointWeights:
         return matrix.T if name in self._transposed else matrix
 
 
-def _locate(model: str) -> Path:
-    """Return the local folder of a model, fetching it from the hub when it is not a local one."""
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise BackendError(
-            f"model '{model}' is neither a local folder nor a readable repository of the Hugging Face hub "
-            f"({type(error).__name__}): check the path"
-        ) from error
-
-
 def _find_tensors(folder: Path, label: str) -> dict[str | None, Path]:
     """Return in which file each tensor lies."""
     from safetensors import SafetensorError, safe_open
@@ -102,11 +86,10 @@ def _find_tensors(folder: Path, label: str) -> dict[str | None, Path]:
     return found
 
 
-def _list_linear(folder: Path, label: str) -> tuple[dict[str, bool], str]:
+def _read_shape(folder: Path, label: str) -> tuple[dict[str, bool], str]:
     """Return the model's linear layers but its head, each with whether it is stored transposed; and its prefix."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.pytorch_utils import Conv1D
 
     try:
         with torch.device("meta"):
@@ -114,10 +97,4 @@ def _list_linear(folder: Path, label: str) -> tuple[dict[str, bool], str]:
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError) as error:
         detail = " ".join(str(error).split())[:300]
         raise BackendError(f"{label} cannot be read: {type(error).__name__}: {detail}") from error
-    head = model.get_output_embeddings()
-    linear = {
-        name: isinstance(module, Conv1D)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
-    }
-    return linear, model.base_model_prefix
+    return linear_layers(model), model.base_model_prefix

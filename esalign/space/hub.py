@@ -1,0 +1,36 @@
+"""Models and adapters on the Hugging Face hub."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from esalign.errors import EsalignError
+
+
+def find_folder(name: str | Path, noun: str, files: Sequence[str], error: type[EsalignError]) -> Path:
+    """Return a local folder as it is, and one of the hub as its copy in the cache, fetched if need be.
+
+    Args:
+        name: a folder, or an id of the hub, ``owner/name``.
+        noun: what it is, for messages.
+        files: patterns of the files that are wanted.
+        error: raised where it is neither.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        raise error(
+            f"{noun} '{name}' is neither a folder with {', '.join(files)} nor an id of the Hugging Face hub: "
+            "check the path"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=list(files)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as failure:
+        raise error(
+            f"{noun} '{name}' is neither a local folder nor readable on the Hugging Face hub "
+            f"({type(failure).__name__}): check the path"
+        ) from failure
