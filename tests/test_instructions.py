@@ -1,4 +1,4 @@
-"""Generated instructions: any number, by seed alone, without conflicts or an official prompt, and scored by `ifeval`."""
+"""Generated instructions: any number, by seed alone, free of conflicts and official prompts, scored by `ifeval`."""
 
 import gzip
 import json

@@ -146,7 +146,7 @@ KINDS: Mapping[str, Kind] = {
     "length_constraints:nth_paragraph_first_word": Kind(
         (
             "Separate {num_paragraphs} paragraphs by empty lines. Number {nth_paragraph} starts with {first_word}.",
-            "Write {num_paragraphs} paragraphs, apart by two line breaks. Begin number {nth_paragraph} with {first_word}.",
+            "Write {num_paragraphs} paragraphs, an empty line between. Begin number {nth_paragraph} with {first_word}.",
         ),
         {"num_paragraphs": range(2, 6), "nth_paragraph": range(1, 3), "first_word": WANTED_WORDS},
     ),
