@@ -59,6 +59,11 @@ class DataSection(Source):
     test: Source | None = Field(
         None, description="Separate source of the test problems; what it does not name is as in data."
     )
+    overlap: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="Problems of the main source that a separate source of validation or test problems has, too: "
+        "refuse to start, or drop them from the main one.",
+    )
     too_long: Literal["refuse", "drop"] = Field(
         "refuse",
         description="Problems whose prompt and sampling.max_tokens do not fit the model's context: refuse to start, or "
