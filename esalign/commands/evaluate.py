@@ -1,5 +1,6 @@
 """What `esalign eval` does."""
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -58,8 +59,8 @@ def judge(
     """
     _check(config, samples, output)
     find_hub(config)
-    models = {START: start, **{adapter: adapter for adapter in adapters}}
-    spaces = {name: None if one is None else open_adapter(config.model.path, one) for name, one in models.items()}
+    models = [(START, start), *((adapter, adapter) for adapter in adapters)]
+    spaces = [None if adapter is None else open_adapter(config.model.path, adapter) for _, adapter in models]
     splits = load_splits(config)
     datasets = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     if split not in datasets:
@@ -68,13 +69,10 @@ def judge(
     judged: list[Judged] = []
     with ExitStack() as closing:
         pool = closing.enter_context(make_pool(config.rewards, config.scoring))
-        for name, space in spaces.items():
+        for (name, adapter), space in zip(models, spaces, strict=True):
             found = _judge_one(config, pool, space, datasets[split], name=name, samples=samples, progress=progress)
-            if models[name] is not None and space is None:
-                found = replace(
-                    found,
-                    note=f"adapter '{models[name]}' changes nothing, as its factors are zero: this is the base model",
-                )
+            if adapter is not None and space is None:
+                found = replace(found, note=f"adapter '{adapter}' changes nothing, as it is zero: the base model")
             judged.append(found)
             if output is not None:
                 write_log(output, judged, split=split, sampling=config.sampling.make(seed=config.run.seed))
@@ -127,14 +125,16 @@ def _judge_one(
         self_test(backend, config.backend, model=config.model.path, space=space, candidate=start, examples=examples)
         loaded = time.monotonic()
         repeated = [example for example in examples for _ in range(samples)]
-        done: list[int] = []
-
-        def on_completion() -> None:
-            done.append(1)
-            progress(name, len(done), len(repeated))
-
-        sampling = config.sampling.make(seed=config.run.seed)
-        completed = complete(backend, pool, start[None], repeated, sampling, on_completion=on_completion)
+        finished = itertools.count(1)
+        completed = complete(
+            backend,
+            pool,
+            start[None],
+            repeated,
+            config.sampling.make(seed=config.run.seed),
+            on_completion=lambda: progress(name, next(finished), len(repeated)),
+        )
+        ended = time.monotonic()
     finally:
         backend.close()
     return Judged(
@@ -142,6 +142,6 @@ def _judge_one(
         examples,
         completed,
         maths=any(reward.name == "math" for reward in config.rewards),
-        seconds=time.monotonic() - loaded,
+        seconds=ended - loaded,
         load_seconds=loaded - began,
     )
