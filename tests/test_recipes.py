@@ -170,9 +170,6 @@ def test_a_recipe_has_the_papers_settings(arguments):
 @pytest.mark.parametrize("arguments", RUNS)
 def test_a_recipe_runs_from_its_data_to_its_result(arguments, lab, tmp_path, monkeypatch):
     config = read(arguments, RunConfig)
-    for reward in config.rewards:
-        if reward.name not in names(REWARDS):
-            pytest.skip(f"needs the reward {reward.name!r}")
     whole = RunConfig.model_validate(with_stand_ins(config, lab))
     splits = load_splits(whole)
     found = tuple(len(data.examples) for data in (splits.train, splits.validation, splits.test))
@@ -181,6 +178,9 @@ def test_a_recipe_runs_from_its_data_to_its_result(arguments, lab, tmp_path, mon
     adapter = None
     if config.model.adapter is not None:
         adapter = _warm_start(warm_starts()[config.model.adapter], lab, tmp_path / "adapter")
+    for reward in config.rewards:
+        if reward.name not in names(REWARDS):
+            pytest.skip(f"needs the reward {reward.name!r}")
     raw = with_stand_ins(
         config,
         lab,
