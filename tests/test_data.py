@@ -153,6 +153,7 @@ def test_size_draws_a_seeded_sample_without_repeats(tmp_path):
     assert len({example.prompt for example in first}) == 20
 
 
+@pytest.mark.slow
 def test_gym_problems_depend_on_size_and_seed_alone_and_can_be_pickled():
     first = load_examples("reasoning-gym:countdown", size=5, seed=3, options=COUNTDOWN)
     assert first == load_examples("reasoning-gym:countdown", size=9, seed=3, options=COUNTDOWN)[:5]

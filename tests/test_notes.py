@@ -318,6 +318,7 @@ def test_a_prompt_that_is_too_long_is_found_before_the_first_generation(tmp_path
     assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_too_long_prompts_are_dropped_where_that_is_wanted_and_the_report_says_so(tmp_path, monkeypatch):
     config = write_with_a_long_row(tmp_path, too_long="drop")
     found = plan(config)
@@ -348,6 +349,7 @@ def test_too_long_prompts_of_every_part_are_found(tmp_path, monkeypatch):
         plan(config)
 
 
+@pytest.mark.slow
 def test_a_dry_run_and_the_report_tell_what_happened_to_the_data(tmp_path, monkeypatch):
     rows = [{"question": f"{n % 30} + 1 =", "solution": str(n % 30 + 1), "context": "x"} for n in range(60)]
     data = {"source": write_jsonl(tmp_path / "q.jsonl", rows), "validation_size": 4, "test_size": 4, "train_size": 12}

@@ -48,7 +48,7 @@ class TorchBackend:
         ends: ids that end a completion beside the model's own.
         threads: CPU threads of the whole process; None leaves torch's setting.
         chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": False}``.
-        attn_implementation: as in transformers; None for its choice.
+        attn_implementation: as in transformers; None for its choice, or eager where attention has a soft cap.
         trust_remote_code: run code that comes with the model.
         revision: branch, tag or commit of a model on the hub.
 
