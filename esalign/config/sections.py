@@ -100,7 +100,9 @@ def _laid_over(key: str, below: Any, own: Any) -> Any:
 class RewardSection(Section):
     """One reward; a name alone is one without options."""
 
-    name: str = Field(description="math, reasoning-gym, exact-match, regex-match, module:function or file.py:function.")
+    name: str = Field(
+        description="math, ifeval, reasoning-gym, exact-match, regex-match, module:function or file.py:function."
+    )
     weight: float = Field(1.0, description="Factor of this reward in the sum.")
     options: dict[str, Any] = Field({}, description="Options of the reward.")
 
