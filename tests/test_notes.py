@@ -264,6 +264,16 @@ def test_sources_of_their_own_take_from_data_what_they_do_not_name():
     assert DataSection.model_validate(data.model_dump(mode="json")) == data
 
 
+def test_sources_of_their_own_take_columns_and_options_one_by_one():
+    named = {"columns": {"prompt": "q", "answer": "a"}, "options": {"low": 1, "high": 9}}
+    data = section(**named, test={"columns": {"answer": "b"}, "options": {"high": 99}})
+    assert data.test.columns == {"prompt": "q", "answer": "b"}
+    assert data.test.options == {"low": 1, "high": 99}
+    other = section(**named, test={"source": "b.jsonl", "columns": {}, "options": {"revision": "x"}})
+    assert (other.test.columns, other.test.options) == ({}, {"revision": "x"})
+    assert DataSection.model_validate(other.model_dump(mode="json")) == other
+
+
 def test_test_problems_read_as_data_says_go_through_a_run(tmp_path, monkeypatch):
     rows = [{"q": f"number {n}", "a": str(n)} for n in range(40)]
     train, test = write_jsonl(tmp_path / "train.jsonl", rows[:30]), write_jsonl(tmp_path / "test.jsonl", rows[30:])
