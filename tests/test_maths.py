@@ -102,6 +102,6 @@ def test_answers_that_no_text_can_equal_are_refused(name, options, answer, kind)
 
 def test_long_nonsense_is_read_in_time():
     for piece in ("1 ", "1,", "1 + ", "**", "`", "\\boxed{", "\\frac{1}", "answer is ", "1 (a) ", "1 or ", "#### 1\n"):
-        began = time.perf_counter()
+        began = time.process_time()  # who else uses the machine does not count
         assert not is_correct("The answer is " + piece * (12000 // len(piece)), "7")
-        assert time.perf_counter() - began < 5, piece
+        assert time.process_time() - began < 5, piece
