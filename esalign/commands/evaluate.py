@@ -28,7 +28,7 @@ def judge(config: RunConfig, *, adapter: str | None, split: str) -> HeldOutResul
     space = make_space("svd-lora", model=model_path(config.model.path), adapter=adapter) if adapter else None
     with ExitStack() as closing:
         pool = closing.enter_context(make_pool(config.rewards, config.scoring))
-        backend = make_backend(config.backend, config.model.path, space)
+        backend = make_backend(config.backend, config.model.path, space, cluster=config.cluster)
         closing.callback(backend.close)
         start, examples = np.zeros(space.dim if space else 0), keep_prompts(config, backend)(datasets[split]).examples
         self_test(backend, config.backend, model=config.model.path, space=space, candidate=start, examples=examples)

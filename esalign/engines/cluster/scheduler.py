@@ -11,17 +11,17 @@ from typing import Any
 
 from esalign.engines.cluster.pace import Pace
 from esalign.engines.cluster.units import Unit, describe
-from esalign.engines.cluster.workers import Tally, Worker, WorkerLost, Workers, WrongAnswer
+from esalign.engines.cluster.workers import Tally, Unfit, Worker, WorkerLost, Workers, WrongAnswer
 from esalign.errors import BackendError, EsalignError
 
 TICK = 1.0  # seconds between two looks at clocks
 KILLS = 3  # engines that a unit may cost
 STARTS = 3  # failures to start one after another, after which a worker is given up
 LONGEST_REST = 60.0  # seconds until a failed worker is made anew
-SLOW = 1.5  # times the usual time, from which on a worker is given smaller units
+SLOW = 3.0  # times the usual time, from which on a worker is given smaller units
 OVERDUE = 2.0  # times the time that was expected, after which nobody knows when a unit ends
 HOLDERS = 2  # workers that a unit may have at a time
-SAY_AFTER, SAY_EVERY = 10.0, 60.0  # seconds of waiting for workers
+SAY_AFTER, SAY_EVERY = 25.0, 60.0  # seconds of waiting for workers
 
 
 @dataclass
@@ -67,13 +67,19 @@ class Scheduler:
         self.resize(count)
 
     def resize(self, count: int) -> None:
-        """Let workers join, or the last ones leave. To be called between calls of `run`."""
-        alive = [number for number, worker in self.members.items() if worker.state != "gone"]
-        for number in alive[count:]:
+        """Let workers join, or leave, those that do not work first. To be called between calls of `run`."""
+        kept = [number for number, worker in self.members.items() if not worker.left]
+        kept.sort(key=lambda number: self.members[number].state not in ("idle", "busy"))
+        for number in kept[count:]:
             self._workers.stop(number)
-            self.members[number].state = "gone"
-        for _ in range(count - len(alive)):
+            self.members[number].state, self.members[number].left = "gone", True
+        for _ in range(count - len(kept)):
             self.members[len(self.members)] = Worker(since=self._workers.clock())
+
+    @property
+    def size(self) -> int:
+        """How many workers there should be."""
+        return sum(not worker.left for worker in self.members.values())
 
     @property
     def ready(self) -> list[int]:
@@ -171,10 +177,10 @@ class Scheduler:
         rest = min(LONGEST_REST, 0.5 * 2**worker.failures) if starting or worker.failures > 1 else 0.0
         worker.state, worker.since = "resting", now + rest
         hopeless = isinstance(why, EsalignError) and not self._proven  # what the user asked for cannot be made
-        if worker.starts >= STARTS or hopeless:
+        if isinstance(why, Unfit) or hopeless or worker.starts >= STARTS:
             worker.state = "gone"
             if not hopeless:
-                self._warn(f"worker {number} is given up, as it failed to start {STARTS} times: {why}")
+                self._warn(f"worker {number} is given up after {worker.starts} tries: {why}")
         if call is not None and unit is not None and unit.key in call.open:
             self._put_back(unit, why, call)
 
@@ -194,17 +200,27 @@ class Scheduler:
     def _assign(self, call: _Call) -> None:
         """Give each idle worker something to do, the fastest first."""
         idle = [number for number, worker in self.members.items() if worker.state == "idle"]
+        late: list[tuple[float, Unit]] | None = None
         for number in sorted(idle, key=lambda number: self.members[number].slowness or 1.0):
             worker = self.members[number]
-            unit = self._choose(worker, call.queue) if call.queue else self._choose_double(worker, call)
-            if unit is None:
+            if call.queue:
+                self._hand(number, self._choose(worker, call.queue), call)
                 continue
-            worker.state, worker.unit, worker.since = "busy", unit, self._workers.clock()
-            try:
-                worker.future = self._workers.submit(number, unit)
-            except WorkerLost as error:
-                self.tally.lost += 1
-                self._fail(number, error, call)
+            late = self._late(call) if late is None else late
+            usual = self._pace.usual(late[0][1].size) if late else None
+            if usual is None or late[0][0] <= usual * (worker.slowness or 1.0):  # this worker would not be sooner
+                return
+            self.tally.doubled += 1
+            self._hand(number, late.pop(0)[1], call)
+
+    def _hand(self, number: int, unit: Unit, call: _Call) -> None:
+        worker = self.members[number]
+        worker.state, worker.unit, worker.since = "busy", unit, self._workers.clock()
+        try:
+            worker.future = self._workers.submit(number, unit)
+        except WorkerLost as error:
+            self.tally.lost += 1
+            self._fail(number, error, call)
 
     def _choose(self, worker: Worker, queue: deque[Unit]) -> Unit:
         """Take the largest unit, or for a slow worker one that takes it no longer than that takes others."""
@@ -216,22 +232,19 @@ class Scheduler:
         del queue[at]
         return unit
 
-    def _choose_double(self, worker: Worker, call: _Call) -> Unit | None:
-        """Choose the unit in work that ends last, if this worker would probably end it sooner; else None."""
-        now, worst, chosen = self._workers.clock(), 0.0, None
+    def _late(self, call: _Call) -> list[tuple[float, Unit]]:
+        """Return the units that one worker is at, with the seconds that are probably left, the longest first."""
+        now, found = self._workers.clock(), dict[tuple[int, int], list[tuple[float, Unit]]]()
         for holder in self.members.values():
             unit = holder.unit
-            if unit is None or unit.key not in call.open or len(self._holders(unit)) >= HOLDERS:
+            usual = self._pace.usual(unit.size) if unit is not None else None
+            if unit is None or usual is None or unit.key not in call.open:
                 continue
-            usual = self._pace.usual(unit.size)
-            if usual is None:
-                return None
             spent, expected = now - holder.since, usual * (holder.slowness or 1.0)
             left = expected - spent if spent < OVERDUE * expected else spent
-            if left > max(worst, usual * (worker.slowness or 1.0)):
-                worst, chosen = left, unit
-        self.tally.doubled += chosen is not None
-        return chosen
+            found.setdefault(unit.key, []).append((left, unit))
+        alone = [holders[0] for holders in found.values() if len(holders) < HOLDERS]
+        return sorted(alone, key=lambda late: -late[0])
 
     def _holders(self, unit: Unit) -> list[Worker]:
         return [worker for worker in self.members.values() if worker.unit is not None and worker.unit.key == unit.key]
@@ -287,8 +300,9 @@ class Scheduler:
         else:
             self.tally.late += 1
         worker.failures = 0
-        self._pace.note(unit.size, seconds / (worker.slowness or 1.0))
-        worker.slowness = self._pace.slowness(worker.slowness, unit.size, seconds)
+        if unit.size:
+            self._pace.note(unit.size, seconds / (worker.slowness or 1.0))
+            worker.slowness = self._pace.slowness(worker.slowness, unit.size, seconds)
 
     def _end_hung(self, call: _Call) -> None:
         """End workers that are at a unit for too long."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from esalign.engines.cluster.units import Unit
+from esalign.errors import BackendError
 
 
 class WorkerLost(Exception):  # noqa: N818  (an event)
@@ -13,6 +14,10 @@ class WorkerLost(Exception):  # noqa: N818  (an event)
 
 class WrongAnswer(Exception):  # noqa: N818
     """A worker answered what cannot be an answer."""
+
+
+class Unfit(BackendError):  # noqa: N818  (no error of anybody's)
+    """A worker did not pass its examination, and would not another time."""
 
 
 class Workers(Protocol):
@@ -39,7 +44,8 @@ class Workers(Protocol):
 
         Raises:
             WorkerLost: the worker is no more.
-            EsalignError: the engine refuses, as any engine would; or the worker did not pass its examination.
+            Unfit: the worker did not pass its examination.
+            EsalignError: the engine refuses, as any engine would.
         """
 
     def stop(self, worker: int) -> None:
@@ -64,6 +70,7 @@ class Worker:
         tokens: that it generated, with the seconds that it took.
         seconds: see tokens.
         why: what it failed of.
+        left: it is gone because fewer are wanted.
     """
 
     state: Literal["starting", "idle", "busy", "resting", "gone"] = "resting"
@@ -76,6 +83,7 @@ class Worker:
     tokens: int = 0
     seconds: float = 0.0
     why: Exception | None = None
+    left: bool = False
 
 
 @dataclass
