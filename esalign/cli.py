@@ -155,25 +155,39 @@ def distill(
 @app.command(name="eval", context_settings=ANY)
 def evaluate(
     config: Config = None,
+    *,
     backend: Annotated[str | None, typer.Option(help="Engine: torch, vllm, llama-cpp or a plug-in's name.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="Adapter to judge in place of the configuration's.")] = None,
-    no_adapter: Annotated[bool, typer.Option("--no-adapter", help="Judge the base model alone.")] = False,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="Adapter to judge beside the start; may be given several times.")
+    ] = None,
+    no_adapter: Annotated[
+        bool, typer.Option("--no-adapter", help="The start is the base model alone, not the configuration's adapter.")
+    ] = False,
     split: Annotated[str, typer.Option(help="Problems to judge on: test, validation or train.")] = "test",
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each problem, for pass@k and majority vote.")] = 1,
+    by: Annotated[list[str] | None, typer.Option(help="Column for a table of its own, such as subject.")] = None,
+    output: Annotated[Path | None, typer.Option(help="New file for all completions, as JSON lines.")] = None,
 ) -> None:
-    """Judge a model, with or without adapter, on held-out problems, with 95 % intervals."""
+    """Judge a model, and adapters beside it, on held-out problems, with 95 % intervals."""
     from esalign.commands.evaluate import judge
+    from esalign.report import terminal
 
     settings = _read_run_config(config or [], backend)
     console = _console()
-    with console.status(f"answering the {split} problems"):
-        result = judge(settings, adapter=None if no_adapter else adapter or settings.model.adapter, split=split)
-    console.print(f"score      {result.estimate}  ({result.estimate.count} problems)")
-    console.print(
-        f"tokens     {result.generated_tokens:,} generated, {result.truncated:.1%} of completions cut at the limit"
-    )
-    for name, count in result.errors.items():
-        line = f"errors     {name}: {count} completions: {result.error_examples.get(name)}"
-        console.print(line, style="yellow", markup=False)
+    with console.status(f"reading the {split} problems") as status:
+        judged = judge(
+            settings,
+            start=None if no_adapter else settings.model.adapter,
+            adapters=tuple(dict.fromkeys(adapter or ())),
+            split=split,
+            samples=samples,
+            by=by or (),
+            output=output,
+            progress=lambda text, done, total: status.update(f"{text}: {done:,} of {total:,}" if total else text),
+        )
+    terminal.show_judged(console, judged, by=by or (), max_tokens=settings.sampling.max_tokens)
+    if output is not None:
+        console.print(f"completions  {output}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -40,7 +40,7 @@ class JsonLines:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one line. Numbers that are not finite become null, as JSON knows none."""
-        line = json.dumps(_finite(row), ensure_ascii=False) + "\n"
+        line = json.dumps(finite(row), ensure_ascii=False) + "\n"
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(line)
             stream.flush()
@@ -79,13 +79,14 @@ def read_json_lines(file: Path, *, skipped: list[int] | None = None) -> list[Any
     return rows
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a value with null for the numbers in it that are not finite, as JSON knows none."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return value
 
 

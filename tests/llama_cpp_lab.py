@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from esalign_llama_cpp import LlamaCppBackend, convert_model
+import pytest
+from esalign_llama_cpp import LlamaCppBackend, config, convert_model, names
 from models import ATTENTION, MLP, make_tiny
 
 from esalign.space import SvdLora
@@ -58,3 +59,10 @@ def complete(
     """Return the ids of completions: greedy ones of 12 tokens unless told otherwise."""
     rows = backend.generate(candidates, prompts, Sampling(**({"max_tokens": 12} | sampling)))
     return [[completion.token_ids for completion in row] for row in rows]
+
+
+def pretend_smollm3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let llamas be converted to an architecture that llama.cpp knows and esalign does not."""
+    monkeypatch.setitem(config.ARCHITECTURE_OF, "llama", "smollm3")
+    monkeypatch.setitem(names.LINEAR, "smollm3", names.LINEAR["llama"])
+    monkeypatch.setitem(names.NORMS, "smollm3", names.NORMS["llama"])

@@ -136,6 +136,7 @@ def make_config(architecture: str, **overrides: Any) -> Any:
             "num_hidden_layers": 3,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
+        "phi3": {},
         "deepseek_v3": {
             "num_key_value_heads": 4,
             "kv_lora_rank": 16,

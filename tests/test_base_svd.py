@@ -176,6 +176,7 @@ def test_torch_keeps_the_contract_in_the_space(subject, claim):
 # --- decomposition
 
 
+@pytest.mark.slow
 def test_large_matrices_are_decomposed_near_enough():
     rng = np.random.default_rng(0)
     spectrum = 10.0 * np.arange(1, 1101) ** -0.6  # slow decay, as weights have

@@ -65,6 +65,7 @@ def test_a_form_that_the_start_knows_or_few_share_is_not_said():
     assert describe_new_form(changed("{0} + 75", "one", "two words", "now three words"), known) == ""
 
 
+@pytest.mark.slow
 def test_a_finished_run_shows_its_changes_in_report_and_terminal(tmp_path, monkeypatch):
     config = write_quick_run(tmp_path, run__generations=25, fitness__prompts=16, optimizer__population=12)
     outcome = run_quickly(config, monkeypatch)

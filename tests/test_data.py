@@ -153,6 +153,7 @@ def test_size_draws_a_seeded_sample_without_repeats(tmp_path):
     assert len({example.prompt for example in first}) == 20
 
 
+@pytest.mark.slow
 def test_gym_problems_depend_on_size_and_seed_alone_and_can_be_pickled():
     first = load_examples("reasoning-gym:countdown", size=5, seed=3, options=COUNTDOWN)
     assert first == load_examples("reasoning-gym:countdown", size=9, seed=3, options=COUNTDOWN)[:5]
@@ -330,6 +331,18 @@ def test_a_file_too_small_for_its_splits_says_so(tmp_path):
     source = Source(source=write_jsonl(tmp_path / "a.jsonl", ROWS))
     with pytest.raises(DataError, match="gives 60 different problems, fewer than the 61 asked for"):
         make_splits(source, validation_size=30, test_size=30)
+
+
+def test_overlapping_problems_are_dropped_from_the_main_source_where_that_is_asked_for(tmp_path):
+    rows = [{"prompt": f"{n} + 1 =", "answer": str(n + 1)} for n in range(40)]
+    main, test = write_jsonl(tmp_path / "main.jsonl", rows), write_jsonl(tmp_path / "test.jsonl", rows[:5])
+    sizes = {"validation_size": 8, "test_size": 5}
+    splits = make_splits(Source(source=main), test=Source(source=test), overlap="drop", **sizes)
+    assert {e.prompt for e in splits.test.examples} == {row["prompt"] for row in rows[:5]}
+    kept = [e.prompt for data in (splits.train, splits.validation) for e in data.examples]
+    assert sorted(kept) == sorted(row["prompt"] for row in rows[5:])
+    [note] = [note for note in splits.notes if note.kind == "dropped"]
+    assert note.text.startswith("5 of 40 rows")
 
 
 def test_separate_sources_that_overlap_are_refused_with_an_example(tmp_path):

@@ -36,6 +36,7 @@ def test_gym_reward_scores_other_tasks_with_their_entries():
         assert score_entry("-1", example.columns) < 1.0
 
 
+@pytest.mark.slow
 def test_fast_countdown_scores_equal_reasoning_gym_s():
     import reasoning_gym
 

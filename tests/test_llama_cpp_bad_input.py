@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
-from esalign_llama_cpp import LlamaCppBackend, config, convert_model, lora, options, quantize_model, read_gguf_adapter
+from esalign_llama_cpp import LlamaCppBackend, convert_model, lora, options, quantize_model, read_gguf_adapter
+from llama_cpp_lab import pretend_smollm3
 from models import make_model, make_tiny
 
 import esalign
@@ -81,13 +82,19 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_an_architecture_that_llama_cpp_does_not_know_is_refused(gguf, tmp_path):
     other = tmp_path / "other.gguf"
     other.write_bytes(gguf.read_bytes().replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0alpha", 1))
-    refused(lambda: start(other), "unknown model architecture: 'alpha'", "expected one of llama, qwen2, qwen3")
+    refused(
+        lambda: start(other),
+        "unknown model architecture: 'alpha'",
+        "expected one of llama, qwen2, qwen3, gemma2, gemma3, phi3",
+    )
 
 
 def test_an_architecture_that_only_llama_cpp_knows_is_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setitem(config.ARCHITECTURE_OF, "llama", "smollm3")
+    pretend_smollm3(monkeypatch)
     other = convert_model(tiny.model, tmp_path / "smollm3.gguf")
-    refused(lambda: start(other), "is of architecture 'smollm3', expected one of llama, qwen2, qwen3")
+    refused(
+        lambda: start(other), "is of architecture 'smollm3', expected one of llama, qwen2, qwen3, gemma2, gemma3, phi3"
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +124,7 @@ def test_an_adapter_with_unknown_layers_is_refused(gguf, space):
     refused(
         lambda: start(gguf, SvdLora(Adapter({}, (other,)))),
         "'transformer.h.0.attn.c_attn'",
-        "expected linear layers of a Llama",
+        "expected linear layers of a model of architecture",
         error=AdapterError,
     )
 
@@ -207,10 +214,12 @@ def edit(folder, target, name="config.json", **changes):
     ("changes", "say"),
     [
         *(
-            ({"model_type": kind}, f"is of type {kind!r}; backend 'llama-cpp' runs llama, mistral, qwen2, qwen3 alone")
-            for kind in ("gpt2", "gemma2", "gemma3_text", "phi3", "qwen2_moe", "mixtral", None)
+            (
+                {"model_type": kind},
+                f"is of type {kind!r}; backend 'llama-cpp' runs llama, mistral, qwen2, qwen3, gemma2,",
+            )
+            for kind in ("gpt2", "gemma", "gemma3", "qwen2_moe", "mixtral", "phimoe", None)
         ),
-        ({"sliding_window": 32}, "sliding_window 32, which esalign does not convert"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rotary embedding of type 'longrope'"),
@@ -229,12 +238,37 @@ def test_models_that_cannot_be_converted_are_refused(tiny, tmp_path, changes, sa
     refused(lambda: start(folder), say)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "changes", "say"),
+    [
+        ("gemma2", {"query_pre_attn_scalar": 64}, r"query_pre_attn_scalar 64 (expected 16), which esalign does not"),
+        ("gemma2", {"attn_logit_softcapping": None}, "attn_logit_softcapping None"),
+        ("gemma2", {"final_logit_softcapping": None}, "final_logit_softcapping None"),
+        ("gemma2", {"tie_word_embeddings": False}, "tie_word_embeddings False"),
+        ("gemma2", {"hidden_activation": "silu"}, "hidden_activation 'silu'"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
+        ("gemma3", {"attention_bias": True}, "attention_bias True"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+        ("gemma3", {"head_dim": ...}, "config.json' is not complete: KeyError 'head_dim'"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "rotary embedding of type 'longrope'"),
+    ],
+)
+def test_gemma_and_phi_that_cannot_be_converted_are_refused(tmp_path, architecture, changes, say):
+    model = make_tiny(tmp_path, architecture, tie_word_embeddings=True, targets=("o_proj",)).model
+    refused(lambda: start(edit(model, tmp_path / "edited", **changes)), say)
+
+
+def test_where_every_block_sees_a_window_the_context_is_no_longer_than_it(tmp_path):
+    for architecture in ("mistral", "phi3"):
+        model = make_tiny(tmp_path / architecture, architecture, sliding_window=32, targets=("o_proj",)).model
+        backend = LlamaCppBackend(model, None, threads=1)
+        assert backend.context == 32
+        backend.close()
+
+
 def test_tokenizers_that_cannot_be_converted_are_refused(tiny, tmp_path):
-    raw = json.loads((tiny.model / "tokenizer.json").read_text())["model"]
-    folder = edit(tiny.model, tmp_path / "a", "tokenizer.json", model=raw | {"byte_fallback": True})
-    refused(lambda: start(folder), "BPE with byte fallback", "convert_hf_to_gguf.py")
     folder = edit(tiny.model, tmp_path / "b", "tokenizer.json", model={"type": "Unigram", "vocab": []})
-    refused(lambda: start(folder), "of type 'Unigram'")
+    refused(lambda: start(folder), "of type 'Unigram'", "convert_hf_to_gguf.py")
     (folder / "tokenizer.json").unlink()
     refused(lambda: start(folder), "tokenizer.json' cannot be read")
 

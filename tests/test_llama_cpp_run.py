@@ -11,7 +11,8 @@ import yaml
 pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
-from esalign_llama_cpp import config, convert_model, lora, quantize_model
+from esalign_llama_cpp import convert_model, lora, quantize_model
+from llama_cpp_lab import pretend_smollm3
 from models import make_tiny
 from runs import esalign, kill_once_and_resume, write_run
 
@@ -163,7 +164,7 @@ def test_a_broken_adapter_file_is_one_line(folder, files, tmp_path, damage):
 
 
 def test_an_architecture_that_only_llama_cpp_knows_is_one_line(folder, files, tmp_path, monkeypatch):
-    monkeypatch.setitem(config.ARCHITECTURE_OF, "llama", "smollm3")
+    pretend_smollm3(monkeypatch)
     other = convert_model(folder / "model", tmp_path / "smollm3.gguf")
     done = esalign("run", folder / "run.yaml", "run.name=mistake", f"model.path={other}")
     refused(done, "is of architecture 'smollm3', expected one of llama, qwen2, qwen3")

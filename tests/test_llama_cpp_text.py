@@ -1,11 +1,15 @@
 """Text in the llama.cpp engine: a GGUF file alone cuts it as the tokenizer does, and special tokens stop."""
 
+import json
+
 import pytest
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
 from esalign_llama_cpp import LlamaCppBackend, convert_model, text
+from esalign_llama_cpp.library import load_library
+from esalign_llama_cpp.model import GgufModel
 from models import append_end, make_model, set_normalizer
 from special_stops import check_special_stops
 
@@ -46,6 +50,62 @@ def test_a_gguf_file_alone_gives_the_ids_of_a_tokenizer_with_a_normaliser(tmp_pa
     finally:
         with_folder.close()
         alone.close()
+
+
+PREPEND, REPLACE = {"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}}
+FUSED = [
+    {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
+STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+STYLES = {
+    "phi": ([PREPEND, REPLACE | {"content": "\u2581"}], [*FUSED, STRIP]),
+    "gemma": ([REPLACE | {"content": "\u2581"}], FUSED),
+}
+
+
+def write_bytes_tokenizer(folder, style):
+    """Put a tokenizer with byte fallback, as SentencePiece's are, in the place of a model's own."""
+    file = folder / "tokenizer.json"
+    raw = json.loads(file.read_text())
+    specials = [entry["content"] for entry in raw["added_tokens"]]
+    merges = [[" ".join(pair)[0], " ".join(pair)[-1]] for pair in ("e s", "1 2", "\u2581 t", "a n", "n d", "+ \u2581")]
+    merges += [["\u2581t", "es"], ["an", "d"], ["\u2581", "\u2581"]]
+    letters = sorted({*"abcdefghijklmnopqrstuvwxyz0123456789+-=.,?\n", "\u2581", "\u00e9"})
+    tokens = [*specials, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *("".join(pair) for pair in merges)]
+    normalizers, decoders = STYLES[style]
+    raw |= {
+        "model": {
+            "type": "BPE",
+            "vocab": {token: number for number, token in enumerate(tokens)},
+            "merges": merges,
+            "byte_fallback": True,
+            "fuse_unk": True,
+            "unk_token": None,
+        },
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+    }
+    file.write_text(json.dumps(raw))
+    return len(tokens)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_tokenizer_with_byte_fallback_is_converted(tmp_path, style):
+    scratch = make_model(tmp_path / "scratch")
+    size = write_bytes_tokenizer(scratch, style)
+    folder = make_model(tmp_path / "model", eos=(1,), vocab_size=size, tokenizer={"vocab_size": 320})
+    write_bytes_tokenizer(folder, style)
+    tokenizer = load_tokenizer(str(folder))
+    model = GgufModel(load_library(), convert_model(folder, tmp_path / "model.gguf"))
+    alone = text.GgufTokenizer(model)
+    for written in ("tests and 12", " two  blanks", "plain 12+ 2 =", "caf\u00e9 \u4e2d\u6587", "line\nline", *TEXTS):
+        ids = tokenizer(written)["input_ids"]
+        assert alone(written)["input_ids"] == ids
+        assert alone.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids, skip_special_tokens=True)
+    model.close()
 
 
 def test_a_qwen2_file_of_others_is_normalised_as_its_tokenizer_is(model, tmp_path, monkeypatch):

@@ -264,6 +264,16 @@ def test_sources_of_their_own_take_from_data_what_they_do_not_name():
     assert DataSection.model_validate(data.model_dump(mode="json")) == data
 
 
+def test_sources_of_their_own_take_columns_and_options_one_by_one():
+    named = {"columns": {"prompt": "q", "answer": "a"}, "options": {"low": 1, "high": 9}}
+    data = section(**named, test={"columns": {"answer": "b"}, "options": {"high": 99}})
+    assert data.test.columns == {"prompt": "q", "answer": "b"}
+    assert data.test.options == {"low": 1, "high": 99}
+    other = section(**named, test={"source": "b.jsonl", "columns": {}, "options": {"revision": "x"}})
+    assert (other.test.columns, other.test.options) == ({}, {"revision": "x"})
+    assert DataSection.model_validate(other.model_dump(mode="json")) == other
+
+
 def test_test_problems_read_as_data_says_go_through_a_run(tmp_path, monkeypatch):
     rows = [{"q": f"number {n}", "a": str(n)} for n in range(40)]
     train, test = write_jsonl(tmp_path / "train.jsonl", rows[:30]), write_jsonl(tmp_path / "test.jsonl", rows[30:])
@@ -308,6 +318,7 @@ def test_a_prompt_that_is_too_long_is_found_before_the_first_generation(tmp_path
     assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_too_long_prompts_are_dropped_where_that_is_wanted_and_the_report_says_so(tmp_path, monkeypatch):
     config = write_with_a_long_row(tmp_path, too_long="drop")
     found = plan(config)
@@ -338,6 +349,7 @@ def test_too_long_prompts_of_every_part_are_found(tmp_path, monkeypatch):
         plan(config)
 
 
+@pytest.mark.slow
 def test_a_dry_run_and_the_report_tell_what_happened_to_the_data(tmp_path, monkeypatch):
     rows = [{"question": f"{n % 30} + 1 =", "solution": str(n % 30 + 1), "context": "x"} for n in range(60)]
     data = {"source": write_jsonl(tmp_path / "q.jsonl", rows), "validation_size": 4, "test_size": 4, "train_size": 12}

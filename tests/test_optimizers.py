@@ -119,6 +119,7 @@ def test_diagonal_cma_state_grows_linearly_with_the_dimension():
     assert max(np.size(value) for value in state.values()) == 5000
 
 
+@pytest.mark.slow
 def test_diagonal_cma_learns_scales_that_full_cma_has_not_learnt_yet():
     """Ros and Hansen's reason for the separable variant: its learning rates are larger by about dim / 3."""
     weights = 100.0 ** np.linspace(0, 1, 150)

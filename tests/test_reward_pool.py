@@ -101,6 +101,7 @@ def test_without_workers_an_alarm_that_was_set_before_still_rings():
     assert rung == [1]
 
 
+@pytest.mark.slow
 def test_many_failures_at_once_are_all_counted(pool):
     completions = ["die", "1", "hang", "2", "die", "raise", "3", "hang", "exit"]
     scores = pool.score(examples(9), completions)
@@ -178,6 +179,7 @@ def test_scoring_processes_do_not_import_torch(pool):
     assert pool.score(examples(1), ["torch"]).rewards == {0: 0.0}
 
 
+@pytest.mark.slow
 def test_built_in_rewards_do_not_import_torch():
     code = (
         "import sys; from esalign.rewards import load_reward\n"
@@ -240,6 +242,7 @@ def test_closing_ends_the_processes_hanging_ones_too():
     assert wait_until_gone(pid)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process_behind():
     code = (
         "import sys, time; from esalign.rewards import RewardPool; from esalign.types import Example\n"

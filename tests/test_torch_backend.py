@@ -77,6 +77,24 @@ def test_a_model_that_is_loaded_already_holds_the_contract(given, claim):
     claim(given)
 
 
+def test_a_soft_cap_of_the_attention_is_kept(tmp_path):
+    """transformers' own choice of attention leaves it out."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = make_model(tmp_path / "model", "gemma2", attn_logit_softcapping=0.5)
+    ids = torch.arange(30, 60)[None]
+    eager, fused = (
+        AutoModelForCausalLM.from_pretrained(model, attn_implementation=kind)(ids).logits[0, :-1].log_softmax(-1)
+        for kind in ("eager", "sdpa")
+    )
+    eager, fused = (table.gather(1, ids[0, 1:, None])[:, 0].detach().numpy() for table in (eager, fused))
+    assert np.abs(eager - fused).max() > 0.1
+    backend = TorchBackend(model, None, dtype="float32", device="cpu")
+    [[scores]] = backend.score(np.zeros((1, 0)), [(tuple(ids[0, :1].tolist()), tuple(ids[0, 1:].tolist()))])
+    np.testing.assert_allclose(scores, eager, atol=1e-4)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
 @pytest.mark.parametrize("claim", PARITY, ids=lambda claim: claim.__name__)
 def test_every_architecture_equals_the_folded_adapter(subjects, architecture, claim):

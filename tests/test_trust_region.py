@@ -41,6 +41,7 @@ pairs = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(pairs, BUDGETS)
 def test_budget_is_kept_and_used_up_unless_the_teacher_is_within_it(models, budget):
@@ -92,6 +93,7 @@ def test_beta_grows_with_the_budget_and_the_teacher_comes_closer(models, one, ot
     assert (kl(high.logprobs, teacher) <= kl(low.logprobs, teacher) * (1 + 1e-4) + 1e-4).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocab", [2, 50, 150_000])
 def test_small_budget_law(dtype, vocab):

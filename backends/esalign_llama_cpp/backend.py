@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from esalign.engines.checks import as_asked, check_choice, check_count, check_positive, check_sequences, opened
+from esalign.engines.encoding import Encoding
 from esalign.engines.loading import load_tokenizer
 from esalign.engines.sampling import draw_uniforms
 from esalign.engines.stops import StopStrings
@@ -26,7 +27,7 @@ from esalign_llama_cpp.switch import METHODS, Method
 from esalign_llama_cpp.text import GgufTokenizer
 
 
-class LlamaCppBackend:
+class LlamaCppBackend(Encoding):
     """Runs GGUF models, in any quantisation, with one adapter that is rewritten for every candidate.
 
     A GGUF file is used as it is. A Hugging Face model of the Llama, Mistral, Qwen2 or Qwen3 family is converted first.
@@ -180,17 +181,6 @@ class LlamaCppBackend:
             engine.run(values, groups, scores, longest=longest)
             rows.append(scores.values)
         return as_asked(rows, support)
-
-    @one_at_a_time
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the token ids that the engine feeds for a prompt."""
-        opened(self._engine)
-        return self._codec.encode(prompt)
-
-    @property
-    def context(self) -> int | None:
-        """The most tokens of a prompt and its completion."""
-        return self._codec.context
 
     @one_at_a_time
     def close(self) -> None:

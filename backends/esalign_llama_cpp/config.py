@@ -11,13 +11,22 @@ import numpy as np
 
 from esalign.errors import BackendError
 from esalign.types import Array
-from esalign_llama_cpp.names import LINEAR
+from esalign_llama_cpp.names import LINEAR, NORMS
 
-ARCHITECTURE_OF = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+ARCHITECTURE_OF = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "phi3": "phi3",
+}
+GEMMAS = ("gemma2", "gemma3")
+LARGEST = {"gemma2": 46, "gemma3": 62}
+"""Layers of the 27B models, which llama.cpp knows by them, and whose attention it scales in another way."""
 ROPE_KINDS = ("default", "linear", "yarn", "llama3")
 YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "attention_factor": None, "mscale": None, "mscale_all_dim": None}
-NORMS = ("input_layernorm", "post_attention_layernorm")
-NORMS_OF_HEADS = ("self_attn.q_norm", "self_attn.k_norm")
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class Rope:
         original_context: the context before it was.
         low: llama3's low_freq_factor.
         high: llama3's high_freq_factor.
+        part: share of a head that is rotated.
     """
 
     base: float
@@ -39,6 +49,7 @@ class Rope:
     original_context: int = 0
     low: float = 1.0
     high: float = 4.0
+    part: float = 1.0
 
     def divisors(self, head_width: int) -> Array:
         """Return by what llama3 divides each frequency, shape (head_width / 2,), float32.
@@ -69,6 +80,11 @@ class ModelConfig:
         tied: whether the head is the embedding.
         rope: position embedding.
         ends: ids that end a completion.
+        window: tokens that the blocks of a sliding window see; None where every block sees all.
+        slides: of each block, whether it is one of those.
+        window_base: base of their rotary embedding.
+        attention_cap: soft cap of the attention's logits; None for none.
+        final_cap: the same of the output's.
     """
 
     architecture: str
@@ -83,14 +99,24 @@ class ModelConfig:
     tied: bool
     rope: Rope
     ends: tuple[int, ...]
+    window: int | None = None
+    slides: tuple[bool, ...] = ()
+    window_base: float = 10000.0
+    attention_cap: float | None = None
+    final_cap: float | None = None
 
-    def layer_names(self, more: tuple[str, ...] = ()) -> Iterator[str]:
-        """Yield the layers whose weights must be there, and more of each block."""
+    @property
+    def norm_offset(self) -> float:
+        """What is added to the stored weights of norms: Gemma's are distances from 1."""
+        return 1.0 if self.architecture in GEMMAS else 0.0
+
+    def layer_names(self) -> Iterator[str]:
+        """Yield the layers whose weights must be there."""
         yield from ("model.embed_tokens", "model.norm")
         if not self.tied:
             yield "lm_head"
         for number in range(self.layers):
-            for kind in (*LINEAR, *NORMS, *more):
+            for kind in (*LINEAR[self.architecture], *NORMS[self.architecture]):
                 yield f"model.layers.{number}.{kind}"
 
 
@@ -112,20 +138,22 @@ def read_config(folder: Path) -> ModelConfig:
     settings = read_json(generation) if generation.is_file() else {}
     end = settings.get("eos_token_id", raw.get("eos_token_id"))  # as transformers chooses
     try:
-        heads = int(raw["num_attention_heads"])
+        heads, layers = int(raw["num_attention_heads"]), int(raw["num_hidden_layers"])
+        gemma = _read_gemma(raw, layers, folder) if ARCHITECTURE_OF[kind] in GEMMAS else {}
         return ModelConfig(
             architecture=ARCHITECTURE_OF[kind],
-            layers=int(raw["num_hidden_layers"]),
+            layers=layers,
             width=int(raw["hidden_size"]),
             inner_width=int(raw["intermediate_size"]),
             heads=(heads, int(raw.get("num_key_value_heads") or heads)),
             head_width=int(raw.get("head_dim") or raw["hidden_size"] // heads),
-            context=int(raw["max_position_embeddings"]),
+            context=_read_context(raw),
             vocab_size=int(raw["vocab_size"]),
             norm_epsilon=float(raw["rms_norm_eps"]),
-            tied=bool(raw.get("tie_word_embeddings")),
+            tied=bool(raw.get("tie_word_embeddings", kind.startswith("gemma"))),
             rope=_read_rope(raw, folder),
             ends=tuple(int(token) for token in (end if isinstance(end, list) else [end]) if token is not None),
+            **gemma,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BackendError(f"'{folder}/config.json' is not complete: {type(error).__name__} {error}") from error
@@ -149,33 +177,73 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _refuse_unsupported(raw: Mapping[str, Any], folder: Path) -> None:
+    kind = raw["model_type"]
+    gemma = ARCHITECTURE_OF[kind] in GEMMAS
+    activation, wanted = ("hidden_activation", "gelu_pytorch_tanh") if gemma else ("hidden_act", "silu")
     problems = {
         "quantization_config": bool(raw.get("quantization_config")),
-        "hidden_act": raw.get("hidden_act", "silu") != "silu",
-        "sliding_window": _slides(raw),
-        "attention_bias": raw.get("model_type") == "qwen3" and bool(raw.get("attention_bias")),
+        activation: (raw.get(activation) or wanted) != wanted,
+        "attention_bias": (gemma or kind == "qwen3") and bool(raw.get("attention_bias")),
+        "use_bidirectional_attention": bool(raw.get("use_bidirectional_attention")),
+        "tie_word_embeddings": kind == "gemma2" and not raw.get("tie_word_embeddings", True),
+        "attn_logit_softcapping": gemma and (raw.get("attn_logit_softcapping") is None) == (kind == "gemma2"),
+        "final_logit_softcapping": kind == "gemma2" and raw.get("final_logit_softcapping") is None,
         "pretraining_tp": raw.get("pretraining_tp", 1) != 1,
     }
     for key, unsupported in problems.items():
         if unsupported:
-            raise BackendError(
-                f"model '{folder}' has {key} {raw.get(key)!r}, which esalign does not convert: "
-                "convert it with llama.cpp's convert_hf_to_gguf.py"
-            )
+            raise _not_converted(folder, f"{key} {raw.get(key)!r}")
 
 
-def _slides(raw: Mapping[str, Any]) -> bool:
-    """Tell whether attention sees less than the context. Qwen's window is switched on by another key."""
-    window = raw.get("sliding_window")
-    switched_on = raw.get("use_sliding_window", not str(raw.get("model_type")).startswith("qwen"))
-    return window is not None and bool(switched_on) and int(window) < int(raw.get("max_position_embeddings", 0))
+def _not_converted(folder: Path, what: str) -> BackendError:
+    return BackendError(
+        f"model '{folder}' has {what}, which esalign does not convert: convert it with llama.cpp's "
+        "convert_hf_to_gguf.py"
+    )
+
+
+def _read_context(raw: Mapping[str, Any]) -> int:
+    """Return the longest sequence; where all blocks see a window alone, which GGUF does not say, that of the window."""
+    context, window = int(raw["max_position_embeddings"]), raw.get("sliding_window")
+    everywhere = raw["model_type"] in ("mistral", "phi3") or raw.get("use_sliding_window")
+    return min(context, int(window)) if window is not None and everywhere else context
+
+
+def _read_gemma(raw: Mapping[str, Any], layers: int, folder: Path) -> dict[str, Any]:
+    """Return what only Gemma's configurations have.
+
+    Raises:
+        BackendError: attention is scaled otherwise than llama.cpp does for these models.
+    """
+    architecture, heads = ARCHITECTURE_OF[raw["model_type"]], int(raw["num_attention_heads"])
+    scaled = int(raw["hidden_size"]) // heads if layers == LARGEST[architecture] else int(raw["head_dim"])
+    if float(raw["query_pre_attn_scalar"]) != scaled:
+        raise _not_converted(folder, f"query_pre_attn_scalar {raw['query_pre_attn_scalar']!r} (expected {scaled})")
+    every = 2 if architecture == "gemma2" else int(raw.get("sliding_window_pattern") or 6)
+    kinds = raw.get("layer_types")
+    slides = [kind == "sliding_attention" for kind in kinds] if kinds else [(n + 1) % every > 0 for n in range(layers)]
+    rope = (raw.get("rope_parameters") or {}).get("sliding_attention", {})
+    own = raw.get("rope_local_base_freq", 10000.0) if architecture == "gemma3" else _rope_of(raw).get("rope_theta")
+    return {
+        "window": int(raw["sliding_window"]),
+        "slides": tuple(slides),
+        "window_base": float(rope.get("rope_theta") or own or 10000.0),
+        "attention_cap": raw.get("attn_logit_softcapping"),
+        "final_cap": raw.get("final_logit_softcapping"),
+    }
+
+
+def _rope_of(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rotary embedding of the blocks that see all, in any of the ways in which transformers writes it."""
+    rope = raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta"), **(raw.get("rope_scaling") or {})}
+    return dict(rope.get("full_attention", rope))
 
 
 def _read_rope(raw: Mapping[str, Any], folder: Path) -> Rope:
-    """Read either of the two ways in which transformers writes it."""
-    rope = raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta"), **(raw.get("rope_scaling") or {})}
+    rope = _rope_of(raw)
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in ROPE_KINDS or rope.get("partial_rotary_factor", 1.0) != 1.0:
+    part = float(rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)))
+    if kind not in ROPE_KINDS or (part != 1.0 and raw["model_type"] != "phi3"):
         raise BackendError(
             f"model '{folder}' has a rotary embedding of type {kind!r}; esalign converts {', '.join(ROPE_KINDS)}: "
             "convert it with llama.cpp's convert_hf_to_gguf.py"
@@ -190,4 +258,5 @@ def _read_rope(raw: Mapping[str, Any], folder: Path) -> Rope:
         original_context=int(rope.get("original_max_position_embeddings") or raw["max_position_embeddings"]),
         low=float(rope.get("low_freq_factor", 1.0)),
         high=float(rope.get("high_freq_factor", 4.0)),
+        part=part,
     )

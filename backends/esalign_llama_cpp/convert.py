@@ -1,4 +1,4 @@
-"""Writing Hugging Face models of the Llama, Mistral, Qwen2 and Qwen3 families as GGUF files."""
+"""Writing Hugging Face models of the Llama, Mistral, Qwen, Gemma and Phi-3 families as GGUF files."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import numpy as np
 
 from esalign.errors import BackendError
 from esalign.types import Array
-from esalign_llama_cpp.config import NORMS_OF_HEADS, ModelConfig, read_config
+from esalign_llama_cpp.config import ModelConfig, read_config
 from esalign_llama_cpp.names import heads_to_permute, permute, to_gguf
 from esalign_llama_cpp.vocabulary import add_vocabulary
 
@@ -75,12 +75,20 @@ def add_hyperparameters(writer: Any, config: ModelConfig) -> None:
     writer.add_layer_norm_rms_eps(config.norm_epsilon)
     writer.add_vocab_size(config.vocab_size)
     writer.add_rope_freq_base(config.rope.base)
-    writer.add_rope_dimension_count(config.head_width)
+    writer.add_rope_dimension_count(int(config.head_width * config.rope.part))
     if config.rope.kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(RopeScalingType(config.rope.kind))
         writer.add_rope_scaling_factor(config.rope.factor)
     if config.rope.kind == "yarn":
         writer.add_rope_scaling_orig_ctx_len(config.rope.original_context)
+    if config.window is not None:
+        writer.add_sliding_window(config.window)
+        writer.add_sliding_window_pattern(list(config.slides))
+        writer.add_rope_freq_base_swa(config.window_base)
+    if config.attention_cap is not None:
+        writer.add_attn_logit_softcapping(config.attention_cap)
+    if config.final_cap is not None:
+        writer.add_final_logit_softcapping(config.final_cap)
     if config.rope.kind == "llama3":
         writer.add_tensor("rope_freqs.weight", config.rope.divisors(config.head_width))
 
@@ -103,19 +111,19 @@ def _add_tensor(writer: Any, name: str, values: Array, kind: str) -> None:
 
 def _tensors(folder: Path, config: ModelConfig) -> Iterator[tuple[str, Array]]:
     """Yield the weights under their GGUF names, float32, laid out as llama.cpp wants them."""
-    needed = {to_gguf(layer) for layer in config.layer_names()}
-    known = needed | {to_gguf(layer) for layer in config.layer_names(NORMS_OF_HEADS)}
+    needed = {to_gguf(layer, config.architecture) for layer in config.layer_names()}
     seen = set()
     for name, values in _read_weights(folder):
         if name.endswith(SKIPPED) or (name == HEAD and config.tied):
             continue
         layer, _, suffix = name.rpartition(".")
-        ours = to_gguf(layer)
-        if ours not in known or suffix not in ("weight", "bias"):
+        ours = to_gguf(layer, config.architecture)
+        if ours not in needed or suffix not in ("weight", "bias"):
             raise BackendError(f"model '{folder}' has the weight {name!r}, which its architecture has no place for")
         seen.add(ours)
+        offset = config.norm_offset if layer.endswith("norm") else 0.0
         heads = heads_to_permute(layer, config.architecture, config.heads)
-        yield f"{ours}.{suffix}", permute(values, heads)
+        yield f"{ours}.{suffix}", permute(values + offset, heads)
     missing = sorted(str(name) for name in needed - seen)
     if missing:
         raise BackendError(f"model '{folder}' has no weights for {missing[0]}: is the download complete?")

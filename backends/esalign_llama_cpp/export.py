@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from esalign.engines.loading import keep_soft_cap
 from esalign.errors import AdapterError, BackendError
 from esalign.space import SvdLora
 from esalign.space.adapter import Adapter, read_adapter, write_adapter
@@ -172,6 +173,7 @@ def _peft_logits(folder: Path, adapter: Adapter, ids: list[int]) -> Array:
         base: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise BackendError(f"transformers cannot load '{folder}': {error}") from error
+    keep_soft_cap(base)
     with tempfile.TemporaryDirectory() as home:
         model = PeftModel.from_pretrained(base, write_adapter(adapter, home)).eval()
     with torch.inference_mode():

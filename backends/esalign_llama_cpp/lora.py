@@ -65,7 +65,10 @@ def write_gguf_adapter(adapter: Adapter, path: Path, architecture: str, heads: t
     factors = {}
     for module in adapter.modules:
         rows = permute(module.B, heads_to_permute(module.name, architecture, heads))
-        factors[linear_to_gguf(module.name) + ".weight"] = (module.A, rows * (module.scaling * module.rank / alpha))
+        factors[linear_to_gguf(module.name, architecture) + ".weight"] = (
+            module.A,
+            rows * (module.scaling * module.rank / alpha),
+        )
     write_lora_gguf(path, architecture, factors, alpha=alpha)
     return path
 
@@ -178,7 +181,7 @@ def _read_factors(reader: Any, path: str | Path) -> dict[str, dict[str, Array]]:
 def _make_module(
     name: str, pair: Mapping[str, Array], architecture: str, heads: tuple[int, int], alpha: float
 ) -> LoraModule:
-    layer = linear_from_gguf(name)
+    layer = linear_from_gguf(name, architecture)
     A, B = (pair[suffix] for suffix in SUFFIXES)
     B = unpermute(B, heads_to_permute(layer, architecture, heads))
     return LoraModule(layer, np.array(A), np.array(B), alpha / len(A) if alpha else 1.0)

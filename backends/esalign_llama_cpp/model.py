@@ -141,7 +141,8 @@ class Vocabulary:
         self._api = model.library.api
         self._vocab = model.vocab
         self.size = model.vocab_size
-        self.strips_blank = self._api.llama_vocab_type(self._vocab) == SENTENCEPIECE
+        adds_blank = model.metadata("tokenizer.ggml.add_space_prefix", "true") == "true"
+        self.strips_blank = adds_blank and self._api.llama_vocab_type(self._vocab) == SENTENCEPIECE
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Return the ids of a text; special adds the tokens that the model wants around every text."""

@@ -7,13 +7,7 @@ import numpy as np
 from esalign.errors import AdapterError
 from esalign.types import Array
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""The architectures of GGUF files whose layers are called as below."""
-
-PERMUTED = "llama"
-"""The one that stores the rows of q and k in another order: its rotary embedding pairs neighbours, not halves."""
-
-LINEAR = {
+_SPLIT = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
@@ -22,59 +16,86 @@ LINEAR = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-OTHER = {
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
+_FUSED = {
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
 }
+_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+_NORMS_AROUND = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+_NORMS_OF_HEADS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+
+LINEAR = {"llama": _SPLIT, "qwen2": _SPLIT, "qwen3": _SPLIT, "gemma2": _SPLIT, "gemma3": _SPLIT, "phi3": _FUSED}
+"""What the linear layers of a block are called, in Hugging Face models and in GGUF files, by GGUF's architecture."""
+
+NORMS = {
+    "llama": _NORMS,
+    "qwen2": _NORMS,
+    "qwen3": _NORMS | _NORMS_OF_HEADS,
+    "gemma2": _NORMS_AROUND,
+    "gemma3": _NORMS_AROUND | _NORMS_OF_HEADS,
+    "phi3": _NORMS,
+}
+"""The same of its norms."""
+
+ARCHITECTURES = tuple(LINEAR)
+
+PERMUTED = "llama"
+"""The one that stores the rows of q and k in another order: its rotary embedding pairs neighbours, not halves."""
+
 OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _BLOCK = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
 _GGUF_BLOCK = re.compile(r"^blk\.(\d+)\.(.+)$")
 
 
-def to_gguf(name: str) -> str | None:
+def to_gguf(name: str, architecture: str) -> str | None:
     """Return what a GGUF file calls a layer, None when it knows none of that name.
 
-    >>> to_gguf("model.layers.3.self_attn.o_proj")
+    >>> to_gguf("model.layers.3.self_attn.o_proj", "llama")
     'blk.3.attn_output'
     """
     match = _BLOCK.match(name)
     if match is None:
         return OUTSIDE.get(name)
-    kind = (LINEAR | OTHER).get(match[2])
+    kind = (LINEAR[architecture] | NORMS[architecture]).get(match[2])
     return None if kind is None else f"blk.{match[1]}.{kind}"
 
 
-def linear_to_gguf(name: str) -> str:
+def linear_to_gguf(name: str, architecture: str) -> str:
     """Return what a GGUF file calls an adapted layer.
 
     Raises:
-        AdapterError: the layer is none of the linear ones of a Llama, Qwen2 or Qwen3 model.
+        AdapterError: the layer is none of the linear ones of such a model.
     """
-    match = _BLOCK.match(name)
-    if match is None or match[2] not in LINEAR:
+    match, known = _BLOCK.match(name), LINEAR[architecture]
+    if match is None or match[2] not in known:
         raise AdapterError(
-            f"the adapter adapts {name!r}, expected linear layers of a Llama, Qwen2 or Qwen3 model "
-            f"(model.layers.<n>.{{{', '.join(LINEAR)}}})"
+            f"the adapter adapts {name!r}, expected linear layers of a model of architecture {architecture!r} "
+            f"(model.layers.<n>.{{{', '.join(known)}}})"
         )
-    return f"blk.{match[1]}.{LINEAR[match[2]]}"
+    return f"blk.{match[1]}.{known[match[2]]}"
 
 
-def linear_from_gguf(name: str) -> str:
+def linear_from_gguf(name: str, architecture: str) -> str:
     """Return what Hugging Face models call an adapted layer of a GGUF file.
 
     Raises:
         AdapterError: it is none of the known linear layers.
 
-    >>> linear_from_gguf("blk.3.attn_output")
-    'model.layers.3.self_attn.o_proj'
+    >>> linear_from_gguf("blk.3.ffn_up", "llama"), linear_from_gguf("blk.3.ffn_up", "phi3")
+    ('model.layers.3.mlp.up_proj', 'model.layers.3.mlp.gate_up_proj')
     """
-    match = _GGUF_BLOCK.match(name)
-    for theirs, ours in LINEAR.items():
+    match, known = _GGUF_BLOCK.match(name), LINEAR[architecture]
+    for theirs, ours in known.items():
         if match is not None and match[2] == ours:
             return f"model.layers.{match[1]}.{theirs}"
-    raise AdapterError(f"the adapter adapts {name!r}, expected blk.<n>.{{{', '.join(LINEAR.values())}}}")
+    raise AdapterError(f"the adapter adapts {name!r}, expected blk.<n>.{{{', '.join(known.values())}}}")
 
 
 def heads_to_permute(name: str, architecture: str, heads: tuple[int, int]) -> int | None:

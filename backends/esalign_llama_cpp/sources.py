@@ -14,7 +14,7 @@ from esalign_llama_cpp.quantize import BLOCKS, check_rows, quantize_model
 
 QUANTIZATIONS = (*STORED_TYPES, *BLOCKS)
 KIND_OF_DTYPE = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-FORMAT = "2"
+FORMAT = "3"
 """Changes when the converter writes something else, so that older files in a cache are not used."""
 
 CONVERTED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

@@ -100,7 +100,7 @@ def make_sides(space: Space, model: GgufModel) -> list[Side]:
         up, down = permute(module.b.U, heads), module.a.Vt
         writes_a = down.size <= up.size
         basis, fixed = (down, up) if writes_a else (up, down)
-        name = linear_to_gguf(module.name) + ".weight"
+        name = linear_to_gguf(module.name, model.architecture) + ".weight"
         core = np.float32(module.scaling) * module.core
         sides.append(Side(name, core, np.ascontiguousarray(basis), np.ascontiguousarray(fixed), writes_a))
     return sides

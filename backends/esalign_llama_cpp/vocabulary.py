@@ -1,6 +1,7 @@
 """Writing a Hugging Face tokenizer's vocabulary into a GGUF file."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ NORMALIZER = "tokenizer.esalign.normalizer"
 """Key of our own: what the tokenizer does to texts first, as ``tokenizer.json`` has it."""
 
 BLANK = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # how byte-level BPE writes a blank
+BLANKS = ("Prepend", "Replace")
+"""Steps that write blanks as SentencePiece does, which llama.cpp does by itself."""
+UNMERGED = -1e9
 CUTTERS = {
     "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}|": "llama-bpe",
     "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|": "qwen2",
@@ -18,30 +22,63 @@ CUTTERS = {
 """GGUF's names of ways to cut up text before merging, by a stretch of the regular expression."""
 
 
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+
+
 def add_vocabulary(writer: Any, folder: Path, config: ModelConfig) -> None:
-    """Write tokens, merges, special ids and chat template.
+    """Write tokens, merges or scores, special ids and chat template.
 
     Raises:
-        BackendError: the tokenizer is no byte-level BPE, or is missing.
+        BackendError: the tokenizer is no BPE, or is missing.
     """
     file = folder / "tokenizer.json"
     tokenizer = read_json(file)
     model = tokenizer.get("model") or {}
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        kind = "BPE with byte fallback" if model.get("byte_fallback") else model.get("type")
+    if model.get("type") != "BPE":
         raise BackendError(
-            f"'{file}' is a tokenizer of type {kind!r}; esalign converts byte-level BPE: "
+            f"'{file}' is a tokenizer of type {model.get('type')!r}; esalign converts BPE: "
             "convert the model with llama.cpp's convert_hf_to_gguf.py"
         )
     tokens, types = _list_tokens(tokenizer, config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(name_of_cutter(tokenizer))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges([_write_merge(merge) for merge in model.get("merges", ())])
-    if tokenizer.get("normalizer"):
-        writer.add_string(NORMALIZER, json.dumps(tokenizer["normalizer"]))
+    steps = _steps(tokenizer.get("normalizer"), "normalizers")
+    if model.get("byte_fallback"):
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores(_score_tokens(tokens, model))
+        writer.add_add_space_prefix(_adds_blank(tokenizer))
+        steps = [step for step in steps if step.get("type") not in BLANKS]
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(name_of_cutter(tokenizer))
+        writer.add_token_merges([_write_merge(merge) for merge in model.get("merges", ())])
+    if steps:
+        writer.add_string(NORMALIZER, json.dumps({"type": "Sequence", "normalizers": steps}))
     _add_special(writer, folder, tokens, config)
+
+
+def _steps(step: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    """Return the steps of a sequence, or the only one."""
+    return [] if not step else list(step[key]) if step.get("type") == "Sequence" else [step]
+
+
+def _score_tokens(tokens: list[str], model: dict[str, Any]) -> list[float]:
+    """Return what SentencePiece's way of merging goes by: the earlier a merge, the higher the score of its result."""
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", ()))
+    scores: dict[str, float] = {}
+    for number, pair in enumerate(pairs):
+        scores.setdefault("".join(pair), -float(number))
+    return [scores.get(token, UNMERGED) for token in tokens]
+
+
+def _adds_blank(tokenizer: dict[str, Any]) -> bool:
+    """Tell whether a text gets a blank before it."""
+    steps = _steps(tokenizer.get("normalizer"), "normalizers")
+    before = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    return any(step.get("type") == "Prepend" for step in steps) or any(
+        step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in before
+    )
 
 
 def name_of_cutter(tokenizer: dict[str, Any]) -> str:
@@ -58,6 +95,7 @@ def _list_tokens(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[
     """Return text and type of every id; ids that no token has are padding."""
     from gguf import TokenType
 
+    in_bytes = bool(tokenizer["model"].get("byte_fallback"))
     texts = {number: text for text, number in tokenizer["model"]["vocab"].items()}
     added = {entry["id"]: entry for entry in tokenizer.get("added_tokens", ())}
     highest = max((*texts, *added))
@@ -69,8 +107,10 @@ def _list_tokens(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[
             tokens.append(added[number]["content"])
             types.append(int(TokenType.CONTROL if added[number].get("special") else TokenType.USER_DEFINED))
         else:
-            tokens.append(texts.get(number, f"[PAD{number}]"))
-            types.append(int(TokenType.NORMAL if number in texts else TokenType.UNUSED))
+            text = texts.get(number, f"[PAD{number}]")
+            kind = TokenType.NORMAL if number in texts else TokenType.UNUSED
+            tokens.append(text)
+            types.append(int(TokenType.BYTE if in_bytes and _BYTE.fullmatch(text) else kind))
     return tokens, types
 
 
@@ -107,8 +147,7 @@ def _content(entry: Any) -> str | None:
 
 def _adds_bos(folder: Path, settings: dict[str, Any]) -> bool:
     """Tell whether the tokenizer puts the bos token before every text."""
-    steps = read_json(folder / "tokenizer.json").get("post_processor") or {}
-    for step in steps.get("processors", [steps]):
+    for step in _steps(read_json(folder / "tokenizer.json").get("post_processor"), "processors"):
         single = step.get("single") or []
         if step.get("type") == "TemplateProcessing" and single and "SpecialToken" in single[0]:
             return bool(single[0]["SpecialToken"]["id"] == _content(settings.get("bos_token")))

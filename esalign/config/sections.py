@@ -74,6 +74,11 @@ class DataSection(Source):
     test: Source | None = Field(
         None, description="Separate source of the test problems; what it does not name is as in data."
     )
+    overlap: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="Problems of the main source that a separate source of validation or test problems has, too: "
+        "refuse to start, or drop them from the main one.",
+    )
     too_long: Literal["refuse", "drop"] = Field(
         "refuse",
         description="Problems whose prompt and sampling.max_tokens do not fit the model's context: refuse to start, or "
@@ -83,7 +88,10 @@ class DataSection(Source):
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, value: Any) -> Any:
-        """Give sources of their own what they do not name; config, split and options only where it is one source."""
+        """Give sources of their own what they do not name; config, split and options only where it is one source.
+
+        Columns and options are taken one by one; an empty mapping takes none.
+        """
         if not isinstance(value, Mapping):
             return value
         reading, choosing = ("columns", "template", "system_prompt", "chat"), ("source", "config", "split", "options")
@@ -93,14 +101,23 @@ class DataSection(Source):
             if isinstance(own, Mapping):
                 same = own.get("source", value.get("source")) == value.get("source")
                 inherited = (*reading, *choosing) if same else reading
-                filled[name] = {**{key: value[key] for key in inherited if key in value}, **own}
+                below = {key: value[key] for key in inherited if key in value}
+                filled[name] = {**below, **{key: _laid_over(key, below.get(key), held) for key, held in own.items()}}
         return filled
+
+
+def _laid_over(key: str, below: Any, own: Any) -> Any:
+    """Return what a source of its own has at a key, over what data has there."""
+    mappings = key in ("columns", "options") and isinstance(below, Mapping) and isinstance(own, Mapping)
+    return {**below, **own} if mappings and own else own
 
 
 class RewardSection(Section):
     """One reward; a name alone is one without options."""
 
-    name: str = Field(description="math, reasoning-gym, exact-match, regex-match, module:function or file.py:function.")
+    name: str = Field(
+        description="math, ifeval, reasoning-gym, exact-match, regex-match, module:function or file.py:function."
+    )
     weight: float = Field(1.0, description="Factor of this reward in the sum.")
     options: dict[str, Any] = Field({}, description="Options of the reward.")
 

@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from esalign.config.sections import Source
 from esalign.data.examples import Dataset, alias_notes, build_dataset, is_task, load_dataset, source_rows
@@ -40,11 +40,13 @@ class _Pool:
 
     source: Source
     seed: int
+    taken: frozenset[Hashable] = frozenset()  # by splits of other sources
     read: int = 0
     waiting: dict[Hashable, list[Example]] = field(default_factory=dict)
     seen: dict[Hashable, dict[str, Example]] = field(default_factory=dict)
     data: Dataset = field(default_factory=lambda: Dataset("", ()))
     duplicates: int = 0
+    overlapping: int = 0
     torn: int = 0
     variants: int = 0
     differing: set[str] = field(default_factory=set)
@@ -76,6 +78,9 @@ class _Pool:
         self.read += len(examples)
         for example in examples:
             key = problem_key(example)
+            if key in self.taken:
+                self.overlapping += 1
+                continue
             columns = "" if is_task(self.source) else canonical_columns(example)
             alike = self.seen.setdefault(key, {})
             if columns in alike:
@@ -109,6 +114,9 @@ class _Pool:
             yield Note("assumed", f"{rows} {of} were generated before: each problem is taken once")
         elif self.duplicates:
             yield Note("dropped", f"{rows} {of}: equal to another in prompt and columns")
+        if self.overlapping:
+            rows = part_of(self.overlapping, range(self.read))
+            yield Note("dropped", f"{rows} {of}: a separate source of validation or test problems has their prompt")
         if self.variants:
             differing = ", ".join(repr(name) for name in sorted(self.differing))
             yield Note(
@@ -134,14 +142,15 @@ def make_splits(
     test_size: int = 1000,
     validation: Source | None = None,
     test: Source | None = None,
+    overlap: Literal["refuse", "drop"] = "refuse",
     seed: int = 0,
 ) -> Splits:
     """Return training, validation and test problems that never overlap.
 
     What has no source of its own is carved from the main one after a seeded shuffle, test first, then validation, so
     that neither changes with the size of the training set. There, of rows that are equal in prompt and columns one is
-    kept; rows that share only the prompt stay in one split. Sources of their own must not overlap: which of two copies
-    was meant cannot be known.
+    kept; rows that share only the prompt stay in one split. Sources of their own must not overlap, as which of two
+    copies was meant cannot be known; or ``overlap`` says that it is theirs, and not the main one's.
 
     Args:
         source: the main source.
@@ -150,12 +159,19 @@ def make_splits(
         test_size: number of test problems.
         validation: source of the validation problems; None carves them from the main one.
         test: source of the test problems; None carves them from the main one.
+        overlap: what happens to problems of the main source that a source of their own has, too.
         seed: decides the shuffle, samples of the separate sources, and what a task generates.
 
     Raises:
         DataError: too few different problems, sources that overlap, and all that `load_dataset` raises.
     """
-    pool = _Pool(source, seed)
+    own = {
+        name: load_dataset(part, size=size, seed=seed)
+        for name, part, size in (("validation", validation, validation_size), ("test", test, test_size))
+        if part is not None
+    }
+    taken = [problem_key(example) for data in own.values() for example in data.examples]
+    pool = _Pool(source, seed, frozenset(taken if overlap == "drop" else ()))
     carved = (0 if test else test_size) + (0 if validation else validation_size)
     wanted = carved + (train_size or (500 if is_task(source) else 1))
     pool.fill(wanted)
@@ -165,18 +181,15 @@ def make_splits(
             f"'{source.source}' gives {len(pool)} different problems, fewer than the {wanted} asked for {sizes}; "
             "ask for fewer" + (", or widen data.options" if is_task(source) else "")
         )
-    test_set = load_dataset(test, size=test_size, seed=seed) if test else pool.take(test_size)
-    validation_set = (
-        load_dataset(validation, size=validation_size, seed=seed) if validation else pool.take(validation_size)
-    )
+    test_set = own.get("test") or pool.take(test_size)
+    validation_set = own.get("validation") or pool.take(validation_size)
     train_set = pool.take(train_size)
     if len(train_set.examples) < (train_size or 1):
         raise DataError(
             f"'{source.source}' has too many rows with equal prompts: {len(train_set.examples)} are left to train on "
             f"when no prompt may be in two splits {sizes}; ask for fewer, or make the prompts differ with data.template"
         )
-    own = [data for source, data in ((validation, validation_set), (test, test_set)) if source]
-    apart = [note for data in own for note in (*alias_notes(data), *data.notes)]
+    apart = [note for data in own.values() for note in (*alias_notes(data), *data.notes)]
     notes = dict.fromkeys((*pool.notes(train_size), *apart))  # each once, where a file is named twice
     splits = Splits(train_set, validation_set, test_set, pool.duplicates, tuple(notes))
     refuse_overlap(splits)
@@ -194,7 +207,7 @@ def refuse_overlap(splits: Splits) -> None:
             raise DataError(
                 f"{len(shared)} problems are in both the {first} ({named[first].name}) and the {second} split "
                 f"({named[second].name}), such as {canonical(example.prompt)!r:.120}: give sources that do not "
-                "overlap, or carve both from one"
+                "overlap, carve both from one, or leave them out of the training problems with data.overlap: drop"
             )
 
 

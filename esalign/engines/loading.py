@@ -66,7 +66,7 @@ def load_model(
         device: auto, cpu, cuda or cuda:N.
         trust_remote_code: run code that comes with the model.
         revision: branch, tag or commit of a model on the hub.
-        attn_implementation: as in transformers; None for its choice.
+        attn_implementation: as in transformers; None for its choice, or eager where attention has a soft cap.
 
     Raises:
         BackendError: it cannot be loaded, or lacks weights; or an option is out of range.
@@ -94,11 +94,22 @@ def load_model(
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter_path(adapter))
+        if attn_implementation is None:
+            keep_soft_cap(model)
         model.eval().requires_grad_(requires_grad=False)
         model.to(target)
     if info["missing_keys"]:
         raise BackendError(f"{label} has no weights for {min(info['missing_keys'])!r}: the checkpoint is not complete")
     return LoadedModel(model, tokenizer, label)
+
+
+def keep_soft_cap(model: Any) -> None:
+    """Let a model with a soft cap in its attention (Gemma 2) compute it step by step.
+
+    transformers' own choice, ``sdpa``, leaves the cap out without a word.
+    """
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
 
 
 def _unpack(path: str) -> tuple[str, dict[str, Any]]:

@@ -132,8 +132,9 @@ def load_reward(spec: str | RewardFunction | Reward, **options: Any) -> Reward:
     """Load a reward.
 
     Args:
-        spec: a registered name (``math``, ``reasoning-gym``, ``exact-match``, ``regex-match``, or a plug-in's),
-            ``"module:function"``, ``"file.py:function"``, or a function. A class is instantiated with the options.
+        spec: a registered name (``math``, ``ifeval``, ``reasoning-gym``, ``exact-match``, ``regex-match``, or a
+            plug-in's), ``"module:function"``, ``"file.py:function"``, or a function. A class is instantiated with the
+            options.
         **options: arguments to bind, e.g. ``ignore_case=True``.
 
     Raises:

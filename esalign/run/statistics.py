@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 
@@ -51,6 +52,30 @@ def paired_difference(after: Sequence[float] | Array, before: Sequence[float] | 
     mean = float(differences.mean())
     half = Z95 * float(differences.std(ddof=1)) / n**0.5
     return Estimate(mean, mean - half, mean + half, n)
+
+
+def best_of(rewards: Array, k: int) -> Array:
+    """Return the expected best reward of k samples of each problem, drawn without replacement, shape (problems,).
+
+    For rewards of 0 and 1 this is pass@k by the unbiased estimator ``1 - C(n - c, k) / C(n, k)`` of Chen et al. 2021
+    (arXiv 2107.03374, equation 1), c of n samples being right. In general, the i-th smallest of n rewards is the best
+    of ``C(i - 1, k - 1)`` of the ``C(n, k)`` choices.
+
+    Args:
+        rewards: shape (problems, samples); NaN (all rewards abstained) is left out.
+        k: at least 1; a problem with fewer rewards has NaN.
+
+    >>> best_of(np.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, np.nan]]), 2).round(3)
+    array([0.5, 1. ])
+    """
+    return np.array([_best_of(np.sort(row[~np.isnan(row)]), k) for row in rewards])
+
+
+def _best_of(ascending: Array, k: int) -> float:
+    n = len(ascending)
+    if n < k:
+        return float("nan")
+    return float(sum(comb(i, k - 1) / comb(n, k) * reward for i, reward in enumerate(ascending)))
 
 
 def within_noise(after: Sequence[float] | Array, before: Sequence[float] | Array) -> bool:

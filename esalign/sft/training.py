@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from esalign.config.sft import SftOptions
 from esalign.data import Note
+from esalign.engines.loading import keep_soft_cap
 from esalign.errors import AdapterError, ConfigError, MissingPackageError
 from esalign.sft.demonstrations import Demonstration, describe_lengths, read_demonstrations, tokenize
 from esalign.sft.targets import choose_targets
@@ -179,6 +180,7 @@ def _build_trainer(
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:  # as transformers says that there is no such model
         raise ConfigError(f"model '{model}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    keep_soft_cap(base)
     targets, missing = choose_targets(base, options.target_modules, f"the model {model!r}")
     notes = describe_lengths(shown, tokenizer, max_length=options.max_length)
     if missing:

@@ -88,9 +88,22 @@ def open_svd_lora(*, model: str | None, adapter: str | None, fraction: float = 1
             "space 'svd-lora' needs an adapter, whose singular values are searched (model.adapter): "
             "make one with `esalign sft`"
         )
+    return SvdLora(read_any_adapter(adapter, model), fraction=fraction)
+
+
+def read_any_adapter(adapter: str, model: str | None) -> Adapter:
+    """Read an adapter in any format that esalign or an installed engine knows.
+
+    Args:
+        adapter: a PEFT folder or hub id, ``embedded``, or a file in a format of an installed engine.
+        model: the base model, which the adapter in some formats (GGUF) is read by.
+
+    Raises:
+        AdapterError: it is not there, broken, or of a kind that has no factors.
+    """
     adapter = adapter_path(adapter)
     form = find_format(adapter)
-    return SvdLora(form.read_adapter(adapter, model) if form else read_adapter(adapter), fraction=fraction)
+    return form.read_adapter(adapter, model) if form else read_adapter(adapter)
 
 
 def _decompose(factor: Array, fraction: float, start: int, label: str) -> Factor:

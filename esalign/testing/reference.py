@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from esalign.engines.loading import keep_soft_cap
 from esalign.protocols import Space
 from esalign.types import Array
 
@@ -26,6 +27,7 @@ class Reference:
         self.space = space
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self._model: Any = AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()
+        keep_soft_cap(self._model)
         configured = self._model.generation_config.eos_token_id
         listed = configured if isinstance(configured, list) else [configured]
         self.ends = {token for token in (*listed, self.tokenizer.eos_token_id) if token is not None}

@@ -70,27 +70,27 @@ def show_result(
     console.print(comparison_table(result, words, wide=console.width >= ONE_LINE_WIDTH))
     console.print()
     for label, text in _facts(result, words):
-        _fact(console, label, text)
+        show_fact(console, label, text)
     show_changes(console, find_changes(read_json_lines(folder / COMPLETIONS)))
     if verification is not None:
-        _fact(console, "check", verification.note, "" if verification.good else STYLES["worse"])
-    _fact(console, saved, str(folder / saved))
-    _fact(console, "report", str(folder / "report.html"))
+        show_fact(console, "check", verification.note, "" if verification.good else STYLES["worse"])
+    show_fact(console, saved, str(folder / saved))
+    show_fact(console, "report", str(folder / "report.html"))
 
 
 def show_changes(console: "Console", changes: Changes | None) -> None:
     """Print how many test problems were gained and lost, and a few of each with the texts before and after."""
     if changes is None:
         return
-    _fact(console, "changes", changes.counts)
+    show_fact(console, "changes", changes.counts)
     if changes.form:
-        _fact(console, "new form", one_line(changes.form, 500), "yellow")
+        show_fact(console, "new form", one_line(changes.form, 500), "yellow")
     for label, group in (("gained", changes.gained[:SHOWN_GAINED]), ("lost", changes.lost[:SHOWN_LOST])):
         for change in group:
             prompt, before, after = (
                 one_line(text, SHOWN_TEXT) for text in (prompt_text(change.prompt), change.before, change.after)
             )
-            _fact(
+            show_fact(
                 console,
                 label,
                 f"{prompt!r}: {before!r} -> {change.reward_before:g}, now {after!r} -> {change.reward_after:g}",
@@ -144,17 +144,17 @@ def show_plan(console: "Console", plan: "Plan") -> None:
         facts["columns"] = f"{taken}; data.columns says otherwise"
     console.print()
     for label, text in facts.items():
-        _fact(console, label, text)
+        show_fact(console, label, text)
     for note in plan.notes:
-        _fact(console, note.kind, one_line(note.text, 500))
+        show_fact(console, note.kind, one_line(note.text, 500))
     for concern in plan.concerns:
-        _fact(console, "warning", one_line(concern, 500), "yellow")
+        show_fact(console, "warning", one_line(concern, 500), "yellow")
     for sample in plan.samples:
         console.print()
         room = max(console.width - LABEL_WIDTH, 40)
-        _fact(console, "problem", one_line(prompt_text(sample.prompt), room))
-        _fact(console, "completion", one_line(sample.completion, 3 * room))
-        _fact(console, "reward", "none (abstained)" if sample.reward is None else f"{sample.reward:g}")
+        show_fact(console, "problem", one_line(prompt_text(sample.prompt), room))
+        show_fact(console, "completion", one_line(sample.completion, 3 * room))
+        show_fact(console, "reward", "none (abstained)" if sample.reward is None else f"{sample.reward:g}")
     console.print()
 
 
@@ -191,7 +191,7 @@ def _facts(result: "Result", words: Words) -> Sequence[tuple[str, str]]:
     )
 
 
-def _fact(console: "Console", label: str, text: str, style: str = "") -> None:
+def show_fact(console: "Console", label: str, text: str, style: str = "") -> None:
     """Print one labelled value: indented below itself where it is long on a terminal, on one line elsewhere."""
     from rich.padding import Padding
     from rich.text import Text

@@ -1,0 +1,165 @@
+"""What `esalign eval` prints: the models side by side, several samples of each problem, a column's values."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from esalign.fitness.completions import add_errors
+from esalign.report.terminal.tables import ONE_LINE_WIDTH, STYLES, show_fact
+from esalign.report.words import concerns, count, duration, gain, judge_gain, number, one_line, score
+from esalign.run.judged import Judged, compare, group_by
+from esalign.run.statistics import estimate, paired_difference
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+MOST_GROUPS = 40  # values of a column that are shown
+MUCH_LONGER = 1.25  # or shorter: ratio of lengths from which the user is told
+
+
+def show_judged(console: "Console", judged: Sequence[Judged], *, by: Sequence[str], max_tokens: int) -> None:
+    """Print tables of models that were judged on the same problems, what each cost, and what is worrying.
+
+    Args:
+        console: where to print.
+        judged: at least one, the start first.
+        by: columns of the problems for tables of their own.
+        max_tokens: the limit of a completion's length.
+    """
+    wide = console.width >= ONE_LINE_WIDTH
+    console.print()
+    console.print(_main_table(judged, wide=wide))
+    if judged[0].samples > 1:
+        console.print()
+        console.print(_samples_table(judged, wide=wide))
+    for column in by:
+        console.print()
+        console.print(_column_table(judged, column, wide=wide))
+    console.print()
+    for one in judged:
+        tokens, speed = one.completed.generated_tokens, one.completed.generated_tokens / max(one.seconds, 1e-9)
+        show_fact(
+            console,
+            "cost",
+            f"{one.name}: {count(tokens)} tokens generated in {duration(one.seconds)} ({count(speed)} per second), "
+            f"engine loaded and checked in {duration(one.load_seconds)}",
+        )
+    for one in judged:
+        if one.note:
+            show_fact(console, "note", f"{one.name}: {one.note}")
+        for text in _concerns(one, judged[0], max_tokens):
+            show_fact(console, "warning", one_line(f"{one.name}: {text}", 500), "yellow")
+
+
+def _main_table(judged: Sequence[Judged], *, wide: bool) -> "Table":
+    from rich.text import Text
+
+    start, several = judged[0], len(judged) > 1
+    caption = [f"{count(len(start.examples))} problems" + (f", {start.samples} samples of each" * (start.samples > 1))]
+    caption.append("means with 95 % intervals by problem")
+    if several:
+        caption.append("gain, gained and lost are against the start, problem by problem")
+    caption.append("tokens are those of a completion")
+    heads = ["mean reward", *(["gain", "gained\n/ lost"] if several else []), "tokens", "cut"]
+    table = _table("model", heads, "; ".join(caption))
+    for one in judged:
+        table.add_row(Text(one.name), *(_cell(*cell, wide=wide) for cell in _main_cells(one, start, compared=several)))
+    return table
+
+
+def _main_cells(one: Judged, start: Judged, *, compared: bool) -> Iterator[tuple[str, str]]:
+    """Yield the cells of a model as (text, style)."""
+    yield score(estimate(one.scores)), ""
+    if compared and one is start:
+        yield from (("", ""), ("", ""))
+    elif compared:
+        against = compare(one, start)
+        yield gain(against.gain), STYLES[judge_gain(against.gain, 1).kind]
+        yield f"{against.gained} / {against.lost}", ""
+    mean, median = (number(float(found), ",.0f") for found in (one.lengths.mean(), np.median(one.lengths)))
+    yield f"{mean} mean, {median} median", ""
+    yield f"{one.completed.truncated:.1%}", ""
+
+
+def _samples_table(judged: Sequence[Judged], *, wide: bool) -> "Table":
+    from rich.text import Text
+
+    samples = judged[0].samples
+    sizes = sorted({*(2**power for power in range(samples.bit_length()) if 2**power < samples), samples})
+    binary = all(one.is_binary for one in judged)
+    meaning = (
+        "pass@k: a right one among k samples, estimated without bias (Chen et al. 2021)"
+        if binary
+        else "best of k: the expected best reward of k samples"
+    )
+    table = _table(
+        "model",
+        [*(f"{'pass@' if binary else 'best of '}{k}" for k in sizes), f"majority of {samples}"],
+        f"{meaning}; majority: the reward of the most frequent answer",
+    )
+    for one in judged:
+        cells = [*(one.best_of(k) for k in sizes), one.majority()]
+        table.add_row(Text(one.name), *(_cell(score(cell), wide=wide) for cell in cells))
+    return table
+
+
+def _column_table(judged: Sequence[Judged], column: str, *, wide: bool) -> "Table":
+    from rich.text import Text
+
+    start, *others = judged
+    groups = group_by(start.examples, column)
+    frequent = set(sorted(groups, key=lambda value: len(groups[value]), reverse=True)[:MOST_GROUPS])
+    caption = "mean reward of the problems with this value; a problem with several counts for each"
+    if len(groups) > len(frequent):
+        caption += f"; {len(groups) - len(frequent)} rarer values are not shown"
+    table = _table(column, ["problems", start.name, *(head for one in others for head in (one.name, "gain"))], caption)
+    for value, numbers in groups.items():
+        if value in frequent:
+            cells = [count(len(numbers)), score(estimate(start.scores[numbers]))]
+            for one in others:
+                difference = paired_difference(one.scores[numbers], start.scores[numbers])
+                cells += [score(estimate(one.scores[numbers])), gain(difference)]
+            label = "none" if value is None else one_line(str(value), 60)
+            table.add_row(Text(label), *(_cell(cell, wide=wide) for cell in cells))
+    return table
+
+
+def _concerns(one: Judged, start: Judged, max_tokens: int) -> Iterator[str]:
+    rewards = one.rewards
+    row = {"truncated": one.completed.truncated, "abstained": float(np.isnan(rewards).mean())}
+    yield from concerns(add_errors(row, one.completed), max_tokens=max_tokens).values()
+    if one is start:
+        return
+    longer, before = compare(one, start).longer, float(start.lengths.mean())
+    after = before + longer.mean
+    clear = longer.low > 0 or longer.high < 0
+    if clear and before > 0 and not 1 / MUCH_LONGER < after / before < MUCH_LONGER:
+        yield (
+            f"completions are {after / before:.2g} times as long as the start's, {number(after, ',.0f')} tokens "
+            f"instead of {number(before, ',.0f')}: does the reward go by length?"
+        )
+
+
+def _cell(text: str, style: str = "", *, wide: bool) -> "Text":
+    """Return a cell, in two lines where the terminal is narrow: before an interval, or behind a comma."""
+    from rich.text import Text
+
+    mark = r" (?=\[)" if "[" in text else r"(?<=,) "
+    return Text(text if wide else re.sub(mark, "\n", text), style)
+
+
+def _table(first: str, heads: Sequence[str], caption: str) -> "Table":
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), caption=Text(caption))
+    table.caption_style, table.caption_justify = "", "left"
+    table.add_column(Text(first), overflow="fold")
+    for head in heads:
+        table.add_column(Text(head), overflow="fold", no_wrap="/" not in head)  # paths are folded
+    return table

@@ -1,0 +1,5 @@
+"""Instruction following: which of a prompt's checkable instructions a completion follows, as IFEval judges them."""
+
+from esalign.rewards.ifeval.reward import PRELOAD, IfEval, followed
+
+__all__ = ["PRELOAD", "IfEval", "followed"]

@@ -1,0 +1,133 @@
+"""What one model wrote for held-out problems, several times each, and what it was worth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from esalign.fitness.completions import Completed
+from esalign.run.statistics import Estimate, best_of, estimate, paired_difference
+from esalign.run.vote import majority, voted_answer
+from esalign.types import Array, Completion, Example
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model's completions of problems, with their rewards.
+
+    Args:
+        name: the model: ``start``, or an adapter.
+        examples: the problems.
+        completed: one row of completions, those of a problem side by side.
+        maths: whether the vote is over final answers as the reward ``math`` finds them.
+        seconds: of generation and scoring.
+        load_seconds: of loading the engine and comparing it with transformers.
+        note: what the user should know of the model; empty for nothing.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    completed: Completed
+    maths: bool = False
+    seconds: float = 0.0
+    load_seconds: float = 0.0
+    note: str = ""
+
+    @property
+    def rewards(self) -> Array:
+        """Shape (problems, samples), NaN where all rewards abstained."""
+        rewards: Array = self.completed.rewards[0].reshape(len(self.examples), -1)
+        return rewards
+
+    @property
+    def samples(self) -> int:
+        """Number of completions of each problem."""
+        return self.rewards.shape[1]
+
+    @property
+    def scores(self) -> Array:
+        """The mean reward of each problem, shape (problems,), NaN where all rewards abstained."""
+        return _mean_of_known(self.rewards)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether every reward is 0 or 1, so that the best of k is pass@k."""
+        rewards = self.rewards
+        return bool(np.isin(rewards[~np.isnan(rewards)], (0.0, 1.0)).all())
+
+    @property
+    def lengths(self) -> Array:
+        """Tokens of each completion, shape (problems, samples)."""
+        return np.array([len(one.token_ids) for one in self.completed.rows[0]]).reshape(len(self.examples), -1)
+
+    @property
+    def answers(self) -> list[list[str]]:
+        """What each completion votes for, by problem and sample."""
+        given = [voted_answer(one.text, maths=self.maths) for one in self.completed.rows[0]]
+        return [given[begin : begin + self.samples] for begin in range(0, len(given), self.samples)]
+
+    def best_of(self, k: int) -> Estimate:
+        """Return the mean best reward of k samples: pass@k where rewards are 0 and 1."""
+        return estimate(best_of(self.rewards, k))
+
+    def majority(self) -> Estimate:
+        """Return the mean reward of the most frequent answer."""
+        return estimate(majority(self.rewards, self.answers))
+
+    def completion(self, problem: int, sample: int) -> Completion:
+        """Return one completion."""
+        return self.completed.rows[0][problem * self.samples + sample]
+
+
+@dataclass(frozen=True)
+class Against:
+    """A model against the start, problem by problem.
+
+    Args:
+        gain: of the mean reward.
+        gained: number of problems with a higher mean reward.
+        lost: number of problems with a lower one.
+        longer: difference of the mean lengths in tokens.
+    """
+
+    gain: Estimate
+    gained: int
+    lost: int
+    longer: Estimate
+
+
+def compare(judged: Judged, start: Judged) -> Against:
+    """Compare two models on the same problems."""
+    difference = judged.scores - start.scores
+    return Against(
+        gain=paired_difference(judged.scores, start.scores),
+        gained=int((difference > 0).sum()),
+        lost=int((difference < 0).sum()),
+        longer=paired_difference(judged.lengths.mean(axis=1), start.lengths.mean(axis=1)),
+    )
+
+
+def group_by(examples: Sequence[Example], column: str) -> dict[Any, list[int]]:
+    """Return {value of a column: numbers of its problems}, in the order of the values; a list counts by its elements.
+
+    >>> group_by([Example("a", {"kind": ["x", "y", "x"]}), Example("b", {"kind": ["y"]})], "kind")
+    {'x': [0], 'y': [0, 1]}
+    """
+    groups: dict[Any, list[int]] = {}
+    for number, example in enumerate(examples):
+        value = example.columns.get(column)
+        parts = value if isinstance(value, list | tuple) else [value]
+        for part in dict.fromkeys(part if isinstance(part, str | int | float) else str(part) for part in parts):
+            groups.setdefault(part, []).append(number)
+    return dict(sorted(groups.items(), key=lambda item: _order(item[0])))
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
+
+
+def _mean_of_known(rewards: Array) -> Array:
+    known = ~np.isnan(rewards)
+    counts = known.sum(axis=1)
+    return np.where(counts, np.nansum(rewards, axis=1) / np.maximum(counts, 1), np.nan)

@@ -1,0 +1,187 @@
+"""The reward `ifeval` judges as lm-eval does, without network, and refuses columns that it cannot read in one line."""
+
+import gzip
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from esalign.commands.doctor import examine
+from esalign.errors import EsalignWarning, MissingPackageError, RewardError
+from esalign.rewards import RewardPool, load_reward
+from esalign.rewards.ifeval import followed, sentences
+from esalign.types import Example
+
+DATA = Path(__file__).parent / "data"
+WORDS = ["length_constraints:number_words"]
+pytestmark = pytest.mark.filterwarnings("ignore::esalign.errors.EsalignWarning")
+
+
+def read(name):
+    with gzip.open(DATA / name, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """Return IFEval's 541 problems by their key."""
+    return {row["key"]: row for row in read("ifeval_prompts.jsonl.gz")}
+
+
+def scored(prompts, completions, **options):
+    rows = list(prompts.values())
+    return load_reward("ifeval", **options)(
+        prompts=[row["prompt"] for row in rows],
+        completions=completions,
+        instruction_id_list=[row["instruction_id_list"] for row in rows],
+        kwargs=[row["kwargs"] for row in rows],
+    )
+
+
+def test_an_empty_answer_follows_nothing_and_any_other_is_read(prompts):
+    assert set(scored(prompts, [" \n"] * 541, unit="fraction", mode="loose")) == {0.0}
+    hello = scored(prompts, ["Hello there."] * 541, unit="fraction")
+    assert len(set(hello)) > 4
+    assert scored(prompts, ["Hello there."] * 541, unit="prompt") == [float(value == 1.0) for value in hello]
+    counts = scored(prompts, ["Hello there."] * 541, unit="instruction")
+    totals = [len(row["instruction_id_list"]) for row in prompts.values()]
+    assert hello == [count / total for count, total in zip(counts, totals, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "loose"),
+    [
+        ("no comma here", True, True),
+        ("Sure, here:\nno comma", False, True),
+        ("no comma\nI hope, that helps", False, True),
+        ("Sure, here:\nno comma\nAsk, if not", False, True),
+        ("one, two\nthree, four\nfive, six", False, False),
+        ("", False, False),
+    ],
+)
+def test_loose_leaves_out_first_and_last_lines(text, strict, loose):
+    assert followed(text, ["punctuation:no_comma"], [{}]) == [strict]
+    assert followed(text, ["punctuation:no_comma"], [{}], mode="loose") == [loose]
+
+
+def test_parameters_may_be_filled_up_with_none_be_json_or_come_from_a_table():
+    wanted = [{"num_words": 2, "relation": "at least"}]
+    filled = [{"keywords": None, "num_words": 2, "relation": "at least", "letter": None}]
+    table = [{"num_words": 2.0, "relation": "at least", "keywords": []}]
+    for kwargs in (wanted, filled, table, json.dumps(wanted)):
+        assert followed("two words", WORDS, kwargs) == [True]
+        assert followed("one", WORDS, kwargs) == [False]
+
+
+def test_a_problem_without_instructions_abstains():
+    columns = {"instruction_id_list": [None, WORDS], "kwargs": [None, [{"num_words": 1, "relation": "at least"}]]}
+    assert load_reward("ifeval")(prompts=["", ""], completions=["a", "a"], **columns) == [None, 1.0]
+
+
+def test_a_sign_that_is_no_letter_is_counted_itself():
+    kwargs = [{"letter": "#", "let_frequency": 4, "let_relation": "at least"}]
+    assert followed("# # # #", ["keywords:letter_frequency"], kwargs) == [True]
+    assert followed("abcdefghijklmnopqrstuvwxyz " * 9, ["keywords:letter_frequency"], kwargs) == [False]
+
+
+def test_the_language_of_a_short_text_is_the_same_each_time():
+    texts = ["Hallo you", "Oui no", "sol de la", "no so ma"] * 10
+    judged = [followed(text, ["language:response_language"], [{"language": "de"}]) for text in texts]
+    assert judged == judged[:4] * 10
+
+
+@pytest.mark.parametrize(
+    ("kinds", "kwargs", "message"),
+    [
+        (["punctuation:no_coma"], [{}], "no instruction 'punctuation:no_coma', did you mean 'punctuation:no_comma'"),
+        (WORDS, [], "needs a list of mappings"),
+        (WORDS, [{}, {}], "1 instructions of a problem, but 2 kwargs"),
+        (WORDS, [{"num_words": 3}], "has the kwargs num_words, expected num_words, relation"),
+        (WORDS, [{"num_words": "300", "relation": "at least"}], "is '300': input should be a valid integer"),
+        (WORDS, [{"num_words": 3, "relation": "at most"}], "input should be 'less than' or 'at least'"),
+        (WORDS, "at least 300", "needs a list of mappings, one for each instruction as 'kwargs'"),
+        (WORDS, {"num_words": 3}, "needs a list of mappings, one for each instruction as 'kwargs'"),
+        ("no comma", [{}], "needs a list of texts such as 'punctuation:no_comma' as 'instruction_id_list'"),
+        (["keywords:existence"], [{"keywords": "fish"}], "is 'fish': input should be a valid list"),
+        (["language:response_language"], [{"language": "xx"}], "lm-eval refuses 'language:response_language'"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(kinds, kwargs, message):
+    with pytest.raises(RewardError, match=r"^reward 'ifeval'[^\n]*$") as refused:
+        load_reward("ifeval")(prompts=["p"], completions=["c"], instruction_id_list=[kinds], kwargs=[kwargs])
+    assert message in str(refused.value)
+
+
+def test_a_missing_column_and_an_unknown_mode_are_named():
+    with pytest.raises(RewardError, match="needs 'kwargs', which is neither an option nor a column"):
+        load_reward("ifeval")(prompts=["p"], completions=["c"], instruction_id_list=[WORDS])
+    with pytest.raises(RewardError, match="option 'mode' is 'lose', input should be 'strict' or 'loose'"):
+        load_reward("ifeval", mode="lose")
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    for module in [name for name in sys.modules if name.startswith("esalign.rewards.ifeval")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(MissingPackageError) as refused:
+        load_reward("ifeval")
+    expected = "reward 'ifeval' needs the package 'lm-eval', which is not installed: pip install \"esalign[ifeval]\""
+    assert str(refused.value) == expected
+
+
+def test_who_lacks_punkt_tab_is_told_once_and_by_doctor(monkeypatch):
+    monkeypatch.setattr(sentences, "has_punkt_tab", lambda: False)
+    sentences.tell_once.cache_clear()
+    with pytest.warns(EsalignWarning, match="are approximate") as told:
+        assert [load_reward("ifeval", mode=mode).name for mode in ("strict", "loose")] == ["ifeval"] * 2
+    assert len(told) == 1
+    assert any("reward ifeval: NLTK's punkt_tab is not installed" in line for line in examine())
+    monkeypatch.setattr(sentences, "has_punkt_tab", lambda: True)
+    assert any("reward ifeval: sentences are split by punkt_tab" in line for line in examine())
+
+
+WITHOUT_NETWORK = """
+import socket
+def refuse(*args, **_): print("NETWORK", args, flush=True); raise OSError("no network")
+socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
+import esalign
+from esalign.commands.doctor import examine
+reward = esalign.load_reward("ifeval", unit="fraction")
+kinds = ["length_constraints:number_sentences", "change_case:capital_word_frequency", "punctuation:no_comma"]
+kwargs = [{"num_sentences": 2, "relation": "at least"}, {"capital_frequency": 2, "capital_relation": "less than"}, {}]
+print(reward(prompts=["p"], completions=["Dr. No is here. I AM."], instruction_id_list=[kinds], kwargs=[kwargs]))
+print(sum("punkt_tab is not installed" in line for line in examine()))
+"""
+
+
+@pytest.mark.slow
+def test_without_network_and_data_nothing_is_tried_and_nothing_false_is_printed(tmp_path, monkeypatch):
+    monkeypatch.setenv("NLTK_DATA", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", WITHOUT_NETWORK], capture_output=True, text=True, check=False)
+    if "1\n" not in done.stdout and "0\n" in done.stdout:
+        pytest.skip("this machine has punkt_tab where every user finds it")
+    told = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.stdout == f"[{2 / 3}]\n1\n", done.stderr
+    assert len(told) == 2, told  # the warning and its source line
+    assert "EsalignWarning: NLTK's punkt_tab is not installed" in told[0]
+
+
+@pytest.mark.slow
+def test_scoring_processes_judge_as_this_one(prompts):
+    rows = list(prompts.values())[:40]
+    examples = [
+        Example(row["prompt"], {name: row[name] for name in ("instruction_id_list", "kwargs")}, str(row["key"]))
+        for row in rows
+    ]
+    completions = [row["prompt"][::2] for row in rows]
+    scores = {}
+    for workers in (0, 2):
+        with RewardPool([("ifeval", 1.0)], workers=workers, timeout=60.0) as pool:
+            scores[workers] = pool.score(examples, completions)
+        assert scores[workers].errors == {}
+    assert scores[0].rewards == scores[2].rewards
+    assert len(set(scores[0].rewards.values())) == 2
