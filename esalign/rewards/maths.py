@@ -8,13 +8,17 @@ from typing import Any
 
 from esalign.rewards.answers import as_text
 from esalign.rewards.final import Final, bare_words, choice_of, final_answer, number_of, words_of
-from esalign.rewards.number import Number, read_number, same_number
+from esalign.rewards.lists import last_formula, values_in
+from esalign.rewards.number import Number, read_based, read_number, same_number
+from esalign.rewards.plain import plain
 
 PRELOAD = ("math_verify", "sympy")
 """Imported once, before the scoring processes are forked: it takes seconds."""
 
 _CHOICE = re.compile(r"\(?([A-J])\)?")
 _WORDS = re.compile(r"[^\W\d_]{4,}(?:[ '-][^\W\d_]+)*|(?:[^\W\d_]+[ '-])+[^\W\d_]+|yes|no")
+_FACTORIAL = re.compile(r"\d\s?!\s*\$?$")
+_TWO_NUMBERS = re.compile(r"\$?-?\d+,\s?-?\d{1,2}\$?")  # 3,7: German for 3.7, or 3 and 7
 _EXACT_DIGITS = 50
 _RELATIVE = 1e-6
 
@@ -34,7 +38,7 @@ def math_reward(completions: Sequence[str], answer: Sequence[Any], *, evaluate: 
 
     Raises:
         RewardError: a right answer that is a list or a mapping.
-        ValueError: a right answer in which there is no mathematics.
+        ValueError: a right answer without a letter or digit.
     """
     pairs = zip(completions, answer, strict=True)
     return [
@@ -47,26 +51,53 @@ def is_correct(completion: str, answer: str, *, evaluate: bool = False) -> bool:
     """Say whether a completion's final answer equals the right one.
 
     Raises:
-        ValueError: a right answer in which there is no mathematics.
+        ValueError: a right answer without a letter or digit.
     """
-    right = _read_right(answer)
-    given = final_answer(completion)
-    if isinstance(right, Number):
-        number = number_of(given)
-        if number is not None and same_number(number, right):
-            return True
-        return evaluate and _verify(given, answer)
-    if choice := _CHOICE.fullmatch(right):
-        return choice_of(given) == choice[1]
-    if bare_words(right) in words_of(given):
+    right, given = _read_right(answer), final_answer(completion)
+    if isinstance(right, str):
+        return _is_same_text(given, right, answer)
+    number = number_of(given)
+    if number is not None and same_number(number, right):
         return True
-    return not _WORDS.fullmatch(right) and _verify(given, answer)
+    written = final_answer(answer).text
+    return bool(_TWO_NUMBERS.fullmatch(written) and _same_values(given, written)) or (
+        evaluate and _verify(given, answer)
+    )
+
+
+def _is_same_text(given: Final, right: str, answer: str) -> bool:
+    """Say whether a final answer equals a right one that is no number: a choice, words, or a formula."""
+    if choice := _CHOICE.fullmatch(plain(right).strip()):
+        return choice_of(given) == choice[1]
+    if (based := read_based(right)) is not None:
+        return read_based(given.text) == based or bare_words(right).partition("_")[0] in words_of(given)
+    if given.text.strip() == right.strip():
+        return True
+    if not _FACTORIAL.search(right) and bare_words(right) in words_of(given):
+        return True
+    return not _WORDS.fullmatch(right) and (_verify(given, answer) or _same_values(given, right))
+
+
+def _same_values(given: Final, right: str) -> bool:
+    """Say whether both list the same values, in any order."""
+    wanted = values_in(right)
+    found = values_in(last_formula(given.text) if given.place == "text" else given.text) if wanted else []
+    if not wanted or len(wanted) != len(found):
+        return False
+    for value in wanted:
+        equal = next((one for one in found if is_correct(f"\\boxed{{{one}}}", value)), None)
+        if equal is None:
+            return False
+        found.remove(equal)
+    return True
 
 
 @functools.lru_cache(maxsize=4096)
 def _read_right(answer: str) -> Number | str:
     """Return a right answer's number, or its text where it is none."""
     final = final_answer(answer)
+    if _FACTORIAL.search(final.text):
+        return final.text
     number = read_number(final.text) if final.place == "text" else number_of(final)
     return final.text if number is None else number
 
@@ -103,6 +134,8 @@ def _equal_quantities(one: Any, other: Any) -> bool:
 
 def _marked(final: Final) -> str:
     """Return a final answer as math-verify finds it."""
+    if final.place == "stated" and final.text.startswith("\\begin"):
+        return f"${final.text}$"
     return f"\\boxed{{{final.text}}}" if final.place == "box" else final.text
 
 
@@ -111,7 +144,7 @@ def _parse_right(answer: str) -> tuple[Any, ...]:
     final = final_answer(answer)
     formula = _marked(final) if "$" in final.text or final.place == "box" else f"${final.text}$"
     parsed = _parse(formula) or _parse(_marked(final))
-    if not parsed:
+    if not parsed and not re.search(r"\w", final.text):
         raise ValueError(f"there is no mathematics in the right answer {answer!r:.80}")
     return tuple(parsed)
 

@@ -1,5 +1,6 @@
 """Numbers as people and models write them: separators, units, percent signs, scientific notation, fractions."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ _UNIT = re.compile(
         [\s.;:!]*""",
     re.VERBOSE,
 )
+_BASED = re.compile(r"(?<![A-Za-z0-9])([0-9A-Z]+)\s?_\s?\{?\s?(\d{1,2})\s?\}?(?![A-Za-z0-9])")
 _NAMED = re.compile(r"\s*[A-Za-z]\w?\s*=\s*")
 _CALCULATED = re.compile(r"(?i)\b(?:squared|cubed|factorial|times|plus|minus|divided|multiplied|or|and|to)\b")
 _OPERATOR_LEFT = re.compile(
@@ -51,7 +53,7 @@ _OPERATOR_LEFT = re.compile(
         [+*/^×·÷√:_{}\\]               # 3 + _, 3:_
       | [\d)}²³]\ ?-                   # 3 - _
       | \b[A-Za-z]\ -                  # x - _
-      | \\[A-Za-z]+                    # \sqrt _
+      | \\[A-Za-z]+(?:_\{?\w+\}?)?     # \sqrt _, \log_3 _
       | [A-Za-z0-9)]\(                 # 3(_
       | \d\ (?:times|plus|minus|over|by) | (?:divided|multiplied)\ by
     )\ *$""",
@@ -122,6 +124,19 @@ def read_number(text: str) -> Number | None:
     if found is None or found.operand or found.start or not _UNIT.fullmatch(rest := line[found.end :]):
         return None
     return None if _CALCULATED.search(rest) else found.number
+
+
+def read_based(text: str) -> int | None:
+    """Return the last number of a text that is written in a base, as 2312_5 is; None where there is none.
+
+    >>> read_based("It is $101_2$"), read_based("1A_{16}"), read_based("a_{12}"), read_based("29_8")
+    (5, 26, None, None)
+    """
+    for digits, base in reversed(_BASED.findall(plain(text))):
+        with contextlib.suppress(ValueError):  # a digit that the base does not have
+            if digits[0].isdigit() and 2 <= int(base) <= 36 and len(digits) < LONGEST:
+                return int(digits, int(base))
+    return None
 
 
 def find_numbers(line: str) -> Iterator[Found]:

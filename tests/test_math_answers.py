@@ -1,0 +1,78 @@
+"""Answers as competition mathematics writes them: each answers itself wherever it stands, and not its neighbour."""
+
+import pytest
+
+from esalign.rewards.maths import is_correct
+
+FORMS = (
+    r"\$32,\!348", r"(-\infty, 3] \cup (7, \infty)", "[2, 5)", "(2, 5)",
+    r"\begin{pmatrix} 1 & -2 \\ 3 & 5 \end{pmatrix}", r"\begin{pmatrix} 1 & -2 \\ 3 & 6 \end{pmatrix}",
+    r"\begin{pmatrix} 4 \\ -7 \\ 1/2 \end{pmatrix}", r"\begin{bmatrix} 2 \\ 9 \end{bmatrix}", r"\text{Tuesday}",
+    r"\text{(C)}", r"\text{even}", r"\text{neither}", r"47^\circ", r"112.5^\circ", r"18\text{ cm}^2",
+    r"6\sqrt{5}\text{ meters}", r"25\pi", r"\frac{9\pi}{4}", r"15\%", r"12.5\%", r"1,\!204,\!000", r"73,\!500",
+    r"\$18.25", r"\$7", r"3\frac{2}{7}", r"\frac{23}{9}", r"-\frac{5}{12}", r"\dfrac{11}{6}", r"\tfrac38",
+    r"\frac{\sqrt{7}}{3}", r"2\sqrt{13}", r"\sqrt[3]{12}", r"3 + 2\sqrt{2}", r"\frac{-1 + \sqrt{21}}{2}",
+    r"4 \pm \sqrt{6}", "(3, -8)", "(2, 5, 9)", r"\left( \frac{3}{5}, -\frac{1}{2} \right)", r"\{2, 3, 11\}",
+    "-4, 1, 6", "3,7", "x^2 - 5x + 6", "2x^3 + x - 9", "(x-4)(x+9)", "y = 3x - 7", "x = 14", r"x \in [1, 4]",
+    "2312_5", "1A7_{16}", "101101_2", "5 - 2i", "3i", "e^{2}", r"\log_3 7", "2^{40}", "9!", r"\binom{14}{5}",
+    r"\infty", r"\emptyset", "0.375", ".85", r"6.02 \times 10^{23}", r"4:15\text{ p.m.}", "3:4", r"\text{Maria}",
+    "Jonas", "Triangle", r"\text{Yes}", "x > 6", r"-3 \le x \le 8", r"\frac{a+b}{2}", "2ab + c",
+    r"\left[ \frac{1}{4}, 6 \right)", r"\mathbb{R}", r"\text{Carla, Dan}", r"81\text{ square units}",
+    r"\frac{x+2}{x-5}", "n(n+1)/2", r"17\text{ hours}", r"50\text{ mph}", r"\sin 20^\circ", r"\cot x", "14_{7}",
+    r"\sqrt{x^2+1}", r"-\sqrt{3}", r"8 \sqrt[4]{2}", r"\text{Zoë}", "東京", r"8:40\text{ a.m.}", r"\$0.05",
+    r"60^{\circ}", r"\text{isosceles}",
+)  # fmt: skip
+FRAMES = ("{}", r"So it is $\boxed{{{}}}$.")
+MORE_FRAMES = (
+    r"\[ \boxed{{ {} }} \]",
+    "Therefore the answer is ${}$.",
+    r"The final answer is \({}\). I hope it is correct.",
+    "1 + 1 = 2.\n#### {}",
+    "<answer>{}</answer>",
+)
+SOLUTION = r"We add $2 + 2 = 4$ to it. Hence the value is $\boxed{{{}}}$, as was to be shown."
+
+
+def test_there_are_more_than_sixty_forms():
+    assert len(set(FORMS)) == len(FORMS) > 60
+
+
+@pytest.mark.parametrize("frame", [*FRAMES, *(pytest.param(more, marks=pytest.mark.slow) for more in MORE_FRAMES)])
+def test_each_answers_itself_and_its_solution_and_not_its_neighbours(frame):
+    for index, answer in enumerate(FORMS):
+        completion = frame.format(answer)
+        assert is_correct(completion, answer), (completion, answer)
+        assert is_correct(completion, SOLUTION.format(answer)), (completion, answer)
+        for distance in (1, 7):
+            other = FORMS[(index + distance) % len(FORMS)]
+            assert not is_correct(completion, other) or {answer, other} == {"0.375", r"\tfrac38"}, (completion, other)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "wrong"),
+    [
+        (r"\$32,\!348", ["32348", r"\boxed{32,348}", r"\$32,348"], ["32", "348"]),
+        (r"\text{Maria}", ["Maria", "The winner is Maria."], ["Jonas", "Maria and Jonas", "It is not Maria"]),
+        ("Jonas", [r"It must be \textbf{Jonas}.", "Therefore Jonas."], ["Not Jonas", "It is Jonas or Maria."]),
+        (r"\text{even}", ["The function is even."], ["odd", "The function is neither even nor odd."]),
+        (r"\text{Carla, Dan}", ["Carla and Dan", r"\boxed{\text{Dan and Carla}}"], ["Carla", "Carla, Eve"]),
+        (r"\text{(C)}", ["C", r"\boxed{\textbf{(C)}}", "The answer is C."], ["D", "(A)"]),
+        (r"4 \pm \sqrt{6}", [r"\boxed{4-\sqrt6, 4+\sqrt6}"], [r"\boxed{4+\sqrt6}", r"\boxed{4 \pm \sqrt{5}}"]),
+        ("-4, 1, 6", [r"\boxed{1,-4,6}", "The answer is $6$, $1$ and $-4$."], [r"\boxed{-4,1}", r"\boxed{-4,1,7}"]),
+        ("3,7", [r"\boxed{7, 3}", "3 and 7"], ["37", r"\boxed{3,8}"]),
+        (r"\{2, 3, 11\}", [r"\boxed{\{11,2,3\}}", "2, 3, 11"], [r"\boxed{\{2,3\}}", "2, 3, 12"]),
+        ("x = 1, y = 2", [r"\boxed{x=1,y=2}"], [r"\boxed{x=2,y=1}"]),
+        ("(2, 5)", [r"\boxed{(2,5)}"], [r"\boxed{(5,2)}", r"\boxed{[2,5)}"]),
+        ("2312_5", ["2312", r"\boxed{2312_{5}}"], [r"\boxed{2312_6}", "2313"]),
+        ("9!", [r"\boxed{362880}", r"\boxed{9!}"], ["9", r"\boxed{9}", "8!"]),
+        ("3", ["3"], [r"\boxed{\{2, 3, 11\}}", r"\boxed{\begin{pmatrix} 1/2 \\ 3 \end{pmatrix}}"]),
+        ("9", ["The answer is 9!"], [r"\boxed{9!}"]),
+        (r"\$7", ["7", "7 dollars"], [r"\boxed{\log_3 7}"]),
+        (r"4:15\text{ p.m.}", ["4:15 pm", "4:15 P.M."], ["4:16 pm", "4:15 am"]),
+        (r"3\frac{2}{7}", [r"\frac{23}{7}", "23/7", "3 2/7"], ["32/7", "6/7"]),
+        (r"18\text{ cm}^2", ["18", "18 cm^2", r"\boxed{18~\mathrm{cm}^2}"], ["19", "182"]),
+    ],
+)
+def test_other_ways_to_write_them_count_and_others_do_not(answer, right, wrong):
+    assert [is_correct(completion, answer) for completion in right] == [True] * len(right)
+    assert [is_correct(completion, answer) for completion in wrong] == [False] * len(wrong)
