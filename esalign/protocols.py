@@ -3,7 +3,7 @@
 `loop.py` is the only place where they meet. A candidate crosses every boundary as its search vector, never as weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -135,6 +135,14 @@ class BoundedBackend(Protocol):
     @property
     def context(self) -> int | None:
         """The most tokens of a prompt and its completion; None for no limit."""
+
+
+@runtime_checkable
+class MeasuredBackend(Protocol):
+    """A backend that tells what a run's metrics should hold of it, beside what the run itself measures."""
+
+    def measure(self) -> Mapping[str, float]:
+        """Return speeds, counts and the like, by name."""
 
 
 class Fitness(Protocol):

@@ -44,6 +44,8 @@ class Sampling:
         seed: the completion of prompt ``j`` of a call draws from a random stream of its own, derived from (seed, j) and
             from nothing else. So all candidates draw alike at a prompt, and several samples of one prompt are
             that prompt repeated.
+        offset: what is added to j: a call that completes a part of a list of prompts, from its tenth on, say, draws
+            with offset 9 as the call that completes them all.
         stop: strings that end a completion; the completion's text ends before the first of them.
     """
 
@@ -52,6 +54,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    offset: int = field(default=0, kw_only=True)
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -60,6 +63,7 @@ class Sampling:
             ("temperature", 0.0 <= self.temperature < float("inf"), "0 or more"),
             ("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]"),
             ("top_k", self.top_k >= 0, "0 or more"),
+            ("offset", self.offset >= 0, "0 or more"),
             ("stop", not isinstance(self.stop, str) and all(self.stop), "a tuple of strings that are not empty"),
         ):
             if not fits:

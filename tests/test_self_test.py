@@ -8,7 +8,7 @@ from esalign_torch import TorchBackend
 from models import make_tiny
 from runs import esalign, write_run
 
-from esalign.config.run import BackendSection
+from esalign.config.sections import BackendSection
 from esalign.errors import BackendError, EsalignWarning
 from esalign.run import self_test as module
 from esalign.run.self_test import self_test

@@ -147,7 +147,9 @@ class LlamaCppBackend(Encoding):
         encoded = self._codec.encode_prompts(prompts, sampling.max_tokens)
         groups = group_by_prompt(encoded, range(len(encoded)))
         longest = max(map(len, encoded), default=0) + sampling.max_tokens
-        uniforms = draw_uniforms(sampling.seed, len(encoded), sampling.max_tokens) if sampling.temperature else None
+        uniforms = None
+        if sampling.temperature:
+            uniforms = draw_uniforms(sampling.seed, len(encoded), sampling.max_tokens, offset=sampling.offset)
         stops = StopStrings(self._codec, sampling.stop) if sampling.stop else None
         rows = []
         for i, values in enumerate(table):

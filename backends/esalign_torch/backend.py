@@ -166,7 +166,7 @@ class TorchBackend(Encoding):
     def _request(self, engine: Engine, table: Tensor, sampling: Sampling, prompts: int) -> Request:
         """Lay out what all rows of a call share."""
         tokens = sampling.max_tokens if sampling.temperature else 0
-        uniforms = draw_uniforms(sampling.seed, prompts, tokens)
+        uniforms = draw_uniforms(sampling.seed, prompts, tokens, offset=sampling.offset)
         stops, marks = None, None
         if sampling.stop:
             stops = StopStrings(engine.codec, sampling.stop)

@@ -12,14 +12,14 @@ from esalign.types import Sampling
 def generation_parameters(sampling: Sampling, prompt: int, ends: Sequence[int], *, special: bool = False) -> Any:
     """Return vLLM's parameters for prompt j of a call.
 
-    The seed, in [0, 2**63), comes from (seed, j) alone, so all candidates draw with the same luck. The random stream is
-    vLLM's own: the same seed gives other completions than another engine's.
+    The seed, in [0, 2**63), comes from (seed, offset + j) alone, so all candidates draw with the same luck. The random
+    stream is vLLM's own: the same seed gives other completions than another engine's.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     random = sampling.temperature > 0.0
-    seed = int(seed_sequence(sampling.seed, prompt).generate_state(1, np.uint64)[0] >> 1)
+    seed = int(seed_sequence(sampling.seed, sampling.offset + prompt).generate_state(1, np.uint64)[0] >> 1)
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,

@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from esalign.assets import model_path
-from esalign.config.run import BackendSection, RunConfig
-from esalign.config.sections import Experiment, ProbeSection, RewardSection, ScoringSection
+from esalign.config.cluster import ClusterSection
+from esalign.config.run import RunConfig
+from esalign.config.sections import BackendSection, Experiment, ProbeSection, RewardSection, ScoringSection
 from esalign.data import Dataset, MiniBatches, Splits, load_dataset, make_splits
 from esalign.data.lengths import keep_fitting
+from esalign.engines.cluster.make import make_cluster
 from esalign.fitness import FitnessParts
 from esalign.protocols import Backend, BoundedBackend, Fitness, Space
 from esalign.registry import DEFAULT_SIGMA, FITNESS, SPACES, find, load_backend, make_fitness, make_optimizer, merge
@@ -58,8 +60,12 @@ def open_space(config: RunConfig) -> Space:
     return make_space(str(section.name), **merge(f"space {section.name!r}", settings, section.options))
 
 
-def make_backend(section: BackendSection, model: str, space: Space | None) -> Backend:
-    """Start the engine."""
+def make_backend(
+    section: BackendSection, model: str, space: Space | None, *, cluster: ClusterSection | None = None
+) -> Backend:
+    """Start the engine, or many of them."""
+    if cluster is not None:
+        return make_cluster(section, model_path(model), space, cluster)
     settings = {"model": model_path(model), "space": space, "dtype": section.dtype, "device": section.device}
     return load_backend(section.name, **merge(f"backend {section.name!r}", settings, section.options))
 
@@ -157,7 +163,7 @@ def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
     optimizer = make_optimizer(section.name, **merge(f"optimizer {section.name!r}", settings, section.options))
     splits = load_splits(config)
     held_out = make_held_out(config, splits, closing)
-    backend = make_backend(config.backend, config.model.path, space)
+    backend = make_backend(config.backend, config.model.path, space, cluster=config.cluster)
     closing.callback(backend.close)
     splits, held_out = fit_problems(keep_prompts(config, backend), splits, held_out)
     self_test(

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 
 from esalign import registry
+from esalign.engines import cluster
 from esalign.errors import EsalignError
 
 CORE = ("numpy", "torch", "transformers", "peft", "safetensors", "cma", "nevergrad", "datasets", "reasoning-gym")
@@ -39,6 +40,7 @@ def examine() -> Iterator[str]:
         yield f"  {'ok' if found else '--'}  {use}: {found or remedy}"
     for name in registry.names(registry.DOCTOR):
         yield from (f"      {line}" for line in registry.find(registry.DOCTOR, name)())
+    yield from (f"  {line}" for line in cluster.examine())
     yield from _plugins()
 
 

@@ -119,7 +119,7 @@ def _judge_one(
     """Judge one model with an engine that lives as long as this takes."""
     began = time.monotonic()
     progress(f"loading {name}", 0, 0)
-    backend = make_backend(config.backend, config.model.path, space)
+    backend = make_backend(config.backend, config.model.path, space, cluster=config.cluster)
     try:
         start, examples = np.zeros(space.dim if space else 0), keep_prompts(config, backend)(data).examples
         self_test(backend, config.backend, model=config.model.path, space=space, candidate=start, examples=examples)

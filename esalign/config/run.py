@@ -4,7 +4,9 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from esalign.config.cluster import ClusterSection
 from esalign.config.sections import (
+    BackendSection,
     DataSection,
     Place,
     ProbeSection,
@@ -53,21 +55,6 @@ class SpaceSection(Section):
         return self
 
 
-class BackendSection(Section):
-    """The inference engine."""
-
-    name: str = Field("torch", description="Engine: torch, vllm, llama-cpp, or a plug-in's name.")
-    dtype: str = Field("auto", description="Compute type: auto (the model's own), float32, bfloat16 or float16.")
-    device: str = Field("auto", description="Device: auto, cpu, cuda or cuda:N.")
-    self_test: float = Field(
-        6.0,
-        ge=0,
-        description="Compare log-probabilities of a few tokens with transformers at the start, if the base model's "
-        "weights take at most so many GB; 0 never does.",
-    )
-    options: dict[str, Any] = Field({}, description="Options of the engine itself; see its page in docs/.")
-
-
 class FitnessSection(Section):
     """What the optimiser maximises."""
 
@@ -111,6 +98,7 @@ class RunConfig(Section):
     model: ModelSection
     space: SpaceSection = SpaceSection()
     backend: BackendSection = BackendSection()
+    cluster: ClusterSection | None = None
     data: DataSection
     rewards: Rewards
     scoring: ScoringSection = ScoringSection()

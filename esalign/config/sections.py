@@ -32,6 +32,21 @@ def section_in(annotation: Any) -> type[Section] | None:
     return next((found for inner in getattr(annotation, "__args__", ()) if (found := section_in(inner))), None)
 
 
+class BackendSection(Section):
+    """The inference engine."""
+
+    name: str = Field("torch", description="Engine: torch, vllm, llama-cpp, or a plug-in's name.")
+    dtype: str = Field("auto", description="Compute type: auto (the model's own), float32, bfloat16 or float16.")
+    device: str = Field("auto", description="Device: auto, cpu, cuda or cuda:N.")
+    self_test: float = Field(
+        6.0,
+        ge=0,
+        description="Compare log-probabilities of a few tokens with transformers at the start, if the base model's "
+        "weights take at most so many GB; 0 never does.",
+    )
+    options: dict[str, Any] = Field({}, description="Options of the engine itself; see its page in docs/.")
+
+
 class Source(Section):
     """Where problems come from, and how a row becomes one."""
 

@@ -23,9 +23,10 @@ def seed_sequence(seed: int, prompt: int) -> np.random.SeedSequence:
     return np.random.SeedSequence([seed % 2**64, prompt])
 
 
-def draw_uniforms(seed: int, prompts: int, tokens: int, dtype: Any = np.float32) -> Array:
-    """Return the random numbers of each prompt, shape (prompts, tokens), in [0, 1)."""
-    rows = [np.random.default_rng(seed_sequence(seed, j)).random(tokens, dtype=dtype) for j in range(prompts)]
+def draw_uniforms(seed: int, prompts: int, tokens: int, dtype: Any = np.float32, *, offset: int = 0) -> Array:
+    """Return the random numbers of each prompt from an offset on, shape (prompts, tokens), in [0, 1)."""
+    streams = (np.random.default_rng(seed_sequence(seed, offset + j)) for j in range(prompts))
+    rows = [stream.random(tokens, dtype=dtype) for stream in streams]
     table = np.array(rows, dtype=dtype).reshape(prompts, tokens)
     return table.clip(max=1 - np.finfo(dtype).eps)  # u * total must stay below total, rounded too
 

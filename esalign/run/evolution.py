@@ -7,7 +7,7 @@ import numpy as np
 
 from esalign.errors import ConfigError
 from esalign.loop import search
-from esalign.protocols import Backend, Fitness, HeldOutFitness, Optimizer, Space
+from esalign.protocols import Backend, Fitness, HeldOutFitness, MeasuredBackend, Optimizer, Space
 from esalign.run.evaluate import HeldOut, HeldOutResult, evaluate, kl_to_start
 from esalign.run.learner import REWARD, Step
 from esalign.types import Array, Sampling, State
@@ -59,6 +59,7 @@ class Evolution:
             generated_tokens=evaluation.generated_tokens,
             prompt_tokens=evaluation.prompt_tokens,
             scored_tokens=evaluation.scored_tokens,
+            machine=self.backend.measure() if isinstance(self.backend, MeasuredBackend) else {},
             flat=bool(np.ptp(evaluation.fitness) == 0),
         )
 

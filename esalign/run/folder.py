@@ -28,7 +28,8 @@ RESULT = "result.json"
 ADAPTER = "adapter"
 MODEL = "model"
 PACKAGES = ("esalign", "numpy", "torch", "transformers", "peft", "cma", "nevergrad", "vllm", "llama-cpp-python", "ray")
-MAY_CHANGE = (
+MAY_CHANGE = (  # keys, and whole sections
+    "cluster",
     "run.name",
     "run.dir",
     "run.generations",
@@ -181,13 +182,17 @@ def environment() -> dict[str, Any]:
 
 def _refuse_changes(before: Section, now: Section) -> None:
     old, new = leaves(before.model_dump(mode="json")), leaves(now.model_dump(mode="json"))
-    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in MAY_CHANGE)
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not _may_change(key))
     if changed:
         key = changed[0]
         raise CheckpointError(
             f"cannot resume: {key} was {old.get(key)!r} and is now {new.get(key)!r}; resume with the configuration of "
             "the run, or start a new one without --resume"
         )
+
+
+def _may_change(key: str) -> bool:
+    return key in MAY_CHANGE or key.partition(".")[0] in MAY_CHANGE
 
 
 def _refuse_other_inputs(file: Path, now: Mapping[str, str]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from esalign.assets import model_path
-from esalign.config.run import BackendSection
+from esalign.config.sections import BackendSection
 from esalign.errors import BackendError, EsalignWarning
 from esalign.protocols import Backend, Space
 from esalign.run.apart import call_apart

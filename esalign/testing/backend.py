@@ -200,6 +200,14 @@ def draws_alike_for_all_candidates(subject: Subject) -> None:
     assert len(set(rows[0])) > 1, "all samples of a prompt are equal"
 
 
+def draws_alike_in_a_part_of_the_prompts(subject: Subject) -> None:
+    """A call for the prompts from the fourth on, with offset 3, draws as the call for all of them."""
+    sampling = subject.sampling(temperature=1.0, seed=5)
+    rows = subject.sample(subject.candidates[:2], [subject.prompts[0]] * 8)
+    part = subject.backend.generate(subject.candidates[:2], [subject.prompts[0]] * 4, replace(sampling, offset=3))
+    subject.agrees(ids_of(part), [row[3:7] for row in rows], slack=1)
+
+
 def completes_whatever_the_company(subject: Subject) -> None:
     """A candidate completes alone as it does among others, sampled too, and a prompt as it does among other prompts."""
     if not subject.batch_invariant:
@@ -385,6 +393,7 @@ CLAIMS: tuple[Callable[[Subject], None], ...] = (
     reports_each_completion_once,
     repeats_itself,
     draws_alike_for_all_candidates,
+    draws_alike_in_a_part_of_the_prompts,
     completes_whatever_the_company,
     draws_from_the_model,
     draws_within_top_k_and_top_p,

@@ -125,7 +125,7 @@ class FakeBackend:
     def _complete(self, candidate: Array, prompt: tuple[int, ...], sampling: Sampling, j: int) -> Completion:
         """Complete prompt j, shape (dim,) being the candidate's."""
         writing = Writing(opened(self._model), candidate, prompt, self._told(candidate, prompt), self._confidence)
-        uniforms = np.random.default_rng(seed_sequence(sampling.seed, j)).random(sampling.max_tokens)
+        uniforms = np.random.default_rng(seed_sequence(sampling.seed, sampling.offset + j)).random(sampling.max_tokens)
         for uniform in uniforms:
             writing.append(choose(writing.logits(), sampling, float(uniform)))
             text = self._codec.decode(writing.ids)

@@ -25,7 +25,8 @@ import numpy as np
 from esalign.assets import EMBEDDED, adapter_path, asset, model_path
 from esalign.commands.build import load_splits, make_backend
 from esalign.config.reading import load_config
-from esalign.config.run import BackendSection, RunConfig
+from esalign.config.run import RunConfig
+from esalign.config.sections import BackendSection
 from esalign.space import SvdLora
 from esalign.testing.reference import Reference
 from esalign.types import Array

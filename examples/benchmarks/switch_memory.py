@@ -16,7 +16,7 @@ import psutil
 
 from esalign.assets import EMBEDDED, adapter_path
 from esalign.commands.build import make_backend
-from esalign.config.run import BackendSection
+from esalign.config.sections import BackendSection
 from esalign.space import SvdLora
 from esalign.types import Sampling
 

@@ -157,6 +157,8 @@ class LiveDashboard:
             parts.append(f"peak memory {memory(machine.get('peak_rss_mib'))}")
         if machine.get("peak_gpu_mib"):
             parts.append(f"GPU {memory(machine['peak_gpu_mib'])}")
+        if machine.get("workers"):
+            parts.append(f"{machine['workers']:g} workers, {machine.get('lost', 0):g} lost")
         return "   ".join(parts)
 
     def _sample_lines(self, width: int) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,62 @@
+"""The schema of a cluster: how many engines, what each needs, and what happens when some are missing."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from esalign.config.sections import BackendSection, Section
+
+Workers = int | Literal["auto"]
+
+
+class GroupSection(Section):
+    """Workers of one kind."""
+
+    workers: int = Field(ge=1, description="How many.")
+    backend: BackendSection | None = Field(
+        None, description="Their engine, or its name alone; none, and a dtype that it leaves out: as in backend."
+    )
+    gpus: float | None = Field(None, ge=0, description="GPUs of each.")
+    cpus: float = Field(1.0, gt=0, description="CPU cores of each.")
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class ClusterSection(Section):
+    """Many engines as one, on any number of machines; see docs/cluster.md."""
+
+    workers: Workers = Field("auto", description="Engines: a number, or auto for all that fit, anew each generation.")
+    gpus: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs of each; none: 1 where there are GPUs and backend.device is not cpu, else 0.",
+    )
+    cpus: float = Field(1.0, gt=0, description="CPU cores of each.")
+    groups: tuple[GroupSection, ...] = Field((), description="Workers of several kinds, in place of workers and gpus.")
+    address: str | None = Field(
+        None,
+        description="Ray cluster to join: auto for the one that runs here, an address, or local to start one in this "
+        "machine; none: RAY_ADDRESS, which `ray job submit` sets, else local.",
+    )
+    min_workers: int = Field(1, ge=1, description="With fewer the run waits.")
+    wait: float = Field(600.0, gt=0, description="Seconds that it waits, loading of engines included, then gives up.")
+    limit: float = Field(1800.0, gt=0, description="Seconds that a unit of work may take, then its worker is replaced.")
+    unit: int = Field(32, ge=1, description="Fewest completions of a unit of work; more for engines on large GPUs.")
+    cut_for: int | None = Field(
+        None,
+        ge=1,
+        description="Cut the work as for so many workers; none: for those that there are. A fixed number makes results "
+        "equal on clusters of any size, bit by bit, with engines that round by batch, too.",
+    )
+
+    @model_validator(mode="after")
+    def _enough_workers(self) -> "ClusterSection":
+        if isinstance(self.workers, int) and self.workers < 1:
+            raise ValueError(f"a cluster has at least 1 worker, or auto, not {self.workers}")
+        count = sum(group.workers for group in self.groups) or self.workers
+        if isinstance(count, int) and count < self.min_workers:
+            raise ValueError(f"a cluster of {count} workers never has min_workers, {self.min_workers}")
+        return self

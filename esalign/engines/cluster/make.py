@@ -1,0 +1,37 @@
+"""From a configuration to a cluster."""
+
+from esalign.config.cluster import ClusterSection
+from esalign.config.sections import BackendSection
+from esalign.engines.cluster.backend import ClusterBackend
+from esalign.engines.cluster.engine import Kind
+from esalign.protocols import Space
+
+
+def make_cluster(backend: BackendSection, model: str, space: Space | None, section: ClusterSection) -> ClusterBackend:
+    """Start the engines that a configuration asks for.
+
+    Args:
+        backend: what each engine is, where its group does not say otherwise.
+        model: the base model.
+        space: the search space.
+        section: how many, and where.
+
+    Raises:
+        BackendError: there is no cluster, or too few workers come.
+        MissingPackageError: Ray is not installed.
+    """
+    if section.groups:
+        kinds = [
+            _kind(group.backend or backend, backend, model, group.gpus, group.cpus)
+            for group in section.groups
+            for _ in range(group.workers)
+        ]
+    else:
+        kinds = [_kind(backend, backend, model, section.gpus, section.cpus)]
+        kinds *= section.workers if isinstance(section.workers, int) else 1
+    return ClusterBackend(kinds, space, section)
+
+
+def _kind(own: BackendSection, common: BackendSection, model: str, gpus: float | None, cpus: float) -> Kind:
+    dtype = own.dtype if "dtype" in own.model_fields_set else common.dtype
+    return Kind(own.name, model, dtype, own.device, dict(own.options), gpus, cpus)

@@ -1,0 +1,200 @@
+"""Workers that are actors of Ray."""
+
+import contextlib
+import os
+import pickle
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from esalign import errors
+from esalign.engines.cluster.admission import examine
+from esalign.engines.cluster.engine import Broken, Done, Engine, Hello, Kind, Refused
+from esalign.engines.cluster.units import Unit
+from esalign.engines.cluster.workers import WorkerLost
+from esalign.errors import BackendError, MissingPackageError
+from esalign.protocols import Space
+
+LEAST_STORE = 200_000_000  # bytes of the object store of a cluster that is started here
+FAREWELL = 5.0  # seconds that engines have to free what they hold
+
+
+class RayWorkers:
+    """Actors, each with one engine. They end with this process, however it ends: none is detached.
+
+    Args:
+        kinds: what the engine of each worker is to be, the last for all that follow.
+        space: the search space, which goes to each actor once.
+        address: the cluster to join; ``local`` starts one; None joins where RAY_ADDRESS says so, else starts one.
+
+    Raises:
+        BackendError: there is no cluster at the address.
+        MissingPackageError: Ray is not installed.
+    """
+
+    def __init__(self, kinds: Sequence[Kind], space: Space | None, *, address: str | None) -> None:
+        self._own = connect(address, len(pickle.dumps(space)))
+        import ray
+
+        self._ray = ray
+        usual = float(ray.cluster_resources().get("GPU", 0.0) > 0)
+        self._kinds = [
+            replace(kind, gpus=0.0 if kind.device == "cpu" else usual) if kind.gpus is None else kind for kind in kinds
+        ]
+        self._space = ray.put(space)
+        self._first: tuple[Hello, Kind] | None = None
+        self.hellos: dict[int, Hello] = {}
+        self._actors: dict[int, Any] = {}
+        self._starts: dict[Any, int] = {}
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens of a prompt and its completion, as the first worker says."""
+        return self._first[0].context if self._first else None
+
+    def kind(self, worker: int) -> Kind:
+        """Return what a worker's engine is to be."""
+        return self._kinds[min(worker, len(self._kinds) - 1)]
+
+    def clock(self) -> float:
+        """Return the time, in seconds."""
+        return time.monotonic()
+
+    def start(self, worker: int) -> Any:
+        """Begin to make an actor; where resources are missing, it comes as soon as a machine with them joins."""
+        kind = self.kind(worker)
+        options = {"num_gpus": kind.gpus, "num_cpus": kind.cpus, "max_restarts": 0, "max_task_retries": 0}
+        made: Any = self._ray.remote(Engine)
+        actor = self._actors[worker] = made.options(**options).remote()
+        future = actor.begin.remote(kind, self._space)
+        self._starts[future] = worker
+        return future
+
+    def submit(self, worker: int, unit: Unit) -> Any:
+        """Hand a unit to an actor; its request is the method and its arguments."""
+        method, *arguments = unit.request
+        try:
+            return getattr(self._actors[worker], method).remote(*arguments)
+        except self._ray.exceptions.RayError as error:
+            raise WorkerLost(_one_line(error)) from error
+
+    def wait(self, futures: Sequence[Any], timeout: float) -> list[Any]:
+        """Wait until at least one future is ready, or so many seconds. Returns those that are."""
+        if not futures:
+            time.sleep(min(timeout, 0.1))
+            return []
+        pending = list(futures)
+        ready, _ = self._ray.wait(pending, num_returns=1, timeout=timeout)
+        if ready and len(pending) > 1:
+            ready, _ = self._ray.wait(pending, num_returns=len(pending), timeout=0)
+        return ready
+
+    def result(self, future: Any) -> Any:
+        """Return what a ready future holds; see `esalign.engines.cluster.workers.Workers`."""
+        worker = self._starts.pop(future, None)
+        try:
+            answer = self._ray.get(future)
+        except self._ray.exceptions.RayError as error:
+            raise WorkerLost(_one_line(error)) from error
+        if isinstance(answer, Refused):
+            kind = getattr(errors, answer.kind, BackendError)
+            raise (BackendError if kind is MissingPackageError else kind)(answer.text)
+        if isinstance(answer, Broken):
+            raise WorkerLost(f"its engine failed: {answer.text}")
+        value = answer.value if isinstance(answer, Done) else answer
+        if worker is not None:
+            kind = self.kind(worker)
+            self._first = self._first or (value, kind)
+            examine(worker, value, self._first[0], (kind, self._first[1]))
+            self.hellos[worker] = value
+        return value
+
+    def stop(self, worker: int) -> None:
+        """End an actor, whatever it does."""
+        actor = self._actors.pop(worker, None)
+        if actor is not None:
+            self._ray.kill(actor, no_restart=True)
+
+    def share(self, value: Any) -> Any:
+        """Put a value where each machine fetches it once. Returns what stands for it in a request."""
+        return self._ray.put(value)
+
+    def room(self) -> int:
+        """Return how many workers of the first kind fit the machines that live."""
+        kind, count = self._kinds[0], 0
+        for node in self._ray.nodes():
+            there = node["Resources"] if node["Alive"] else {}
+            limits = [there.get(name, 0.0) / need for name, need in (("CPU", kind.cpus), ("GPU", kind.gpus)) if need]
+            count += int(min(limits, default=0.0) + 1e-9)
+        return count
+
+    def situation(self) -> str:
+        """Say what workers need and what there is."""
+        needs = sorted({f"{kind.cpus:g} CPU cores and {kind.gpus:g} GPUs" for kind in self._kinds})
+        there, free = self._ray.cluster_resources(), self._ray.available_resources()
+        nodes = sum(bool(node["Alive"]) for node in self._ray.nodes())
+        return (
+            f"each needs {' or '.join(needs)}; the cluster has {nodes} machines with {there.get('CPU', 0):g} CPU cores "
+            f"({free.get('CPU', 0):g} free) and {there.get('GPU', 0):g} GPUs ({free.get('GPU', 0):g} free)"
+        )
+
+    def close(self) -> None:
+        """Let engines free what they hold, end all actors, and the cluster if it was started here."""
+        farewells = [actor.close.remote() for actor in self._actors.values()]
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            if farewells:
+                self._ray.wait(farewells, num_returns=len(farewells), timeout=FAREWELL)
+        for worker in list(self._actors):
+            self.stop(worker)
+        if self._own:
+            self._ray.shutdown()
+
+
+def connect(address: str | None, size: int) -> bool:
+    """Join a cluster, or start one in this machine.
+
+    Args:
+        address: see `RayWorkers`.
+        size: bytes that go to each machine.
+
+    Returns:
+        Whether the connection is ours to end.
+
+    Raises:
+        BackendError: there is no cluster at the address.
+        MissingPackageError: Ray is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # says nothing to anybody
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise MissingPackageError("a cluster", "ray", "ray") from error
+    if ray.is_initialized():
+        return False
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if address != "local":
+            ray.init(address=address, **quiet)
+            return True
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            object_store_memory=LEAST_STORE + 2 * size,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            **quiet,
+        )
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise BackendError(
+            f"no Ray cluster at {address!r} (cluster.address): {_one_line(error)}; start one with `ray start --head`, "
+            "or leave the address out to start one in this machine"
+        ) from error
+    return True
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"
