@@ -193,6 +193,11 @@ def test_a_missing_column_and_an_unknown_mode_are_named():
         load_reward("ifeval", mode="lose")
 
 
+def test_an_unknown_mode_is_refused_in_python_too():
+    with pytest.raises(RewardError, match="'mode' is 'lose', expected 'strict' or 'loose'"):
+        followed("a", ["punctuation:no_comma"], [{}], mode="lose")
+
+
 def test_a_missing_extra_is_named(monkeypatch):
     for module in [name for name in sys.modules if name.startswith("esalign.rewards.ifeval")]:
         monkeypatch.delitem(sys.modules, module)

@@ -89,6 +89,7 @@ def test_kinds_and_numbers_can_be_chosen():
         ({"max_instructions": 0}, "expected 1 <= min <= max"),
         ({"min_instructions": "2"}, "expected 1 <= min <= max"),
         ({"kinds": ["punctuation:no_coma"]}, "no kind 'punctuation:no_coma', did you mean 'punctuation:no_comma'"),
+        ({"kinds": [["punctuation:no_comma"]]}, "no kind"),
         ({"kinds": "punctuation:no_comma"}, "expected a list of names"),
         (
             {"min_instructions": 2, "kinds": ["startend:quotation", "detectable_format:title"]},

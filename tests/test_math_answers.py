@@ -70,6 +70,25 @@ def test_each_answers_itself_and_its_solution_and_not_its_neighbours(frame):
         (r"\$7", ["7", "7 dollars"], [r"\boxed{\log_3 7}"]),
         (r"4:15\text{ p.m.}", ["4:15 pm", "4:15 P.M."], ["4:16 pm", "4:15 am"]),
         (r"3\frac{2}{7}", [r"\frac{23}{7}", "23/7", "3 2/7"], ["32/7", "6/7"]),
+        (r"0.\overline{27}", [r"\boxed{\frac{3}{11}}", r"It is $0.\overline{27}$."], [r"0.\overline{3}", "0", "0.27"]),
+        (r"\frac{1}{6}", [r"0.1\overline{6}", r"\boxed{0.1\bar6}"], [r"0.\overline{16}", r"-0.1\overline{6}"]),
+        (
+            r"3\mathbf{i} - 2\mathbf{j}",
+            [r"$3\mathbf{i} - 2\mathbf{j}$", r"\boxed{-2\mathbf{j} + 3\mathbf{i}}"],
+            ["3", r"k \neq 3", r"3\mathbf{i} - 4\mathbf{j}"],
+        ),
+        (r"4\mathrm{e}^2", [r"\boxed{4e^2}"], ["4", r"\boxed{4\mathrm{e}^3}"]),
+        (
+            r"\textbf{(B)}",
+            [r"So it is $\textbf{(B)}$.", "Hence the choice is B."],
+            ["So it is A, B or C.", "So it is C."],
+        ),
+        ("St. Louis", ["The answer is St. Louis."], ["The answer is St. Paul.", "The answer is St. Louis. Or Paris."]),
+        (
+            r"\begin{pmatrix} 1 \\ 7 \end{pmatrix}",
+            [r"The answer is \begin{pmatrix} 1 \\ 7 \end{pmatrix}."],
+            [r"The answer is \begin{pmatrix} 1 \\ 8 \end{pmatrix}.", "The answer is 7."],
+        ),
         (r"18\text{ cm}^2", ["18", "18 cm^2", r"\boxed{18~\mathrm{cm}^2}"], ["19", "182"]),
     ],
 )

@@ -19,6 +19,14 @@ def function(name):
 # ---- loading
 
 
+def test_built_in_rewards_read_completions_that_are_messages_as_trl_gives_them():
+    reward = load_reward("math")
+    messages = [{"role": "assistant", "content": "It is 4."}]
+    assert reward(prompts=[[{"role": "user", "content": "2 + 2?"}]], completions=[messages], answer=["4"]) == [1.0]
+    with pytest.raises(RewardError, match=r"^reward 'math' got the completion 4, expected text or messages$"):
+        reward(prompts=["2 + 2?"], completions=[4], answer=["4"])
+
+
 def test_rewards_are_loaded_by_name_module_file_and_as_they_are(monkeypatch):
     monkeypatch.syspath_prepend(str(TESTS))
     import reward_functions

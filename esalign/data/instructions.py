@@ -52,7 +52,7 @@ def _read_options(options: Mapping[str, Any]) -> tuple[int, int, tuple[str, ...]
     if not isinstance(kinds, list | tuple) or not kinds:
         raise DataError(f"'{NAME}' has the kinds {kinds!r}, expected a list of names such as 'punctuation:no_comma'")
     for kind in kinds:
-        if kind not in words.KINDS:
+        if not isinstance(kind, str) or kind not in words.KINDS:
             raise DataError(f"'{NAME}' has no kind {kind!r}{did_you_mean(str(kind), words.KINDS)}")
     return least, most, tuple(kinds)
 

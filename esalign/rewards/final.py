@@ -109,10 +109,10 @@ def words_of(final: Final) -> set[str]:
     if final.place == "box":
         return {bare_words(text)}
     if final.place == "text":
-        last = text[text.rfind("\n") + 1 :]
-        return {bare_words(text), bare_words(_TELLS.split(last)[-1])}
+        return {bare_words(text), bare_words(_last_words(text))}
     sentence = _REASON.split(next(_sentences(text)), maxsplit=1)[0]
-    return {bare_words(sentence), bare_words(_CLAUSE_END.split(sentence, maxsplit=1)[0])}
+    line = text.partition("\n")[0]  # "St. Louis." is no two sentences
+    return {bare_words(line), bare_words(sentence), bare_words(_CLAUSE_END.split(sentence, maxsplit=1)[0])}
 
 
 def bare_words(text: str) -> str:
@@ -130,8 +130,15 @@ def choice_of(final: Final) -> str | None:
     text = plain(final.text).strip().lstrip("\"'“‘*_ ")
     if re.fullmatch(r"\(?[a-j]\)?\.?", text):
         return text.strip("().").upper()
+    if final.place == "text" and (last := re.fullmatch(r"\(?([A-J])\)?", _last_words(text))):
+        return last[1]
     match = _CHOICE.match(text)
     return match[1] if match and (final.place != "text" or len(text) < 80) else None
+
+
+def _last_words(text: str) -> str:
+    """Return what the last line of plain text ends with, as "B" of "So it is B."."""
+    return _TELLS.split(text[text.rfind("\n") + 1 :])[-1].strip(".,;:!\"'“”‘’*_ ")
 
 
 def _only_number(found: list[Found]) -> Number | None:

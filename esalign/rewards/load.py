@@ -100,12 +100,23 @@ class Reward:
                 raise RewardError(
                     f"reward {self.name!r} was given {len(completions)} completions, but {len(values)} of {name!r}"
                 )
-        if not self.as_text:
-            arguments["completions"] = _as_chats(prompts, completions)
+        arguments["completions"] = (
+            [self._text_of(one) for one in completions] if self.as_text else _as_chats(prompts, completions)
+        )
         known = arguments.keys() - set(OF_A_RUN) if self.parameters is None else self.parameters
         known = (known | self.named) - self.options.keys()
         arguments = {name: value for name, value in arguments.items() if name in known}
         return self._checked(self.function(**arguments), len(completions))
+
+    def _text_of(self, completion: Any) -> str:
+        """Return a completion's text, also where it is given as TRL does: as chat messages."""
+        try:
+            text = completion if isinstance(completion, str) else completion[-1]["content"]
+        except (TypeError, LookupError):
+            text = None
+        if not isinstance(text, str):
+            raise RewardError(f"reward {self.name!r} got the completion {completion!r:.80}, expected text or messages")
+        return text
 
     def _checked(self, values: Any, count: int) -> list[float | None]:
         is_list = hasattr(values, "__len__") and hasattr(values, "__iter__")
@@ -297,7 +308,9 @@ def _written(annotation: Any) -> str:
 def _as_chats(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Any]:
     """Return completions as TRL hands them over: as messages where the prompt is a chat, as text elsewhere."""
     return [
-        [{"role": "assistant", "content": completion}] if is_chat(prompt) else completion
+        [{"role": "assistant", "content": completion}]
+        if is_chat(prompt) and isinstance(completion, str)
+        else completion
         for prompt, completion in zip(prompts, completions, strict=False)
     ]
 

@@ -19,6 +19,8 @@ _CHOICE = re.compile(r"\(?([A-J])\)?")
 _WORDS = re.compile(r"[^\W\d_]{4,}(?:[ '-][^\W\d_]+)*|(?:[^\W\d_]+[ '-])+[^\W\d_]+|yes|no")
 _FACTORIAL = re.compile(r"\d\s?!\s*\$?$")
 _TWO_NUMBERS = re.compile(r"\$?-?\d+,\s?-?\d{1,2}\$?")  # 3,7: German for 3.7, or 3 and 7
+_BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm)\s*\{\s*([A-Za-z])\s*\}|\\mathrm\s*\{\s*([ei])\s*\}")
+_MATRIX = re.compile(r"(?:\\left\s*\S)?\s*\\begin\b.*\\end\s*\{\w+\}(?:\s*\\right\s*[^\s.])?", re.DOTALL)
 _EXACT_DIGITS = 50
 _RELATIVE = 1e-6
 
@@ -134,8 +136,8 @@ def _equal_quantities(one: Any, other: Any) -> bool:
 
 def _marked(final: Final) -> str:
     """Return a final answer as math-verify finds it."""
-    if final.place == "stated" and final.text.startswith("\\begin"):
-        return f"${final.text}$"
+    if final.place == "stated" and (matrix := _MATRIX.match(final.text)):
+        return f"${matrix[0]}$"
     return f"\\boxed{{{final.text}}}" if final.place == "box" else final.text
 
 
@@ -153,4 +155,6 @@ def _parse(text: str) -> list[Any]:
     from math_verify import parse
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would warn of the time limit that is not set
+    # math-verify reads nothing from such a letter on, of 3\mathbf{i} - 2\mathbf{j} only 3; \mathrm{m} is left as a unit
+    text = _BOLD.sub(r" \1\2 ", text)
     return list(parse(text, parsing_timeout=None))

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from fractions import Fraction
 
 _SIGNS = str.maketrans(
     {
@@ -37,6 +38,7 @@ _LATEX = tuple(
         (r"\\[()\[\]]", " "),
     )
 )
+_REPEATING = re.compile(r"(\d{0,30})\.(\d{0,30})\\(?:overline|bar|dot)\s*(?:\{\s*(\d{1,30})\s*\}|(\d))")
 _SPACES = re.compile(r"[ \t]+")
 _TAGS = re.compile(r"</?(?:b|strong|i|em|u|code|mark|span|p|br)\s*/?>", re.IGNORECASE)
 _EMPHASIS = re.compile(
@@ -68,6 +70,7 @@ def _without_latex(text: str) -> str:
     for pattern, replacement in _LATEX:
         text = pattern.sub(replacement, text)
     text = _FRACTION.sub(_write_fraction, text)
+    text = _REPEATING.sub(_write_repeating, text)
     for _ in range(3):  # commands inside commands
         shorter = _WRAPPED.sub(r" \1 ", text)
         if shorter == text:
@@ -80,3 +83,10 @@ def _write_fraction(match: re.Match[str]) -> str:
     over, under = (match[1], match[2]) if match[1] else (match[3], match[4])
     mixed = match.string[max(0, match.start() - 3) : match.start()].rstrip(" ")[-1:].isdigit()
     return f"{' ' if mixed else ''}{over}/{under}"
+
+
+def _write_repeating(match: re.Match[str]) -> str:
+    """Write a repeating decimal as the fraction that it is: all digits less those before the bar, over 9...90...0."""
+    before, after = match[1] + match[2], match[3] or match[4]
+    over = int(before + after) - int(before or "0")
+    return str(Fraction(over, (10 ** len(after) - 1) * 10 ** len(match[2])))

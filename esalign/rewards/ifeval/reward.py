@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import Field, NonNegativeInt, TypeAdapter, ValidationError
 
@@ -87,6 +87,8 @@ def followed(completion: str, instruction_id_list: Any, kwargs: Any, *, mode: Mo
     Raises:
         RewardError: see `IfEval`.
     """
+    if mode not in get_args(Mode):
+        raise RewardError(f"'mode' is {mode!r}, expected {' or '.join(map(repr, get_args(Mode)))}")
     texts = [completion, *(_loosened(completion) if mode == "loose" else ())]
     texts = [text for text in texts if text.strip()]  # an empty text follows nothing
     checkers = _checkers(json.dumps([_from_json(instruction_id_list), _from_json(kwargs)], default=str))
