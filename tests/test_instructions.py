@@ -41,6 +41,17 @@ def test_conflicts_are_lm_evals_and_more():
     assert all(CONFLICTS[kind] <= ours[kind] for kind in KINDS)
 
 
+def test_no_word_is_forbidden_that_another_instruction_demands():
+    forbidden = KINDS["keywords:forbidden_words"].parameters["forbidden_words"]
+    demanded = [
+        *KINDS["startend:end_checker"].parameters["end_phrase"],
+        *KINDS["length_constraints:nth_paragraph_first_word"].parameters["first_word"],
+        *KINDS["keywords:existence"].parameters["keywords"],
+        *KINDS["keywords:frequency"].parameters["keyword"],
+    ]
+    assert not {word.strip(".?").lower() for phrase in demanded for word in phrase.split()} & set(forbidden)
+
+
 def test_no_prompt_contains_one_of_the_official_set(many):
     with gzip.open(OFFICIAL, "rt", encoding="utf-8") as lines:
         official = [json.loads(line)["prompt"] for line in lines]

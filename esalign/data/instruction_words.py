@@ -75,7 +75,7 @@ LANGUAGES = {
     "ar": "Arabic", "bg": "Bulgarian",
 }  # fmt: skip
 ENDINGS = (
-    "That is all I know about it.", "Thank you for reading this far.", "Now it is your turn.",
+    "That is all that I know of it.", "Thank you for reading this far.", "Now it is your turn.",
     "And so the day ended.", "What would you do?", "Let me know how it goes.", "This is only the beginning.",
     "Nothing more needs to be said.",
 )  # fmt: skip
