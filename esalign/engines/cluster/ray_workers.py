@@ -141,8 +141,8 @@ class RayWorkers:
 
     def close(self) -> None:
         """Let engines free what they hold, end all actors, and the cluster if it was started here."""
-        farewells = [actor.close.remote() for actor in self._actors.values()]
         with contextlib.suppress(self._ray.exceptions.RayError):
+            farewells = [actor.close.remote() for actor in self._actors.values()]
             if farewells:
                 self._ray.wait(farewells, num_returns=len(farewells), timeout=FAREWELL)
         for worker in list(self._actors):
