@@ -3,8 +3,10 @@
 import importlib.metadata
 import itertools
 import math
+import socket
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -370,6 +372,25 @@ def test_a_prompt_that_is_refused_is_named_by_its_place_in_the_list():
     engine = Engine()
     engine._backend = Strict()
     assert engine.encode([(4, "a"), (7, "")]) == Refused("BackendError", "prompt 7 is empty")
+
+
+def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch):
+    asked = []
+    stub = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **options: asked.append(options["address"]),
+        exceptions=SimpleNamespace(RayError=LookupError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", stub)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        there = f"127.0.0.1:{server.getsockname()[1]}"
+        for address in ("auto", there, f"ray://{there}"):
+            assert connect(address, 0)
+    assert asked == ["auto", there, f"ray://{there}"]
+    for address in (there, f"ray://{there}", "no-such-host.invalid:6379"):
+        with pytest.raises(BackendError, match=f"no Ray cluster at '{address}'"):
+            connect(address, 0)
+    assert len(asked) == 3
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch):
