@@ -138,6 +138,15 @@ class BoundedBackend(Protocol):
 
 
 @runtime_checkable
+class PackagedBackend(Protocol):
+    """A backend that says what it computes with, so that workers of a cluster can be held to the same versions."""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Names of distributions, as pip knows them; those that are not installed do not count."""
+
+
+@runtime_checkable
 class MeasuredBackend(Protocol):
     """A backend that tells what a run's metrics should hold of it, beside what the run itself measures."""
 

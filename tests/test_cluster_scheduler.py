@@ -1,9 +1,12 @@
 """Whatever happens to workers, each unit is answered once, nothing hangs, and nobody idles without need."""
 
+import importlib.metadata
 import itertools
 import math
+import socket
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from pydantic import ValidationError
 
 from esalign.config.cluster import ClusterSection
 from esalign.engines.cluster.admission import examine
-from esalign.engines.cluster.engine import Hello, Kind
+from esalign.engines.cluster.engine import Engine, Hello, Kind, Refused, _versions
 from esalign.engines.cluster.packing import pack, unpack
 from esalign.engines.cluster.ray_workers import connect
 from esalign.engines.cluster.scheduler import KILLS, Scheduler
@@ -130,6 +133,27 @@ def test_a_worker_that_sleeps_for_ever_is_replaced():
     finish(company, cut(4, 10, workers=3, fewest=8))
     assert workers.clock() < 20  # another worker did its unit, long before the limit
     assert company.tally.doubled == 1
+
+
+def test_a_worker_that_sleeps_since_an_earlier_call_is_replaced():
+    """Its unit was another's long ago, and the call that could name its prompts is over."""
+
+    def sleepy(worker, unit, time):
+        return (NEVER, None) if worker == 0 and time < 1 else steady(worker, unit, time)
+
+    scheduler = scheduler_of(SimulatedWorkers(sleepy), 3, limit=60.0)
+    finish(scheduler, cut(4, 10, workers=3, fewest=8))
+    asleep = scheduler.members[0].unit
+
+    def name(unit):
+        assert unit.key != asleep.key
+        return "a unit"
+
+    accepted, units = [], cut(24, 100, workers=3, fewest=8, call=1)
+    scheduler.run(units, lambda unit, _: accepted.append(unit.key) or unit.size, name)
+    assert sorted(accepted) == [unit.key for unit in units]
+    assert scheduler.tally.hung == 1
+    assert "worker 0 is made anew: work that another has done since: no answer within 60 s" in scheduler.said[0]
 
 
 def test_garbage_is_not_accepted_and_its_worker_is_made_anew():
@@ -315,9 +339,58 @@ def test_a_cluster_is_checked_when_the_configuration_is_read():
         ClusterSection(workers=2, min_workers=3)
     with pytest.raises(ValidationError, match="at least 1 worker"):
         ClusterSection(workers=0)
+    with pytest.raises(ValidationError, match="not both"):
+        ClusterSection.model_validate({"groups": [{"workers": 2}], "workers": 2})
     grouped = ClusterSection.model_validate({"groups": [{"workers": 2, "backend": "llama-cpp"}, {"workers": 1}]})
     assert grouped.groups[0].backend.name == "llama-cpp"
     assert grouped.groups[1].backend is None
+    assert ClusterSection.model_validate(grouped.model_dump()) == grouped
+
+
+def test_engines_count_as_of_one_kind_if_only_their_cores_and_gpus_differ():
+    kind = Kind("torch", "model", "float32")
+    assert not kind.differs(replace(kind, cpus=4.0, gpus=2.0))
+    assert kind.differs(replace(kind, device="cpu"))
+    assert kind.differs(replace(kind, options={"quantization": "int8"}))
+
+
+def test_versions_are_those_of_what_the_backend_says_it_computes_with():
+    class Packaged:
+        packages = ("numpy", "no-such-distribution")
+
+    assert _versions("fake", Packaged()) == {name: importlib.metadata.version(name) for name in ("esalign", "numpy")}
+    assert set(_versions("fake", object())) == {"esalign"}
+
+
+def test_a_prompt_that_is_refused_is_named_by_its_place_in_the_list():
+    class Strict:
+        def encode(self, prompt):
+            if not prompt:
+                raise BackendError("the prompt is empty")
+            return (1,)
+
+    engine = Engine()
+    engine._backend = Strict()
+    assert engine.encode([(4, "a"), (7, "")]) == Refused("BackendError", "prompt 7 is empty")
+
+
+def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch):
+    asked = []
+    stub = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **options: asked.append(options["address"]),
+        exceptions=SimpleNamespace(RayError=LookupError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", stub)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        there = f"127.0.0.1:{server.getsockname()[1]}"
+        for address in ("auto", there, f"ray://{there}"):
+            assert connect(address, 0)
+    assert asked == ["auto", there, f"ray://{there}"]
+    for address in (there, f"ray://{there}", "no-such-host.invalid:6379"):
+        with pytest.raises(BackendError, match=f"no Ray cluster at '{address}'"):
+            connect(address, 0)
+    assert len(asked) == 3
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch):

@@ -69,6 +69,8 @@ class LlamaCppBackend(Encoding):
         MissingPackageError: llama-cpp-python is not installed.
     """
 
+    packages = ("llama-cpp-python",)
+
     def __init__(
         self,
         model: str | Path,

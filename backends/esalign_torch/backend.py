@@ -58,6 +58,8 @@ class TorchBackend(Encoding):
         MissingPackageError: quantisation without torchao.
     """
 
+    packages = ("torch", "transformers")
+
     def __init__(
         self,
         model: str | Path | LoadedModel,

@@ -20,7 +20,7 @@ from esalign_vllm.fit import check_fit, check_kernels, load_config, load_generat
 from esalign_vllm.options import check_device, check_options, choose_dtype, default_arguments
 from esalign_vllm.requests import Request
 from esalign_vllm.scoring import Scorer
-from esalign_vllm.versions import check_version, installed_version
+from esalign_vllm.versions import PACKAGES, check_version, installed_version
 
 Work = Sequence[tuple[int, list[int], Any]]
 Finish = Callable[[tuple[int, int], Any], None]
@@ -50,6 +50,8 @@ class VllmBackend(Encoding):
         ConfigError: an unknown option of vLLM, or one that the backend sets itself.
         BackendError: vLLM does not start, an own option is out of range, or the adapter is of another model.
     """
+
+    packages = PACKAGES
 
     def __init__(
         self,

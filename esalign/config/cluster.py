@@ -56,6 +56,8 @@ class ClusterSection(Section):
     def _enough_workers(self) -> "ClusterSection":
         if isinstance(self.workers, int) and self.workers < 1:
             raise ValueError(f"a cluster has at least 1 worker, or auto, not {self.workers}")
+        if self.groups and (self.workers, self.gpus, self.cpus) != ("auto", None, 1.0):
+            raise ValueError("a cluster has groups, or workers with gpus and cpus, not both: say it in each group")
         count = sum(group.workers for group in self.groups) or self.workers
         if isinstance(count, int) and count < self.min_workers:
             raise ValueError(f"a cluster of {count} workers never has min_workers, {self.min_workers}")

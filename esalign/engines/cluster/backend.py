@@ -46,7 +46,7 @@ class ClusterBackend:
         self.space, self._section = space, section
         self._dim = space.dim if space is not None else 0
         self._auto = section.workers == "auto" and not section.groups
-        self._by_prompt = len({(kind.name, kind.dtype) for kind in kinds}) > 1
+        self._by_prompt = any(kind.differs(kinds[0]) for kind in kinds)
         self._calls, self._encoded = count(), dict[str, tuple[int, ...]]()
         self._workers: RayWorkers | None = RayWorkers(kinds, space, address=section.address)
         self._scheduler = Scheduler(
@@ -173,7 +173,7 @@ class ClusterBackend:
         keys = [_key(prompt) for prompt in prompts]
         new = {key: j for j, key in enumerate(keys) if key not in self._encoded}
         if new:
-            request = ("encode", [prompts[j] for j in new.values()])
+            request = ("encode", [(j, prompts[j]) for j in new.values()])
 
             def accept(_unit: Unit, answer: Any) -> int:
                 if not isinstance(answer, list) or len(answer) != len(new):

@@ -7,14 +7,14 @@ import importlib.metadata
 import os
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from esalign.engines.cluster.packing import pack
 from esalign.errors import EsalignError
-from esalign.protocols import Backend, BoundedBackend, Space
+from esalign.protocols import Backend, BoundedBackend, PackagedBackend, Space
 from esalign.registry import BACKENDS, entry_point, load_backend
 from esalign.types import Array, Sampling
 
@@ -44,6 +44,10 @@ class Kind:
     gpus: float | None = None
     cpus: float = 1.0
 
+    def differs(self, other: "Kind") -> bool:
+        """Say whether another engine may round differently, which the number of its cores or GPUs is no sign of."""
+        return replace(self, gpus=other.gpus, cpus=other.cpus) != other
+
 
 @dataclass(frozen=True)
 class Hello:
@@ -51,7 +55,7 @@ class Hello:
 
     Args:
         kind: the engine's name.
-        versions: of esalign and of the package that the engine comes in.
+        versions: of esalign, of the package that the engine comes in, and of what it computes with.
         fingerprint: of the space.
         context: the most tokens of a prompt and its completion.
         ids: what the golden texts are encoded as.
@@ -117,7 +121,7 @@ class Engine:
         return _guarded(lambda: self._opened.score(candidates, sequences, support))
 
     def encode(self, prompts: Any) -> Answer:
-        """Encode prompts."""
+        """Encode prompts, given as pairs of a number, which errors name, and the prompt."""
         return _guarded(lambda: self._encode(prompts))
 
     def close(self) -> None:
@@ -142,7 +146,7 @@ class Engine:
         )
         return Hello(
             kind=kind.name,
-            versions=_versions(kind.name),
+            versions=_versions(kind.name, backend),
             fingerprint=space.fingerprint if space is not None else "",
             context=backend.context if isinstance(backend, BoundedBackend) else None,
             ids=ids,
@@ -153,7 +157,7 @@ class Engine:
 
     def _encode(self, prompts: Any) -> list[tuple[int, ...]]:
         encoded = []
-        for j, prompt in enumerate(prompts):
+        for j, prompt in prompts:
             try:
                 encoded.append(self._opened.encode(prompt))
             except EsalignError as error:
@@ -170,11 +174,11 @@ def _guarded(work: Callable[[], Any]) -> Answer:
         return Broken(" ".join(f"{type(error).__name__}: {error}".split())[:500])
 
 
-def _versions(name: str) -> dict[str, str]:
+def _versions(name: str, backend: Backend) -> dict[str, str]:
     """Return the versions of esalign, of what offers the engine, and of what the engine computes with."""
     found = {"esalign": importlib.metadata.version("esalign")}
     dist = entry_point(BACKENDS, name).dist
-    packages = {"torch": ("torch", "transformers"), "vllm": ("vllm",), "llama-cpp": ("llama-cpp-python",)}.get(name, ())
+    packages = backend.packages if isinstance(backend, PackagedBackend) else ()
     for package in (*packages, *([dist.name] if dist is not None else [])):
         try:
             found[package] = importlib.metadata.version(package)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from esalign.errors import BackendError, MissingPackageError
 from esalign.protocols import Space
 
 LEAST_STORE = 200_000_000  # bytes of the object store of a cluster that is started here
+KNOCK = 10.0  # seconds until an address counts as dead
 FAREWELL = 5.0  # seconds that engines have to free what they hold
 
 
@@ -141,8 +143,8 @@ class RayWorkers:
 
     def close(self) -> None:
         """Let engines free what they hold, end all actors, and the cluster if it was started here."""
-        farewells = [actor.close.remote() for actor in self._actors.values()]
         with contextlib.suppress(self._ray.exceptions.RayError):
+            farewells = [actor.close.remote() for actor in self._actors.values()]
             if farewells:
                 self._ray.wait(farewells, num_returns=len(farewells), timeout=FAREWELL)
         for worker in list(self._actors):
@@ -176,6 +178,7 @@ def connect(address: str | None, size: int) -> bool:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address != "local":
+            knock(address)
             ray.init(address=address, **quiet)
             return True
         os.environ.setdefault("RAY_worker_niceness", "0")
@@ -187,12 +190,23 @@ def connect(address: str | None, size: int) -> bool:
             _node_ip_address="127.0.0.1",
             **quiet,
         )
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise BackendError(
             f"no Ray cluster at {address!r} (cluster.address): {_one_line(error)}; start one with `ray start --head`, "
             "or leave the address out to start one in this machine"
         ) from error
     return True
+
+
+def knock(address: str) -> None:
+    """See whether somebody listens at ``host:port``. Ray itself would try for minutes, and say so to nobody.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK).close()
 
 
 def _one_line(error: BaseException) -> str:

@@ -311,5 +311,6 @@ class Scheduler:
             if worker.state == "busy" and worker.unit is not None and now - worker.since > self._limit:
                 self.tally.hung += 1
                 why = WorkerLost(f"no answer within {self._limit:.0f} s (cluster.limit)")
-                self._warn(f"worker {number} is made anew: {call.name(worker.unit)}: {why}")
+                what = call.name(worker.unit) if worker.unit.key in call.open else "work that another has done since"
+                self._warn(f"worker {number} is made anew: {what}: {why}")
                 self._fail(number, why, call)
