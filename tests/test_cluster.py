@@ -89,7 +89,8 @@ def candidates(space):
 
 
 def cluster_of(space, workers, backend=None, **options):
-    section = ClusterSection(**{"workers": workers, "cpus": CPUS, "unit": 6, **options})
+    cpus = {} if "groups" in options else {"cpus": CPUS}
+    section = ClusterSection(**{"workers": workers, "unit": 6, **cpus, **options})
     return make_cluster(backend or BackendSection(dtype="float32"), model_path("embedded"), space, section)
 
 
