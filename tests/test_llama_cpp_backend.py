@@ -9,13 +9,12 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
 from esalign_llama_cpp import LlamaCppBackend, convert_model
-from models import ATTENTION, MLP, make_tiny
+from models import ATTENTION, FUSED, MLP, make_tiny
 
 import esalign
 from esalign.space import SvdLora
 from esalign.testing import BACKEND_CLAIMS, Subject
 
-FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 SUBJECTS = {
     "llama": ("llama", {"targets": ATTENTION + MLP}, {}),
     "phi3-files": ("phi3", {"targets": FUSED}, {"method": "files"}),

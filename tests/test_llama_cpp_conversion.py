@@ -18,7 +18,7 @@ from esalign_llama_cpp import (
 from esalign_llama_cpp.config import read_config
 from esalign_llama_cpp.sources import find_source, fingerprint
 from esalign_llama_cpp.vocabulary import name_of_cutter
-from models import ATTENTION, MLP, make_model, make_tiny, make_tokenizer
+from models import ATTENTION, FUSED, MLP, make_model, make_tiny, make_tokenizer
 
 from esalign.errors import AdapterError
 from esalign.space import BaseSvd, SvdLora
@@ -27,7 +27,6 @@ from esalign.testing import Reference
 from esalign.types import Sampling
 
 IDS = [[7, 8, 9, 10, 200, 201], [300, 20, 7], list(range(30, 75))]
-FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 CHAT = [{"role": "system", "content": "Add."}, {"role": "user", "content": "1 + 2"}]
 
 

@@ -244,10 +244,7 @@ def _read_rope(raw: Mapping[str, Any], folder: Path) -> Rope:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     part = float(rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)))
     if kind not in ROPE_KINDS or (part != 1.0 and raw["model_type"] != "phi3"):
-        raise BackendError(
-            f"model '{folder}' has a rotary embedding of type {kind!r}; esalign converts {', '.join(ROPE_KINDS)}: "
-            "convert it with llama.cpp's convert_hf_to_gguf.py"
-        )
+        raise _not_converted(folder, f"a rotary embedding of type {kind!r} (known: {', '.join(ROPE_KINDS)})")
     for key, default in YARN_DEFAULTS.items():
         if kind == "yarn" and rope.get(key, default) not in (default, None):
             raise BackendError(f"model '{folder}' has YaRN with {key} {rope[key]!r}, which esalign does not convert")

@@ -63,6 +63,10 @@ def as_asked(scores: list[list[Array]], support: Sequence[Array] | None) -> list
     return scores if support is not None else [[table[:, 0] for table in row] for row in scores]
 
 
+EXACT, ROUNDED = 0.02, 0.2
+"""Mean difference of log-probabilities, in nats, from which it is no rounding: in float32, and in other types."""
+
+
 def opened(engine: T | None) -> T:
     """Return an engine that was not closed.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from esalign.assets import model_path
 from esalign.config.sections import BackendSection
+from esalign.engines.checks import EXACT, ROUNDED
 from esalign.errors import BackendError, EsalignWarning
 from esalign.protocols import Backend, Space
 from esalign.run.apart import call_apart
@@ -19,8 +20,6 @@ from esalign.types import Array, Example, Sampling
 
 PROMPTS, TOKENS = 2, 16  # the shortest of the first problems; tokens of each completion, and of each prompt
 SHORTEST_OF = 32
-EXACT, ROUNDED = 0.02, 0.2
-"""Mean difference of log-probabilities, in nats, from which it is no rounding: in float32, and in other types."""
 WEIGHTS = (".safetensors", ".bin")
 
 

@@ -2,11 +2,9 @@
 
 import numpy as np
 
+from esalign.engines.checks import EXACT, ROUNDED
 from esalign.engines.cluster.engine import Hello, Kind
 from esalign.engines.cluster.workers import Unfit
-
-EXACT, ROUNDED = 0.02, 0.2
-"""Mean difference of log-probabilities, in nats, from which it is no rounding: in float32, and in other types."""
 
 
 def examine(worker: int, hello: Hello, first: Hello, kinds: tuple[Kind, ...]) -> None:
