@@ -1,28 +1,16 @@
 """Whatever happens to workers, each unit is answered once, nothing hangs, and nobody idles without need."""
 
-import importlib.metadata
 import itertools
 import math
-import socket
-import sys
-from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
-from esalign.config.cluster import ClusterSection
-from esalign.engines.cluster.admission import examine
-from esalign.engines.cluster.engine import Engine, Hello, Kind, Refused, _versions
-from esalign.engines.cluster.packing import pack, unpack
-from esalign.engines.cluster.ray_workers import connect
 from esalign.engines.cluster.scheduler import KILLS, Scheduler
-from esalign.engines.cluster.units import MOST, Unit, cut
-from esalign.engines.cluster.workers import Unfit, WorkerLost, WrongAnswer
-from esalign.errors import BackendError, MissingPackageError
+from esalign.engines.cluster.units import MOST, cut
+from esalign.engines.cluster.workers import WorkerLost, WrongAnswer
+from esalign.errors import BackendError
 from esalign.testing.workers import SimulatedWorkers
-from esalign.types import Completion
 
 NEVER = math.inf
 
@@ -156,6 +144,20 @@ def test_a_worker_that_sleeps_since_an_earlier_call_is_replaced():
     assert "worker 0 is made anew: work that another has done since: no answer within 60 s" in scheduler.said[0]
 
 
+def test_a_worker_that_hangs_while_it_starts_is_made_anew_while_the_others_work():
+    starts = []
+
+    def begin(worker, _time):
+        starts.append(worker)
+        return (NEVER if worker == 2 and starts.count(2) == 1 else 0.0), None
+
+    scheduler = scheduler_of(SimulatedWorkers(steady, begin), 3, limit=60.0)
+    finish(scheduler, cut(24, 100, workers=3, fewest=8))
+    assert starts.count(2) == 2
+    assert scheduler.ready == [0, 1, 2]
+    assert scheduler.said == ["worker 2 did not start within 60 s (cluster.limit), so it is made anew"]
+
+
 def test_garbage_is_not_accepted_and_its_worker_is_made_anew():
     def lying(worker, unit, time):
         seconds, answer = steady(worker, unit, time)
@@ -275,125 +277,3 @@ def test_below_the_least_number_no_new_unit_is_given_out_until_workers_are_back(
     units = cut(24, 10, workers=3, fewest=4)
     assert sorted(finish(scheduler, units)) == [unit.key for unit in units]
     assert not [time for time in times if 1 < time < 30]
-
-
-# --- what comes back, and what may answer ---
-
-
-def answers():
-    return [[Completion("ab", (1, 2, 3), "stop"), Completion("", (9,), "length")], [Completion("c", (4,), "stop")] * 2]
-
-
-def test_completions_come_back_as_they_were():
-    unit = Unit((0, 0), range(3, 5), range(7, 9))
-    assert unpack(pack(answers()), unit, 3) == answers()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda packed: "garbage",
-        lambda packed: None,
-        lambda packed: replace(packed, texts=packed.texts[:-1]),
-        lambda packed: replace(packed, ids=packed.ids[:-1]),
-        lambda packed: replace(packed, ends=packed.ends[::-1]),
-        lambda packed: pack(answers()[:1]),
-    ],
-)
-def test_what_can_be_no_completions_is_refused(change):
-    unit = Unit((0, 0), range(2), range(2))
-    with pytest.raises(WrongAnswer):
-        unpack(change(pack(answers())), unit, 3)
-    with pytest.raises(WrongAnswer, match="expected 1 to 2"):
-        unpack(pack(answers()), unit, 2)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"versions": {"esalign": "0.0.9"}}, "esalign 0.0.9, the first worker has 0.1.0"),
-        ({"fingerprint": "other"}, "search space is another one"),
-        ({"ids": ((1, 2), (4,))}, "encodes prompts in another way"),
-        ({"scores": np.full((2, 3), -1.5)}, "off from those of the first worker, torch, by 0.5 nats"),
-        ({"scores": np.full((2, 3), np.nan)}, "off from those of the first worker"),
-    ],
-)
-def test_a_worker_that_is_not_like_the_first_is_refused(change, said):
-    first = Hello("torch", {"esalign": "0.1.0"}, "f", 256, ((1, 2), (3,)), np.full((2, 3), -1.0))
-    kind = Kind("torch", "model", "float32")
-    examine(1, replace(first, scores=first.scores + 0.001), first, (kind, kind))
-    with pytest.raises(Unfit, match=said):
-        examine(1, replace(first, **change), first, (kind, kind))
-
-
-def test_engines_in_lower_precision_may_differ_more():
-    first = Hello("torch", {"esalign": "0.1.0"}, "f", 256, ((1, 2), (3,)), np.full((2, 3), -1.0))
-    near = replace(first, scores=first.scores + 0.1)
-    examine(1, near, first, (Kind("torch", "model", "bfloat16"),) * 2)
-    with pytest.raises(Unfit):
-        examine(1, near, first, (Kind("torch", "model", "float32"),) * 2)
-
-
-def test_a_cluster_is_checked_when_the_configuration_is_read():
-    with pytest.raises(ValidationError, match="never has min_workers"):
-        ClusterSection(workers=2, min_workers=3)
-    with pytest.raises(ValidationError, match="at least 1 worker"):
-        ClusterSection(workers=0)
-    with pytest.raises(ValidationError, match="not both"):
-        ClusterSection.model_validate({"groups": [{"workers": 2}], "workers": 2})
-    grouped = ClusterSection.model_validate({"groups": [{"workers": 2, "backend": "llama-cpp"}, {"workers": 1}]})
-    assert grouped.groups[0].backend.name == "llama-cpp"
-    assert grouped.groups[1].backend is None
-    assert ClusterSection.model_validate(grouped.model_dump()) == grouped
-
-
-def test_engines_count_as_of_one_kind_if_only_their_cores_and_gpus_differ():
-    kind = Kind("torch", "model", "float32")
-    assert not kind.differs(replace(kind, cpus=4.0, gpus=2.0))
-    assert kind.differs(replace(kind, device="cpu"))
-    assert kind.differs(replace(kind, options={"quantization": "int8"}))
-
-
-def test_versions_are_those_of_what_the_backend_says_it_computes_with():
-    class Packaged:
-        packages = ("numpy", "no-such-distribution")
-
-    assert _versions("fake", Packaged()) == {name: importlib.metadata.version(name) for name in ("esalign", "numpy")}
-    assert set(_versions("fake", object())) == {"esalign"}
-
-
-def test_a_prompt_that_is_refused_is_named_by_its_place_in_the_list():
-    class Strict:
-        def encode(self, prompt):
-            if not prompt:
-                raise BackendError("the prompt is empty")
-            return (1,)
-
-    engine = Engine()
-    engine._backend = Strict()
-    assert engine.encode([(4, "a"), (7, "")]) == Refused("BackendError", "prompt 7 is empty")
-
-
-def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch):
-    asked = []
-    stub = SimpleNamespace(
-        is_initialized=lambda: False,
-        init=lambda **options: asked.append(options["address"]),
-        exceptions=SimpleNamespace(RayError=LookupError),
-    )
-    monkeypatch.setitem(sys.modules, "ray", stub)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        there = f"127.0.0.1:{server.getsockname()[1]}"
-        for address in ("auto", there, f"ray://{there}"):
-            assert connect(address, 0)
-    assert asked == ["auto", there, f"ray://{there}"]
-    for address in (there, f"ray://{there}", "no-such-host.invalid:6379"):
-        with pytest.raises(BackendError, match=f"no Ray cluster at '{address}'"):
-            connect(address, 0)
-    assert len(asked) == 3
-
-
-def test_without_ray_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingPackageError, match=r'pip install "esalign\[ray\]"'):
-        connect("local", 0)

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,9 @@ from esalign.config.run import RunConfig
 from esalign.config.sections import BackendSection, Experiment, ProbeSection, RewardSection, ScoringSection
 from esalign.data import Dataset, MiniBatches, Splits, load_dataset, make_splits
 from esalign.data.lengths import keep_fitting
+from esalign.engines.cluster.backend import ClusterBackend
 from esalign.engines.cluster.make import make_cluster
+from esalign.errors import BackendError
 from esalign.fitness import FitnessParts
 from esalign.protocols import Backend, BoundedBackend, Fitness, Space
 from esalign.registry import DEFAULT_SIGMA, FITNESS, SPACES, find, load_backend, make_fitness, make_optimizer, merge
@@ -107,13 +109,21 @@ def make_held_out(config: Experiment, splits: Splits, closing: ExitStack) -> Hel
 def keep_prompts(config: Experiment, backend: Backend) -> Callable[[Dataset], Dataset]:
     """Return what finds the prompts that the engine cannot complete, and refuses or drops them; see `keep_fitting`."""
     context, tokens = backend.context if isinstance(backend, BoundedBackend) else None, config.sampling.max_tokens
-    return partial(
+    keep = partial(
         keep_fitting,
         encode=backend.encode,
         most=None if context is None else context - tokens,
         reason=f"a context of {context} less sampling.max_tokens {tokens}; the backend's options may raise the context",
         too_long=config.data.too_long,
     )
+    return partial(_keep_of_cluster, backend, keep) if isinstance(backend, ClusterBackend) else keep
+
+
+def _keep_of_cluster(cluster: ClusterBackend, keep: Callable[[Dataset], Dataset], data: Dataset) -> Dataset:
+    """Encode all prompts at once, which they are then read from; one that is refused is left to be found by its row."""
+    with suppress(BackendError):
+        cluster.encode_all([example.prompt for example in data.examples])
+    return keep(data)
 
 
 def fit_problems(

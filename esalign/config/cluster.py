@@ -18,6 +18,7 @@ class GroupSection(Section):
     )
     gpus: float | None = Field(None, ge=0, description="GPUs of each.")
     cpus: float = Field(1.0, gt=0, description="CPU cores of each.")
+    label: str | None = Field(None, description="What they are called where workers are named; none: as their engine.")
 
     @field_validator("backend", mode="before")
     @classmethod
@@ -44,7 +45,9 @@ class ClusterSection(Section):
     min_workers: int = Field(1, ge=1, description="With fewer the run waits.")
     wait: float = Field(600.0, gt=0, description="Seconds that it waits, loading of engines included, then gives up.")
     limit: float = Field(1800.0, gt=0, description="Seconds that a unit of work may take, then its worker is replaced.")
-    unit: int = Field(32, ge=1, description="Fewest completions of a unit of work; more for engines on large GPUs.")
+    unit: int | None = Field(
+        None, ge=1, description="Fewest completions of a unit of work; none: 256 where workers have GPUs, else 32."
+    )
     cut_for: int | None = Field(
         None,
         ge=1,

@@ -25,6 +25,10 @@ class SimulatedWorkers:
         self._futures: dict[int, tuple[float, Any]] = {}  # when it is ready, and what it holds
         self._of: dict[int, int] = {}  # worker -> its latest future
 
+    def name(self, worker: int) -> str:
+        """Return what people call a worker."""
+        return f"worker {worker}"
+
     def clock(self) -> float:
         """Return the simulated time, in seconds."""
         return self._time

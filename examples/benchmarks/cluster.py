@@ -7,7 +7,8 @@ The simulation draws lengths of completions from those that the embedded model w
 mean of 300 tokens. A unit takes a worker ``0.05 s + 0.012 s x longest completion + tokens / 12,000``: a start, a step
 per token while any sequence goes on, and a limit of throughput. These three numbers are assumptions of the size of one
 modern GPU with a model of some billion weights. The column "of the ideal" compares with one such engine that does all
-the work in batches of 1,024, divided by the number of workers.
+the work in batches of 1,024, divided by the number of workers. "At most" is what any scheduler could reach there: no
+generation is shorter than its longest completion, which one worker writes alone, and slow workers do less.
 """
 
 import argparse
@@ -24,9 +25,9 @@ from esalign.config.cluster import ClusterSection
 from esalign.config.sections import BackendSection, Source
 from esalign.data import load_dataset
 from esalign.engines.cluster.make import make_cluster
-from esalign.engines.cluster.packing import pack, unpack
+from esalign.engines.cluster.packing import needed, pack, unpack
 from esalign.engines.cluster.scheduler import Scheduler
-from esalign.engines.cluster.units import Unit, cut
+from esalign.engines.cluster.units import BLOCK, Unit, cut
 from esalign.engines.cluster.workers import WorkerLost
 from esalign.protocols import Backend
 from esalign.space import SvdLora
@@ -67,7 +68,7 @@ class World:
     deaths: list[float] = field(default_factory=list)
     busy: float = 0.0
     done: dict[tuple[int, int], float] = field(default_factory=dict)
-    sizes: dict[int, int] = field(default_factory=dict)
+    sent: set[tuple[int, int]] = field(default_factory=set)  # (worker, block of prompts that it was sent)
     own: float = 0.0
 
     def seconds(self, unit: Unit) -> float:
@@ -79,7 +80,7 @@ class World:
         """Return when a worker answers, and what."""
         began = time.process_time()
         seconds = self.seconds(unit) * (SLOWER if worker in self.slow else 1.0)
-        self.sizes[worker] = self.sizes.get(worker, 0) + unit.size
+        self.sent |= {(worker, block) for block in needed(unit.prompts)[0]}
         due = [at for at in self.deaths if at <= now + seconds]
         if due:  # a death hits whoever is at work
             self.deaths.remove(due[0])
@@ -111,7 +112,7 @@ def simulate(
     usual = 1.0
     for generation in range(generations):
         world.lengths = rng.choice(lengths, (candidates, prompts))
-        world.busy, world.own, world.sizes = 0.0, 0.0, {}
+        world.busy, world.own, world.sent = 0.0, 0.0, set()
         began, clock = time.process_time(), crew.clock()
         world.deaths = sorted(clock + rng.random(deaths) * usual)
         units, useful = cut(candidates, prompts, workers=workers, fewest=fewest, call=generation), []
@@ -120,26 +121,29 @@ def simulate(
         usual = wall
         alone = START * world.lengths.size / 1024 + world.lengths.sum() / THROUGHPUT
         alone += STEP * world.lengths.max() * world.lengths.size / 1024
-        rows.append((wall, world.busy / workers / wall, sum(useful) / workers / wall, alone / workers / wall, driver))
-    wall, busy, useful, against, driver = np.mean(rows[2:], axis=0)
+        longest = START + (STEP + 1 / THROUGHPUT) * world.lengths.max()
+        most = min(alone / workers / longest, 1 - stragglers * (1 - 1 / SLOWER))
+        shares = np.array([world.busy, sum(useful), alone]) / workers / wall
+        rows.append((wall, *shares, most, driver))
+    wall, busy, useful, against, most, driver = np.mean(rows[2:], axis=0)
     return {
         "wall": wall,
         "busy": min(busy, 1.0),  # doubles that outlast the generation are counted at once
         "useful": useful,
         "against": against,
+        "most": most,
         "driver": driver,
         "units": len(units),
-        "bytes": sent(units, world.sizes, prompts) / workers,
+        "bytes": sent(units, len(world.sent), min(prompts, BLOCK)) / workers,
     }
 
 
-def sent(units: list[Unit], sizes: dict[int, int], prompts: int) -> int:
-    """Return the bytes of a generation's requests, and of its prompts, which go to each worker once."""
-    vectors = np.random.default_rng(0).standard_normal((1, DIM))
-    total = sum(
-        len(pickle.dumps(("generate", np.repeat(vectors, len(unit.candidates), 0), None, 0, 1))) for unit in units
-    )
-    return total + 4 * PROMPT_TOKENS * prompts * len(sizes)
+def sent(units: list[Unit], blocks: int, block: int) -> int:
+    """Return the bytes of a generation's requests, and of so many blocks of prompts."""
+    vector = np.random.default_rng(0).standard_normal((1, DIM))
+    few = [len(pickle.dumps(("generate", np.repeat(vector, count, 0), range(1), Sampling()))) for count in (1, 2)]
+    rows = sum(len(unit.candidates) for unit in units)
+    return len(units) * (2 * few[0] - few[1]) + rows * (few[1] - few[0]) + 4 * PROMPT_TOKENS * block * blocks
 
 
 def receive(count: int) -> tuple[float, float]:
@@ -156,27 +160,32 @@ def receive(count: int) -> tuple[float, float]:
 def run_simulation() -> None:
     """Print the table."""
     lengths = measure_lengths()
-    columns = "workers, candidates x prompts, unit, faults, wall, busy, useful, of the ideal, scheduler, driver"
+    columns = (
+        "workers, candidates x prompts, unit, faults, wall, busy, useful, of the ideal, at most, scheduler, driver"
+    )
     print("\n| " + " | ".join(columns.split(", ")) + " | units | to a worker |")
-    print("|---" * 12 + "|")
+    print("|---" * 13 + "|")
     faults = (("none", {}), ("5 % ten times slower, 2 deaths", {"stragglers": 0.05, "deaths": 2}))
     sizes = (
-        (128, 1000, 1000, 32),
         (128, 1000, 1000, 256),
+        (128, 1000, 1000, 32),
+        (128, 512, 1000, 256),
         (128, 100, 10_000, 256),
-        (128, 256, 256, 32),
         (128, 256, 256, 256),
+        (128, 256, 256, 32),
+        (128, 100, 100, 256),
         (128, 100, 100, 32),
         (16, 100, 256, 256),
     )
     for workers, candidates, prompts, fewest in sizes:
         for name, options in faults:
             row = simulate(lengths, workers=workers, candidates=candidates, prompts=prompts, fewest=fewest, **options)
-            driver = row["driver"] + receive(candidates * prompts)[0]
+            own, driver = row["driver"], row["driver"] + receive(candidates * prompts)[0]
             print(
                 f"| {workers} | {candidates} x {prompts} | {fewest} | {name} | {row['wall']:.0f} s | "
-                f"{row['busy']:.3f} | {row['useful']:.3f} | {row['against']:.2f} | {row['driver'] / row['wall']:.2%} | "
-                f"{driver / row['wall']:.1%} | {row['units']} | {row['bytes'] / 1e6:.2f} MB |",
+                f"{row['busy']:.3f} | {row['useful']:.3f} | {row['against']:.2f} | {row['most']:.2f} | "
+                f"{own / row['wall']:.2%} | {driver / row['wall']:.1%} | {row['units']} | "
+                f"{row['bytes'] / 1e6:.2f} MB |",
                 flush=True,
             )
     seconds, size = receive(1)

@@ -12,7 +12,7 @@ import numpy as np
 from esalign.config.cluster import ClusterSection
 from esalign.engines.checks import opened
 from esalign.engines.cluster.engine import Kind
-from esalign.engines.cluster.packing import unpack
+from esalign.engines.cluster.packing import blocks, needed, unpack
 from esalign.engines.cluster.ray_workers import RayWorkers
 from esalign.engines.cluster.scheduler import Scheduler
 from esalign.engines.cluster.units import Unit, cut, describe
@@ -22,6 +22,7 @@ from esalign.errors import BackendError, EsalignWarning
 from esalign.protocols import Space
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
 
+ON_GPUS, ON_CPUS = 256, 32  # fewest completions of a unit: a GPU takes nearly as long for 32 as for 256
 SHOWN = 60  # characters of a prompt that is named
 
 
@@ -49,6 +50,7 @@ class ClusterBackend:
         self._by_prompt = any(kind.differs(kinds[0]) for kind in kinds)
         self._calls, self._encoded = count(), dict[str, tuple[int, ...]]()
         self._workers: RayWorkers | None = RayWorkers(kinds, space, address=section.address)
+        self._fewest = ON_GPUS if any(self._workers.kind(number).gpus for number in range(len(kinds))) else ON_CPUS
         self._scheduler = Scheduler(
             self._workers,
             max(section.min_workers, self._workers.room()) if self._auto else len(kinds),
@@ -78,8 +80,7 @@ class ClusterBackend:
         rows: list[list[Any]] = [[None] * len(ids) for _ in table]
         if not ids:
             return rows
-        flat, ends = np.array([token for one in ids for token in one], np.uint32), np.cumsum([len(one) for one in ids])
-        handle = workers.share((flat, ends))
+        handles = [workers.share(block) for block in blocks(ids)]
 
         def accept(unit: Unit, answer: Any) -> int:
             completions = unpack(answer, unit, sampling.max_tokens)
@@ -91,9 +92,10 @@ class ClusterBackend:
             return len(answer.ids)
 
         def ask(unit: Unit) -> Any:
-            first, last = unit.prompts.start, unit.prompts.stop
-            here = replace(sampling, offset=sampling.offset + first)
-            return "generate", table[unit.candidates.start : unit.candidates.stop], handle, first, last, here
+            held, places = needed(unit.prompts)
+            here = replace(sampling, offset=sampling.offset + unit.prompts.start)
+            vectors = table[unit.candidates.start : unit.candidates.stop]
+            return "generate", vectors, places, here, *handles[held.start : held.stop]
 
         def name(unit: Unit) -> str:
             longest = max(unit.prompts, key=lambda j: len(ids[j]))
@@ -115,10 +117,11 @@ class ClusterBackend:
         def ask(unit: Unit) -> Any:
             part = slice(unit.prompts.start, unit.prompts.stop)
             wanted = None if support is None else list(support[part])
-            return "score", table[unit.candidates.start : unit.candidates.stop], list(sequences[part]), wanted
+            vectors = table[unit.candidates.start : unit.candidates.stop]
+            return "score", vectors, list(sequences[part]), wanted, part.start
 
         def accept(unit: Unit, answer: Any) -> int:
-            _check_scores(unit, answer)
+            _check_scores(unit, answer, [len(sequences[j][1]) for j in unit.prompts])
             for i, row in zip(unit.candidates, answer, strict=True):
                 rows[i][unit.prompts.start : unit.prompts.stop] = row
             return sum(len(table) for row in answer for table in row)
@@ -127,11 +130,19 @@ class ClusterBackend:
         self._scheduler.run([replace(unit, request=ask(unit)) for unit in units], accept)
         return rows
 
-    @one_at_a_time
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids that the engines feed for a prompt."""
+        return self.encode_all([prompt])[0]
+
+    @one_at_a_time
+    def encode_all(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+        """Return the token ids of prompts, which takes as long as one of them.
+
+        Raises:
+            BackendError: what the engine refuses.
+        """
         opened(self._workers)
-        return self._encode_all([prompt])[0]
+        return self._encode_all(prompts)
 
     @property
     def context(self) -> int | None:
@@ -157,7 +168,7 @@ class ClusterBackend:
             candidates,
             prompts,
             workers=self._section.cut_for or self._scheduler.size,
-            fewest=self._section.unit,
+            fewest=self._section.unit or self._fewest,
             by_prompt=self._by_prompt,
             call=next(self._calls),
         )
@@ -209,8 +220,18 @@ def _warn(text: str) -> None:
     warnings.warn(text, EsalignWarning, stacklevel=3)
 
 
-def _check_scores(unit: Unit, answer: Any) -> None:
-    if not isinstance(answer, list) or [len(row) for row in answer] != [len(unit.prompts)] * len(unit.candidates):
-        raise WrongAnswer(f"{answer!r:.80} where scores of {len(unit.prompts)} sequences were expected")
-    if not all(np.isfinite(table).all() and (table <= 1e-3).all() for row in answer for table in row):
-        raise WrongAnswer("log-probabilities that are above 0 or no numbers")
+def _check_scores(unit: Unit, answer: Any, lengths: Sequence[int]) -> None:
+    """Refuse what can be no log-probabilities of sequences of such lengths.
+
+    Raises:
+        WrongAnswer: another shape or type, or numbers that are no log-probabilities.
+    """
+    shape = [len(row) if isinstance(row, list) else -1 for row in answer] if isinstance(answer, list) else None
+    if shape != [len(lengths)] * len(unit.candidates):
+        raise WrongAnswer(f"{answer!r:.80} where scores of {len(lengths)} sequences were expected")
+    for row in answer:
+        for table, length in zip(row, lengths, strict=True):
+            if not isinstance(table, np.ndarray) or table.dtype.kind != "f" or table.shape[:1] != (length,):
+                raise WrongAnswer(f"{table!r:.80} where log-probabilities of {length} tokens were expected")
+            if not (np.isfinite(table).all() and (table <= 1e-3).all()):
+                raise WrongAnswer("log-probabilities that are above 0 or no numbers")

@@ -5,6 +5,7 @@ What an engine raises comes back as a value, too: not all exceptions survive the
 
 import importlib.metadata
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from esalign.engines.cluster.packing import pack
+from esalign.engines.cluster.lifeline import Address, hold_on
+from esalign.engines.cluster.packing import Blocked, open_block, pack
 from esalign.errors import EsalignError
 from esalign.protocols import Backend, BoundedBackend, PackagedBackend, Space
 from esalign.registry import BACKENDS, entry_point, load_backend
@@ -34,6 +36,7 @@ class Kind:
         options: the engine's own.
         gpus: GPUs that a worker takes; None for 1 where there are GPUs and device is not cpu, else 0.
         cpus: CPU cores that a worker takes.
+        label: what people call workers of this kind; empty for the engine's name.
     """
 
     name: str
@@ -43,10 +46,16 @@ class Kind:
     options: Mapping[str, Any] = field(default_factory=dict)
     gpus: float | None = None
     cpus: float = 1.0
+    label: str = ""
+
+    @property
+    def known_as(self) -> str:
+        """What people call workers of this kind."""
+        return self.label or self.name
 
     def differs(self, other: "Kind") -> bool:
-        """Say whether another engine may round differently, which the number of its cores or GPUs is no sign of."""
-        return replace(self, gpus=other.gpus, cpus=other.cpus) != other
+        """Say whether another engine may round differently, of which label, cores and GPUs are no sign."""
+        return replace(self, gpus=other.gpus, cpus=other.cpus, label=other.label) != other
 
 
 @dataclass(frozen=True)
@@ -105,20 +114,20 @@ class Engine:
     def __init__(self) -> None:
         self._backend: Backend | None = None
 
-    def begin(self, kind: Kind, space: Space | None) -> Answer:
-        """Load the engine and let it say what it is."""
+    def begin(self, kind: Kind, space: Space | None, lifeline: Address | None) -> Answer:
+        """Load the engine and let it say what it is. It ends with the process at the other end of the line."""
+        if lifeline is not None:
+            hold_on(lifeline)
         return _guarded(lambda: self._begin(kind, space))
 
-    def generate(self, candidates: Array, prompts: Any, first: int, last: int, sampling: Sampling) -> Answer:
-        """Complete the prompts from first to before last, given as (all their ids, their ends), with candidates."""
-        ids, ends = prompts
-        begins = [0, *ends]
-        part = [tuple(ids[begins[j] : begins[j + 1]].tolist()) for j in range(first, last)]
-        return _guarded(lambda: pack(self._opened.generate(candidates, part, sampling)))
+    def generate(self, candidates: Array, places: range, sampling: Sampling, *blocks: Blocked) -> Answer:
+        """Complete prompts with candidates; where the prompts are in the blocks, one after another, is their places."""
+        ids = [one for block in blocks for one in open_block(block)]
+        return _guarded(lambda: pack(self._opened.generate(candidates, ids[places.start : places.stop], sampling)))
 
-    def score(self, candidates: Array, sequences: Any, support: Any) -> Answer:
-        """Score completions."""
-        return _guarded(lambda: self._opened.score(candidates, sequences, support))
+    def score(self, candidates: Array, sequences: Any, support: Any, first: int) -> Answer:
+        """Score completions, of which errors name the first by its number."""
+        return _guarded(lambda: self._score(candidates, sequences, support, first))
 
     def encode(self, prompts: Any) -> Answer:
         """Encode prompts, given as pairs of a number, which errors name, and the prompt."""
@@ -154,6 +163,13 @@ class Engine:
             host=socket.gethostname(),
             pid=os.getpid(),
         )
+
+    def _score(self, candidates: Array, sequences: Any, support: Any, first: int) -> list[list[Array]]:
+        try:
+            return self._opened.score(candidates, sequences, support)
+        except EsalignError as error:
+            told = re.sub(r"\b(sequence|support) (\d+)", lambda at: f"{at[1]} {int(at[2]) + first}", str(error))
+            raise type(error)(told) from error
 
     def _encode(self, prompts: Any) -> list[tuple[int, ...]]:
         encoded = []

@@ -1,6 +1,6 @@
 """From a configuration to a cluster."""
 
-from esalign.config.cluster import ClusterSection
+from esalign.config.cluster import ClusterSection, GroupSection
 from esalign.config.sections import BackendSection
 from esalign.engines.cluster.backend import ClusterBackend
 from esalign.engines.cluster.engine import Kind
@@ -22,16 +22,17 @@ def make_cluster(backend: BackendSection, model: str, space: Space | None, secti
     """
     if section.groups:
         kinds = [
-            _kind(group.backend or backend, backend, model, group.gpus, group.cpus)
+            _kind(group.backend or backend, backend, model, group)
             for group in section.groups
             for _ in range(group.workers)
         ]
     else:
-        kinds = [_kind(backend, backend, model, section.gpus, section.cpus)]
+        kinds = [_kind(backend, backend, model, section)]
         kinds *= section.workers if isinstance(section.workers, int) else 1
     return ClusterBackend(kinds, space, section)
 
 
-def _kind(own: BackendSection, common: BackendSection, model: str, gpus: float | None, cpus: float) -> Kind:
+def _kind(own: BackendSection, common: BackendSection, model: str, needs: GroupSection | ClusterSection) -> Kind:
     dtype = own.dtype if "dtype" in own.model_fields_set else common.dtype
-    return Kind(own.name, model, dtype, own.device, dict(own.options), gpus, cpus)
+    label = (needs.label or "") if isinstance(needs, GroupSection) else ""
+    return Kind(own.name, model, dtype, own.device, dict(own.options), needs.gpus, needs.cpus, label)

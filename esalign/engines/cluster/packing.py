@@ -1,13 +1,38 @@
-"""Completions on their way from a worker: arrays and lists, which are read several times faster than single objects."""
+"""Prompts on their way to workers, completions on theirs back, as arrays: read several times faster than objects."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from esalign.engines.cluster.units import Unit
+from esalign.engines.cluster.units import BLOCK, Unit
 from esalign.engines.cluster.workers import WrongAnswer
 from esalign.types import Array, Completion
+
+Blocked = tuple[Array, Array]  # all token ids of a block's prompts, and where each prompt ends
+
+
+def blocks(prompts: Sequence[Sequence[int]]) -> Iterator[Blocked]:
+    """Pack encoded prompts in blocks, so that a worker is sent those near its own, not all."""
+    for first in range(0, len(prompts), BLOCK):
+        block = prompts[first : first + BLOCK]
+        ids = np.array([token for one in block for token in one], dtype=np.uint32)
+        yield ids, np.cumsum([len(one) for one in block])
+
+
+def open_block(block: Blocked) -> list[tuple[int, ...]]:
+    """Return the prompts of a block."""
+    return [tuple(one.tolist()) for one in np.split(block[0], block[1][:-1])]
+
+
+def needed(prompts: range) -> tuple[range, range]:
+    """Return the blocks that hold prompts, and where in these blocks, one after another, the prompts are.
+
+    >>> needed(range(300, 500)), needed(range(0, 600))
+    ((range(1, 2), range(44, 244)), (range(0, 3), range(0, 600)))
+    """
+    first, last = prompts.start // BLOCK, -(-prompts.stop // BLOCK)
+    return range(first, last), range(prompts.start - first * BLOCK, prompts.stop - first * BLOCK)
 
 
 @dataclass(frozen=True)

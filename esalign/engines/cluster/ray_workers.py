@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from esalign import errors
-from esalign.engines.cluster.admission import examine
+from esalign.engines.cluster.admission import Admission, Candidate
 from esalign.engines.cluster.engine import Broken, Done, Engine, Hello, Kind, Refused
+from esalign.engines.cluster.lifeline import Lifeline
 from esalign.engines.cluster.units import Unit
 from esalign.engines.cluster.workers import WorkerLost
 from esalign.errors import BackendError, MissingPackageError
@@ -19,6 +21,8 @@ from esalign.protocols import Space
 
 LEAST_STORE = 200_000_000  # bytes of the object store of a cluster that is started here
 KNOCK = 10.0  # seconds until an address counts as dead
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+MOST_SAID = 1000  # characters of what Ray says of a failure, whose cause comes last
 FAREWELL = 5.0  # seconds that engines have to free what they hold
 
 
@@ -45,19 +49,25 @@ class RayWorkers:
             replace(kind, gpus=0.0 if kind.device == "cpu" else usual) if kind.gpus is None else kind for kind in kinds
         ]
         self._space = ray.put(space)
-        self._first: tuple[Hello, Kind] | None = None
+        self._lifeline = None if (address or "").startswith("ray://") else Lifeline(ray.util.get_node_ip_address())
+        self._admission = Admission()
         self.hellos: dict[int, Hello] = {}
         self._actors: dict[int, Any] = {}
-        self._starts: dict[Any, int] = {}
+        self._starts: dict[Any, int] = {}  # future -> its worker
+        self._verdicts: dict[Any, Exception | None] = {}  # of starts, until they are told
 
     @property
     def context(self) -> int | None:
-        """The most tokens of a prompt and its completion, as the first worker says."""
-        return self._first[0].context if self._first else None
+        """The most tokens of a prompt and its completion, as the worker says that others are compared with."""
+        return self._admission.reference.hello.context if self._admission.reference else None
 
     def kind(self, worker: int) -> Kind:
         """Return what a worker's engine is to be."""
         return self._kinds[min(worker, len(self._kinds) - 1)]
+
+    def name(self, worker: int) -> str:
+        """Return what people call a worker."""
+        return f"worker {worker} ({self.kind(worker).known_as})"
 
     def clock(self) -> float:
         """Return the time, in seconds."""
@@ -69,7 +79,7 @@ class RayWorkers:
         options = {"num_gpus": kind.gpus, "num_cpus": kind.cpus, "max_restarts": 0, "max_task_retries": 0}
         made: Any = self._ray.remote(Engine)
         actor = self._actors[worker] = made.options(**options).remote()
-        future = actor.begin.remote(kind, self._space)
+        future = actor.begin.remote(kind, self._space, self._lifeline and self._lifeline.address)
         self._starts[future] = worker
         return future
 
@@ -82,19 +92,46 @@ class RayWorkers:
             raise WorkerLost(_one_line(error)) from error
 
     def wait(self, futures: Sequence[Any], timeout: float) -> list[Any]:
-        """Wait until at least one future is ready, or so many seconds. Returns those that are."""
-        if not futures:
+        """Wait until at least one future is ready, or so many seconds. Returns those that are.
+
+        A start is ready when it is known whether the worker may answer.
+        """
+        pending = [future for future in futures if future not in self._admission.waiting]
+        ready: list[Any] = []
+        if pending:
+            ready, _ = self._ray.wait(pending, num_returns=1, timeout=timeout)
+            if ready and len(pending) > 1:
+                ready, _ = self._ray.wait(pending, num_returns=len(pending), timeout=0)
+        else:
             time.sleep(min(timeout, 0.1))
-            return []
-        pending = list(futures)
-        ready, _ = self._ray.wait(pending, num_returns=1, timeout=timeout)
-        if ready and len(pending) > 1:
-            ready, _ = self._ray.wait(pending, num_returns=len(pending), timeout=0)
-        return ready
+        for future in ready:
+            if future in self._starts:
+                self._arrive(future)
+        more = any(future in self._starts and future not in ready for future in pending)
+        self._verdicts |= self._admission.judge(more=more, now=self.clock())
+        return [future for future in futures if future in (self._verdicts if future in self._starts else ready)]
 
     def result(self, future: Any) -> Any:
         """Return what a ready future holds; see `esalign.engines.cluster.workers.Workers`."""
-        worker = self._starts.pop(future, None)
+        if future not in self._starts:
+            return self._value(future)
+        worker, verdict = self._starts.pop(future), self._verdicts.pop(future)
+        if verdict is not None:
+            raise verdict
+        return self.hellos[worker]
+
+    def _arrive(self, future: Any) -> None:
+        """Take in what a worker says of itself, or why it failed."""
+        worker = self._starts[future]
+        try:
+            hello = self.hellos[worker] = self._value(future)
+        except (WorkerLost, errors.EsalignError) as error:
+            self._verdicts[future] = error
+        else:
+            one = Candidate(self.name(worker), hello, self.kind(worker), self.clock())
+            self._admission.waiting[future] = one
+
+    def _value(self, future: Any) -> Any:
         try:
             answer = self._ray.get(future)
         except self._ray.exceptions.RayError as error:
@@ -104,19 +141,17 @@ class RayWorkers:
             raise (BackendError if kind is MissingPackageError else kind)(answer.text)
         if isinstance(answer, Broken):
             raise WorkerLost(f"its engine failed: {answer.text}")
-        value = answer.value if isinstance(answer, Done) else answer
-        if worker is not None:
-            kind = self.kind(worker)
-            self._first = self._first or (value, kind)
-            examine(worker, value, self._first[0], (kind, self._first[1]))
-            self.hellos[worker] = value
-        return value
+        return answer.value if isinstance(answer, Done) else answer
 
     def stop(self, worker: int) -> None:
         """End an actor, whatever it does."""
         actor = self._actors.pop(worker, None)
         if actor is not None:
             self._ray.kill(actor, no_restart=True)
+        for future in [future for future, of in self._starts.items() if of == worker]:
+            self._admission.waiting.pop(future, None)
+            self._verdicts.pop(future, None)
+            del self._starts[future]
 
     def share(self, value: Any) -> Any:
         """Put a value where each machine fetches it once. Returns what stands for it in a request."""
@@ -149,6 +184,8 @@ class RayWorkers:
                 self._ray.wait(farewells, num_returns=len(farewells), timeout=FAREWELL)
         for worker in list(self._actors):
             self.stop(worker)
+        if self._lifeline is not None:
+            self._lifeline.close()
         if self._own:
             self._ray.shutdown()
 
@@ -175,27 +212,39 @@ def connect(address: str | None, size: int) -> bool:
     if ray.is_initialized():
         return False
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        if address != "local":
+        if address == "local":
+            _start(ray, size)
+        else:
             knock(address)
-            ray.init(address=address, **quiet)
-            return True
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            object_store_memory=LEAST_STORE + 2 * size,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            **quiet,
-        )
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            ray.init(address=address, **QUIET)
+    except Exception as error:  # Ray that does not start in time raises no class of its own
         raise BackendError(
             f"no Ray cluster at {address!r} (cluster.address): {_one_line(error)}; start one with `ray start --head`, "
             "or leave the address out to start one in this machine"
         ) from error
     return True
+
+
+def _start(ray: Any, size: int) -> None:
+    """Start Ray in this machine: on a busy one it may take longer than Ray waits, but less the second time."""
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    for tries_left in (1, 0):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+                object_store_memory=LEAST_STORE + 2 * size,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                **QUIET,
+            )
+        except Exception:
+            ray.shutdown()
+            if not tries_left:
+                raise
+        else:
+            return
 
 
 def knock(address: str) -> None:
@@ -210,5 +259,6 @@ def knock(address: str) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
+    """Return an error's class and text, without the ids that Ray puts each on a line of its own."""
+    lines = [line for line in str(error).splitlines() if not re.match(r"\s*\w+: \S*$", line)]
+    return f"{type(error).__name__}: {' '.join(' '.join(lines).split())[:MOST_SAID]}"

@@ -18,7 +18,7 @@ TICK = 1.0  # seconds between two looks at clocks
 KILLS = 3  # engines that a unit may cost
 STARTS = 3  # failures to start one after another, after which a worker is given up
 LONGEST_REST = 60.0  # seconds until a failed worker is made anew
-SLOW = 3.0  # times the usual time, from which on a worker is given smaller units
+SLOW = 3.0  # times the usual time, from which on a worker is given the smallest units
 OVERDUE = 2.0  # times the time that was expected, after which nobody knows when a unit ends
 HOLDERS = 2  # workers that a unit may have at a time
 SAY_AFTER, SAY_EVERY = 25.0, 60.0  # seconds of waiting for workers
@@ -180,7 +180,7 @@ class Scheduler:
         if isinstance(why, Unfit) or hopeless or worker.starts >= STARTS:
             worker.state = "gone"
             if not hopeless:
-                self._warn(f"worker {number} is given up after {worker.starts} tries: {why}")
+                self._warn(f"{self._workers.name(number)} is given up after {worker.starts} tries: {why}")
         if call is not None and unit is not None and unit.key in call.open:
             self._put_back(unit, why, call)
 
@@ -216,6 +216,7 @@ class Scheduler:
     def _hand(self, number: int, unit: Unit, call: _Call) -> None:
         worker = self.members[number]
         worker.state, worker.unit, worker.since = "busy", unit, self._workers.clock()
+        worker.place = unit.prompts.start
         try:
             worker.future = self._workers.submit(number, unit)
         except WorkerLost as error:
@@ -223,11 +224,11 @@ class Scheduler:
             self._fail(number, error, call)
 
     def _choose(self, worker: Worker, queue: deque[Unit]) -> Unit:
-        """Take the largest unit, or for a slow worker one that takes it no longer than that takes others."""
-        at, slowness = 0, worker.slowness or 1.0
-        if slowness >= SLOW:
-            most = queue[0].size / slowness
-            at = next((at for at, unit in enumerate(queue) if unit.size <= most), len(queue) - 1)
+        """Take one of the largest units, the nearest to the prompts that a worker has; for a slow one the smallest."""
+        at = len(queue) - 1 if (worker.slowness or 1.0) >= SLOW else 0
+        if at == 0:
+            ahead = min(len(queue), len(self.members))
+            at = min(range(ahead), key=lambda at: abs(queue[at].prompts.start - worker.place))
         unit = queue[at]
         del queue[at]
         return unit
@@ -276,7 +277,7 @@ class Scheduler:
             self._fail(number, error, call)
         except WrongAnswer as error:
             self.tally.wrong += 1
-            self._warn(f"worker {number} gave what is no answer, so it is made anew: {error}")
+            self._warn(f"{self._workers.name(number)} gave what is no answer, so it is made anew: {error}")
             self._fail(number, error, call)
         except EsalignError as error:
             if starting:
@@ -301,16 +302,22 @@ class Scheduler:
             self.tally.late += 1
         worker.failures = 0
         if unit.size:
-            self._pace.note(unit.size, seconds / (worker.slowness or 1.0))
+            self._pace.note(unit.size, seconds)
             worker.slowness = self._pace.slowness(worker.slowness, unit.size, seconds)
 
     def _end_hung(self, call: _Call) -> None:
-        """End workers that are at a unit for too long."""
-        now = self._workers.clock()
+        """End workers that are at a unit, or at their start, for too long."""
+        now, within = self._workers.clock(), f"within {self._limit:.0f} s (cluster.limit)"
         for number, worker in self.members.items():
-            if worker.state == "busy" and worker.unit is not None and now - worker.since > self._limit:
+            if now - worker.since <= self._limit:
+                continue
+            if worker.state == "starting":  # perhaps for want of a machine, so it is no failure
+                self._workers.stop(number)
+                worker.state, worker.since, worker.future = "resting", now, None
+                self._warn(f"{self._workers.name(number)} did not start {within}, so it is made anew")
+            elif worker.state == "busy" and worker.unit is not None:
                 self.tally.hung += 1
-                why = WorkerLost(f"no answer within {self._limit:.0f} s (cluster.limit)")
+                why = WorkerLost(f"no answer {within}")
                 what = call.name(worker.unit) if worker.unit.key in call.open else "work that another has done since"
-                self._warn(f"worker {number} is made anew: {what}: {why}")
+                self._warn(f"{self._workers.name(number)} is made anew: {what}: {why}")
                 self._fail(number, why, call)

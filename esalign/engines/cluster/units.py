@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 MOST = 1024  # completions of a unit: what is lost at most with the engine that has it
+BLOCK = 256  # prompts that are sent together
 PER_WORKER = 2  # a unit is so many times smaller than a worker's fair share of what is left
 
 
@@ -43,7 +44,7 @@ def cut(
         candidates: number of candidates.
         prompts: number of prompts.
         workers: how many the call is cut for.
-        fewest: completions of a unit, where as many are left.
+        fewest: completions of a unit, where as many are left; at most a worker's fair share.
         by_prompt: let each unit hold all candidates, as far as the limit allows, so that they meet the same engine at a
             prompt.
         call: the first part of the units' keys.
@@ -54,6 +55,7 @@ def cut(
     if by_prompt:
         turned = cut(prompts, candidates, workers=workers, fewest=max(fewest, min(candidates, MOST)), call=call)
         return [replace(unit, candidates=unit.prompts, prompts=unit.candidates) for unit in turned]
+    fewest = min(fewest, -(-candidates * prompts // workers))
     parts = _rectangles(candidates, prompts, workers, fewest)
     return [Unit((call, number), *part) for number, part in enumerate(parts)]
 
@@ -70,6 +72,8 @@ def _rectangles(rows: int, columns: int, workers: int, fewest: int) -> Iterator[
             continue
         here = columns - column
         width = -(-here // -(-here // want))  # even parts of what is left of the row
+        if want > BLOCK:  # of whole blocks, so that a worker is sent few
+            width = min(here, min(-(-width // BLOCK), want // BLOCK) * BLOCK)
         yield range(row, row + 1), range(column, column + width)
         column = (column + width) % columns
         row += column == 0

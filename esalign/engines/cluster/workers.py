@@ -23,6 +23,9 @@ class Unfit(BackendError):  # noqa: N818  (no error of anybody's)
 class Workers(Protocol):
     """What makes workers and hands units to them. A worker is known by its number."""
 
+    def name(self, worker: int) -> str:
+        """Return what people call a worker."""
+
     def clock(self) -> float:
         """Return the time, in seconds."""
 
@@ -63,6 +66,7 @@ class Worker:
         state: resting is dead until it is made anew, gone is dead for good.
         future: of its start, or of its unit.
         unit: what it does.
+        place: where the prompts of its last unit begin.
         since: when it began that, or when its rest ends.
         starts: failures to start, one after another.
         failures: failures of any kind since its last answer.
@@ -76,6 +80,7 @@ class Worker:
     state: Literal["starting", "idle", "busy", "resting", "gone"] = "resting"
     future: Any = None
     unit: Unit | None = None
+    place: int = 0
     since: float = 0.0
     starts: int = 0
     failures: int = 0

@@ -1,0 +1,220 @@
+"""What crosses between a run and its workers, and who may answer."""
+
+import importlib.metadata
+import re
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from esalign.config.cluster import ClusterSection
+from esalign.engines.cluster.admission import GRACE, Admission, Candidate, compare
+from esalign.engines.cluster.backend import _check_scores
+from esalign.engines.cluster.engine import Engine, Hello, Kind, Refused, _versions
+from esalign.engines.cluster.lifeline import Lifeline
+from esalign.engines.cluster.packing import blocks, needed, open_block, pack, unpack
+from esalign.engines.cluster.ray_workers import connect
+from esalign.engines.cluster.units import BLOCK, Unit, cut
+from esalign.engines.cluster.workers import Unfit, WrongAnswer
+from esalign.errors import BackendError, MissingPackageError
+from esalign.types import Completion
+
+
+def answers():
+    return [[Completion("ab", (1, 2, 3), "stop"), Completion("", (9,), "length")], [Completion("c", (4,), "stop")] * 2]
+
+
+def test_completions_come_back_as_they_were():
+    unit = Unit((0, 0), range(3, 5), range(7, 9))
+    assert unpack(pack(answers()), unit, 3) == answers()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda packed: "garbage",
+        lambda packed: None,
+        lambda packed: replace(packed, texts=packed.texts[:-1]),
+        lambda packed: replace(packed, ids=packed.ids[:-1]),
+        lambda packed: replace(packed, ends=packed.ends[::-1]),
+        lambda packed: pack(answers()[:1]),
+    ],
+)
+def test_what_can_be_no_completions_is_refused(change):
+    unit = Unit((0, 0), range(2), range(2))
+    with pytest.raises(WrongAnswer):
+        unpack(change(pack(answers())), unit, 3)
+    with pytest.raises(WrongAnswer, match="expected 1 to 2"):
+        unpack(pack(answers()), unit, 2)
+
+
+FIRST = Candidate(
+    "worker 0 (torch)",
+    Hello("torch", {"esalign": "0.1.0"}, "f", 256, ((1, 2), (3,)), np.full((2, 3), -1.0)),
+    Kind("torch", "model", "float32"),
+)
+
+
+def changed(**change):
+    return replace(FIRST, name="worker 1 (torch)", hello=replace(FIRST.hello, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"versions": {"esalign": "0.0.9"}}, "esalign 0.0.9, worker 0 .torch. has 0.1.0"),
+        ({"fingerprint": "other"}, "search space is another one"),
+        ({"ids": ((1, 2), (4,))}, "encodes prompts in another way"),
+        ({"scores": np.full((2, 3), -1.5)}, "off from those of worker 0 .torch. by 0.5 nats"),
+        ({"scores": np.full((2, 3), np.nan)}, "off from those of worker 0"),
+    ],
+)
+def test_a_worker_that_is_not_like_the_others_is_refused(change, said):
+    assert compare(changed(scores=FIRST.hello.scores + 0.001), FIRST) is None
+    assert re.search(rf"worker 1 .torch. is refused: .*{said}", str(compare(changed(**change), FIRST)))
+
+
+def test_engines_in_lower_precision_may_differ_more():
+    near = changed(scores=FIRST.hello.scores + 0.1)
+    assert isinstance(compare(near, FIRST), Unfit)
+    half = Kind("torch", "model", "bfloat16")
+    assert compare(replace(near, kind=half), replace(FIRST, kind=half)) is None
+
+
+def test_a_broken_worker_that_comes_first_is_outvoted():
+    broken, admission = changed(scores=np.full((2, 3), -9.0)), Admission()
+    admission.waiting["a"] = broken
+    assert admission.judge(more=True, now=1.0) == {}
+    admission.waiting["b"] = FIRST
+    assert admission.judge(more=True, now=2.0) == {}
+    admission.waiting["c"] = FIRST
+    verdicts = admission.judge(more=True, now=3.0)
+    assert isinstance(verdicts["a"], Unfit)
+    assert (verdicts["b"], verdicts["c"]) == (None, None)
+    admission.waiting["d"] = broken
+    assert isinstance(admission.judge(more=False, now=4.0)["d"], Unfit)
+
+
+@pytest.mark.parametrize(("more", "now"), [(False, 0.0), (True, GRACE)])
+def test_a_worker_is_believed_where_no_other_is_to_come_or_came_in_time(more, now):
+    admission = Admission(waiting={"a": FIRST})
+    assert admission.judge(more=more, now=now) == {"a": None}
+
+
+def test_scores_of_another_shape_or_type_are_no_answer():
+    unit, lengths = Unit((0, 0), range(2), range(2)), [3, 1]
+    rows = [[np.full(3, -1.0, np.float32), np.full((1, 2), -1.0)]] * 2
+    _check_scores(unit, rows, lengths)
+    for garbage in (None, "x", [1, 2], [[1, 2]] * 2, rows[:1], [row[::-1] for row in rows], [["abc", "d"]] * 2):
+        with pytest.raises(WrongAnswer):
+            _check_scores(unit, garbage, lengths)
+    for wrong in (np.nan, 0.5):
+        with pytest.raises(WrongAnswer, match="above 0 or no numbers"):
+            _check_scores(unit, [[np.full(3, wrong), rows[0][1]]] * 2, lengths)
+
+
+def test_a_sequence_that_is_refused_is_named_by_its_place_in_the_call():
+    class Strict:
+        def score(self, candidates, sequences, support):
+            raise BackendError("the prompt of sequence 1 is empty")
+
+    engine = Engine()
+    engine._backend = Strict()
+    assert engine.score(None, [], None, 40) == Refused("BackendError", "the prompt of sequence 41 is empty")
+
+
+def test_prompts_are_sent_in_blocks_and_come_out_as_they_were():
+    prompts = [tuple(range(j % 5 + 1)) for j in range(700)]
+    packed = list(blocks(prompts))
+    assert [len(ends) for _, ends in packed] == [256, 256, 188]
+    for wanted in (range(700), range(300, 500), range(511, 513), range(512, 513)):
+        held, places = needed(wanted)
+        there = [one for block in packed[held.start : held.stop] for one in open_block(block)]
+        assert there[places.start : places.stop] == prompts[wanted.start : wanted.stop]
+
+
+def test_units_of_many_prompts_hold_whole_blocks_of_them():
+    starts = {unit.prompts.start % BLOCK for unit in cut(100, 10_000, workers=128, fewest=256) if unit.size > 2 * BLOCK}
+    assert starts == {0}
+
+
+def test_a_process_ends_when_the_other_end_of_its_line_does():
+    line = Lifeline("127.0.0.1")
+    code = (
+        f"from esalign.engines.cluster.lifeline import hold_on; hold_on({line.address}); print(1, flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as held:
+        assert held.stdout.readline() == b"1\n"
+        line.close()
+        assert held.wait(10) == -signal.SIGKILL
+
+
+def test_a_cluster_is_checked_when_the_configuration_is_read():
+    with pytest.raises(ValidationError, match="never has min_workers"):
+        ClusterSection(workers=2, min_workers=3)
+    with pytest.raises(ValidationError, match="at least 1 worker"):
+        ClusterSection(workers=0)
+    with pytest.raises(ValidationError, match="not both"):
+        ClusterSection.model_validate({"groups": [{"workers": 2}], "workers": 2})
+    grouped = ClusterSection.model_validate({"groups": [{"workers": 2, "backend": "llama-cpp"}, {"workers": 1}]})
+    assert grouped.groups[0].backend.name == "llama-cpp"
+    assert grouped.groups[1].backend is None
+    assert ClusterSection.model_validate(grouped.model_dump()) == grouped
+
+
+def test_engines_count_as_of_one_kind_if_only_their_cores_and_gpus_differ():
+    kind = Kind("torch", "model", "float32")
+    assert not kind.differs(replace(kind, cpus=4.0, gpus=2.0))
+    assert kind.differs(replace(kind, device="cpu"))
+    assert kind.differs(replace(kind, options={"quantization": "int8"}))
+
+
+def test_versions_are_those_of_what_the_backend_says_it_computes_with():
+    class Packaged:
+        packages = ("numpy", "no-such-distribution")
+
+    assert _versions("fake", Packaged()) == {name: importlib.metadata.version(name) for name in ("esalign", "numpy")}
+    assert set(_versions("fake", object())) == {"esalign"}
+
+
+def test_a_prompt_that_is_refused_is_named_by_its_place_in_the_list():
+    class Strict:
+        def encode(self, prompt):
+            if not prompt:
+                raise BackendError("the prompt is empty")
+            return (1,)
+
+    engine = Engine()
+    engine._backend = Strict()
+    assert engine.encode([(4, "a"), (7, "")]) == Refused("BackendError", "prompt 7 is empty")
+
+
+def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch):
+    asked = []
+    stub = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **options: asked.append(options["address"]),
+        exceptions=SimpleNamespace(RayError=LookupError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", stub)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        there = f"127.0.0.1:{server.getsockname()[1]}"
+        for address in ("auto", there, f"ray://{there}"):
+            assert connect(address, 0)
+    assert asked == ["auto", there, f"ray://{there}"]
+    for address in (there, f"ray://{there}", "no-such-host.invalid:6379"):
+        with pytest.raises(BackendError, match=f"no Ray cluster at '{address}'"):
+            connect(address, 0)
+    assert len(asked) == 3
+
+
+def test_without_ray_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingPackageError, match=r'pip install "esalign\[ray\]"'):
+        connect("local", 0)
