@@ -359,8 +359,10 @@ def main() -> None:
 
 
 def _run_named(name: str, cases: int, number: int) -> None:
-    if name == "adapters":
-        import peft  # noqa: F401  (slow to import, which is no case's fault)
+    if name == "adapters":  # what is slow to import is no case's fault
+        import peft  # noqa: F401
+    if name == "completions":
+        load_reward("math")(["p"], [r"\sqrt{2}"], answer=[r"\sqrt{2}"])
     run_share(globals()[name], cases, number)
 
 

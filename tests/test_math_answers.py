@@ -1,5 +1,8 @@
 """Answers as competition mathematics writes them: each answers itself wherever it stands, and not its neighbour."""
 
+import itertools
+import re
+
 import pytest
 
 from esalign.rewards.maths import is_correct
@@ -93,5 +96,64 @@ def test_each_answers_itself_and_its_solution_and_not_its_neighbours(frame):
     ],
 )
 def test_other_ways_to_write_them_count_and_others_do_not(answer, right, wrong):
+    assert [is_correct(completion, answer) for completion in right] == [True] * len(right)
+    assert [is_correct(completion, answer) for completion in wrong] == [False] * len(wrong)
+
+
+READ_IN_PART = (  # by a reader that takes of a formula what it understands
+    r"x\equiv 3\pmod 7", r"n \equiv 1 \pmod{4}", "x ≡ 2 (mod 5)", r"1,2,\ldots,8", r"1, 2, \dots, n",
+    r"2 + 4 + \cdots + 20",
+    r"\ldots, -2, 0, 2", r"2\operatorname{arcsec}x", r"2\operatorname{sech}x", r"2\operatorname{Li}(x)",
+    r"6\operatorname{cis}30^\circ", r"6\text{ cis }30", r"2\mathrm{arctan}x", r"3\pi\mid 4", r"4\nmid 12",
+    r"5\parallel 6",
+    r"5\perp 3", r"2\oplus 3", r"2\odot 3", r"3\star 4", r"3\circ 4", r"7\#3", r"x \not= 4", r"x\ne \pm 2", r"4\sim 5",
+    r"3\propto x", r"4 \ll 9", r"3\subset 4", r"A\cup 3", r"x=1\lor x=2", r"x = 1 \vee x = 2", r"3\wedge 5", r"\neg 3",
+    r"9\implies 10", r"4\to 5 \to 6", r"3 \uparrow 4", r"5\uparrow\uparrow 2", r"\langle 1,2\rangle", r"2^{\aleph_0}",
+    r"2\pi k, k\in\mathbb{Z}", r"2n+1, n \ge 0", r"3k \text{ for } k \in \mathbb{Z}", r"3\dagger", r"3\text{ R }1",
+    r"\begin{cases} 3 & x>0\\ 4 & x<0\end{cases}", r"\{x \mid x>3\}", r"12\text{ or }15", r"x \leq 3 \text{ or } x > 7",
+    "x > 6", r"x \ge 6", r"-3 \le x \le 8", r"x \neq 3", r"x \in [1,4]", r"5\angle 30^\circ", r"\gcd(6, 4)", "P(3, 4)",
+    "f(3)", "f'(2)", r"\text{at least }5", r"5 \text{ to } 7", "x^2 + y^2 = 25", "a_{10}", "S_5",
+    r"\mathbb{Z}/5\mathbb{Z}",
+    r"x = 1 \oplus y = 2", "O(n^2)", r"\infty - 3", r"a=3,b=5", r"(3, 5) \cup \{7\}",
+)  # fmt: skip
+
+
+def test_no_part_of_an_answer_is_the_answer():
+    for answer in READ_IN_PART:
+        parts = set(re.findall(r"\d+|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", answer))
+        for part, frame in itertools.product(parts, ("{}", r"\boxed{{{}}}", "The answer is ${}$.")):
+            completion = frame.format(part)
+            assert not is_correct(completion, answer), (completion, answer)
+            assert not is_correct(completion, SOLUTION.format(answer)), (completion, answer)
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_an_answer_that_no_reader_understands_answers_itself(frame):
+    for index, answer in enumerate(READ_IN_PART):
+        assert is_correct(frame.format(answer), answer), answer
+        assert not is_correct(frame.format(READ_IN_PART[index - 2]), answer), (READ_IN_PART[index - 2], answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "wrong"),
+    [
+        (r"25\pi", [r"25\pi\,\mathrm{m}", r"\boxed{25\pi\,\mathrm{m}}", r"It is $25\pi$ m."], ["25", r"25\pi\mid 4"]),
+        (
+            r"x\equiv 3\pmod 7",
+            [r"\boxed{x\equiv 3\pmod{7}}", "x ≡ 3 (mod 7)", r"x\equiv3\ (\mathrm{mod}\ 7)"],
+            [r"x \equiv 4 \pmod 7", r"x\equiv 3\pmod 8"],
+        ),
+        ("2^{10}", ["1024", r"\boxed{1024}"], [r"x \equiv 5 \pmod{1024}", r"\boxed{5\mid 1024}", "x > 1024"]),
+        (r"1,2,\ldots,8", [r"\boxed{1, 2, \dots, 8}", "1,2,...,8"], [r"\boxed{1,2,8}", r"1,2,\ldots,9"]),
+        (r"\langle 1,2\rangle", [r"\boxed{\langle 1, 2 \rangle}", "$(1,2)$"], [r"\langle 2,1\rangle", "1.2"]),
+        (r"x=1\lor x=2", [r"$x=1$ or $x=2$", r"\boxed{x = 2 \text{ or } x = 1}"], [r"x=1\lor x=3"]),
+        ("n(n+1)/2", ["So the sum is n(n+1)/2.", r"\boxed{\frac{n^2+n}{2}}"], ["n(n+1)", "(n+1)/2"]),
+        ("x > 6", [r"\boxed{6 < x}", "The answer is x > 6."], ["x < 6", r"x \ge 6"]),
+        ("12", ["12", "<x>12", "$x = 12$"], ["x > 12", r"\boxed{x \ge 12}", "12 < x", "x ≠ 12", r"\boxed{3 \mid 12}"]),
+        ("AB = 5", ["5", r"\boxed{AB = 5}"], ["6"]),
+        ("10", [r"\boxed{10\operatorname{km}}", "10 sec"], [r"\boxed{10\operatorname{sech}x}"]),
+    ],
+)
+def test_formulas_are_read_whole(answer, right, wrong):
     assert [is_correct(completion, answer) for completion in right] == [True] * len(right)
     assert [is_correct(completion, answer) for completion in wrong] == [False] * len(wrong)

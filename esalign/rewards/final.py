@@ -33,6 +33,11 @@ _CHOICE = re.compile(
     r"(?i:option|choice|answer)?\s*[(\[{]?\s*([A-J])\s*(?:[)\]}.:,;]|\bis\b|$|-|\s+(?i:because|since|as)\b)"
 )
 
+_ONE_IN_BRACES = re.compile(r"(?<!\\)\{\s*(\w)\s*\}")
+_MODULUS = re.compile(r"\\pmod\s*(?:\{([^{}]*)\}|(\w))|\(\s*\\?mod\s*([^()]*)\)|\\b?mod(?![A-Za-z])")
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}")
+LONGEST_CLAUSE = 200  # characters
+
 
 class Final(NamedTuple):
     r"""The part of a text that holds its final answer.
@@ -115,8 +120,21 @@ def words_of(final: Final) -> set[str]:
     return {bare_words(line), bare_words(sentence), bare_words(_CLAUSE_END.split(sentence, maxsplit=1)[0])}
 
 
+def clauses_of(final: Final) -> list[str]:
+    """Return the short parts of a final answer that may be all of it, as they were written; none that is prose."""
+    text = final.text.rstrip(".,;:! ")
+    if final.place == "stated":
+        text = text.partition("\n")[0]
+        sentence = _REASON.split(next(_sentences(text)), maxsplit=1)[0]
+        parts = [text, sentence, _CLAUSE_END.split(sentence, maxsplit=1)[0]]
+    else:
+        parts = [text, _last_words(text)]
+    return [part for part in dict.fromkeys(parts) if part and len(part) < LONGEST_CLAUSE and not _PROSE.search(part)]
+
+
 def bare_words(text: str) -> str:
-    """Return plain text without case, spaces and outer punctuation."""
+    """Return plain text without case, spaces, outer punctuation and the braces around one letter."""
+    text = _MODULUS.sub(r" mod \1\2\3", _ONE_IN_BRACES.sub(r"\1", text))
     bare = "".join(plain(text).split()).strip(".,;:!\"'“”‘’*_ ").casefold()
     return bare.replace("p.m", "pm").replace("a.m", "am")
 

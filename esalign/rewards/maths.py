@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from esalign.rewards.answers import as_text
-from esalign.rewards.final import Final, bare_words, choice_of, final_answer, number_of, words_of
+from esalign.rewards.final import Final, bare_words, choice_of, clauses_of, final_answer, number_of, words_of
 from esalign.rewards.lists import last_formula, values_in
 from esalign.rewards.number import Number, read_based, read_number, same_number
 from esalign.rewards.plain import plain
@@ -17,9 +17,20 @@ PRELOAD = ("math_verify", "sympy")
 
 _CHOICE = re.compile(r"\(?([A-J])\)?")
 _WORDS = re.compile(r"[^\W\d_]{4,}(?:[ '-][^\W\d_]+)*|(?:[^\W\d_]+[ '-])+[^\W\d_]+|yes|no")
+_HALF_DAY = re.compile(r"(:\d\d)([ap]m)$")
+_OTHER_HALF = {"am": "pm", "pm": "am"}
 _FACTORIAL = re.compile(r"\d\s?!\s*\$?$")
 _TWO_NUMBERS = re.compile(r"\$?-?\d+,\s?-?\d{1,2}\$?")  # 3,7: German for 3.7, or 3 and 7
 _BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm)\s*\{\s*([A-Za-z])\s*\}|\\mathrm\s*\{\s*([ei])\s*\}")
+_SIGNS = (  # what math-verify leaves out or stops at -> what it reads
+    (re.compile(r"\\langle(?![A-Za-z])"), "("),
+    (re.compile(r"\\rangle(?![A-Za-z])"), ")"),
+    (re.compile(r"\\(?:lor|vee)(?![A-Za-z])"), ","),
+    (re.compile(r"(?<=[,+])\s*(?:\\[lc]?dots[bcm]?(?![A-Za-z])|\.{3}|…)"), r" \\Xi "),
+)
+_RELATION = re.compile(r"[<>≤≥≠≡∈∣|\\]|\bmod\b")
+_FORMULA = re.compile(r"(?<!\\)\$|\\[(\[]|\\begin\b")
+_EQUALS = re.compile(r"(?<![\\<>!])=")
 _MATRIX = re.compile(r"(?:\\left\s*\S)?\s*\\begin\b.*\\end\s*\{\w+\}(?:\s*\\right\s*[^\s.])?", re.DOTALL)
 _EXACT_DIGITS = 50
 _RELATIVE = 1e-6
@@ -75,8 +86,11 @@ def _is_same_text(given: Final, right: str, answer: str) -> bool:
         return read_based(given.text) == based or bare_words(right).partition("_")[0] in words_of(given)
     if given.text.strip() == right.strip():
         return True
-    if not _FACTORIAL.search(right) and bare_words(right) in words_of(given):
+    words = bare_words(right)
+    if not _FACTORIAL.search(right) and words in words_of(given):
         return True
+    if (time := _HALF_DAY.search(words)) and time[1] + _OTHER_HALF[time[2]] in bare_words(given.text):
+        return False
     return not _WORDS.fullmatch(right) and (_verify(given, answer) or _same_values(given, right))
 
 
@@ -100,19 +114,30 @@ def _read_right(answer: str) -> Number | str:
     final = final_answer(answer)
     if _FACTORIAL.search(final.text):
         return final.text
-    number = read_number(final.text) if final.place == "text" else number_of(final)
+    number = read_number(final.text)
+    if number is None and final.place == "stated" and not _RELATION.search(final.text):
+        number = number_of(final)  # of "72 apples, because ..."
     return final.text if number is None else number
 
 
 def _verify(given: Final, answer: str) -> bool:
     from math_verify import verify
 
-    right, found = list(_parse_right(answer)), _parse(_marked(given))
+    right, found = list(_parse_right(answer)), [value for one in _formulas(given) for value in _parse(one)]
+    if (number := number_of(given)) is not None:
+        found.append(_quantity(number))
     pairs = [(one, other) for one in right for other in found if _is_quantity(one) and _is_quantity(other)]
     if pairs:
         return any(_equal_quantities(one, other) for one, other in pairs)
     # timeout_seconds: the library's own limit needs signals and so the main thread; the reward pool has a better one
     return bool(verify(right, found, timeout_seconds=None))
+
+
+def _quantity(number: Number) -> Any:
+    from sympy import Float, Rational
+
+    value = Rational(number.value.numerator, number.value.denominator) / (100 if number.percent else 1)
+    return Float(value, _EXACT_DIGITS) if number.place else value
 
 
 def _is_quantity(value: Any) -> bool:
@@ -134,27 +159,36 @@ def _equal_quantities(one: Any, other: Any) -> bool:
     return bool(abs(left - right) <= tolerance * abs(left))
 
 
-def _marked(final: Final) -> str:
-    """Return a final answer as math-verify finds it."""
+def _formulas(final: Final) -> list[str]:
+    """Return the formulas of a final answer as math-verify finds them."""
+    if final.place == "box":
+        return [f"\\boxed{{{final.text}}}"]
     if final.place == "stated" and (matrix := _MATRIX.match(final.text)):
-        return f"${matrix[0]}$"
-    return f"\\boxed{{{final.text}}}" if final.place == "box" else final.text
+        return [f"${matrix[0]}$"]
+    return [final.text] if _FORMULA.search(final.text) else [f"${clause}$" for clause in clauses_of(final)]
 
 
 @functools.lru_cache(maxsize=4096)
 def _parse_right(answer: str) -> tuple[Any, ...]:
     final = final_answer(answer)
-    formula = _marked(final) if "$" in final.text or final.place == "box" else f"${final.text}$"
-    parsed = _parse(formula) or _parse(_marked(final))
+    formulas = _formulas(final) if "$" in final.text or final.place == "box" else [f"${final.text}$"]
+    parsed = next((found for one in (*formulas, *_formulas(final)) if (found := _parse(one))), [])
     if not parsed and not re.search(r"\w", final.text):
         raise ValueError(f"there is no mathematics in the right answer {answer!r:.80}")
+    sides = _EQUALS.split(str(parsed[-1])) if parsed else []
+    if len(sides) > 2 and not all(len(_parse(f"${side}$")) > 1 for side in sides):
+        parsed = parsed[-1:]  # math-verify would take what stands right of the last sign for all of it
     return tuple(parsed)
 
 
 def _parse(text: str) -> list[Any]:
-    from math_verify import parse
+    """Return what a formula is, and its text; the text alone where math-verify does not understand all of it."""
+    from math_verify import LatexExtractionConfig, parse
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would warn of the time limit that is not set
     # math-verify reads nothing from such a letter on, of 3\mathbf{i} - 2\mathbf{j} only 3; \mathrm{m} is left as a unit
     text = _BOLD.sub(r" \1\2 ", text)
-    return list(parse(text, parsing_timeout=None))
+    for pattern, sign in _SIGNS:
+        text = pattern.sub(sign, text)
+    # its ExprExtractionConfig, left out here, would take any number out of a formula that it does not understand
+    return list(parse(text, [LatexExtractionConfig()], extraction_mode="first_match", parsing_timeout=None))

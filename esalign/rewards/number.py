@@ -47,7 +47,10 @@ _UNIT = re.compile(
 )
 _BASED = re.compile(r"(?<![A-Za-z0-9])([0-9A-Z]+)\s?_\s?\{?\s?(\d{1,2})\s?\}?(?![A-Za-z0-9])")
 _NAMED = re.compile(r"\s*[A-Za-z]\w?\s*=\s*")
-_CALCULATED = re.compile(r"(?i)\b(?:squared|cubed|factorial|times|plus|minus|divided|multiplied|or|and|to)\b")
+_CALCULATED = re.compile(
+    r"(?i)\b(?:squared|cubed|factorial|times|plus|minus|divided|multiplied|or|and|to)\b"
+    r"|\b(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|cis)h?\s*\(?\s*(?:\d|[a-z]\b|\\)"
+)
 _OPERATOR_LEFT = re.compile(
     r"""(?:
         [+*/^×·÷√:_{}\\]               # 3 + _, 3:_
@@ -55,6 +58,7 @@ _OPERATOR_LEFT = re.compile(
       | \b[A-Za-z]\ -                  # x - _
       | \\[A-Za-z]+(?:_\{?\w+\}?)?     # \sqrt _, \log_3 _
       | [A-Za-z0-9)]\(                 # 3(_
+      | (?<![<\w/])[A-Za-z]\ ?[<>]=? | [≤≥≠]   # x > _, but not the tag of <a>_
       | \d\ (?:times|plus|minus|over|by) | (?:divided|multiplied)\ by
     )\ *$""",
     re.VERBOSE,
@@ -65,6 +69,7 @@ _OPERATOR_RIGHT = re.compile(
     | \ \+ | \+\ *[\dA-Za-z(\\]        # _ + 3, but not the "+" of "12+ people"
     | \ */\ *[\d(] | \ *-\ ?[\d(\\]    # _ / 3, _ - 3, but not _/hour
     | :\d                              # _:3
+    | \ ?[<>]=?\ ?[A-Za-z](?![\w>]) | \ ?[≤≥≠]   # _ < x
     | \(\ *[\d.]+\ *[-+*/×·÷)]         # _(3 + 4)
     | \ ?[xyznpqrw](?![A-Za-z])        # _x
     | [A-Za-z](?![A-Za-z])(?<![mgshlLKCFNJWVT])

@@ -9,7 +9,7 @@ _SIGNS = str.maketrans(
         **dict.fromkeys("−‒–﹣－", "-"),
         **dict.fromkeys("\u00a0\u2002\u2003\u2007\u2009\u200a\u202f", " "),
         **dict.fromkeys("\u200b\u2060\u2062\ufeff€£¥₹", None),
-        **dict(zip("≈→⇒＝＋．，％∗⋅∙", "====+.,%*··", strict=True)),
+        **dict(zip("≈≡→⇒＝＋．，％∗⋅∙", "=====+.,%*··", strict=True)),
         **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
         **{sign: " " + unicodedata.normalize("NFKC", sign).replace("\u2044", "/") for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},
     }
@@ -26,6 +26,7 @@ _LATEX = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\\\(?:\[\w+\])?", "\n"),
+        (r"\\operatorname\*?\s*\{\s*([A-Za-z]+)\s*\}(?=\s*[\w(\\{])", r" \\\1 "),
         (r"\{,\}|,\\!\s*", ","),
         (r"\\!|\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])", ""),
         (r"(?<!\\)~|\\[,;:> ]|\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])", " "),
