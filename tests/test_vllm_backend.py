@@ -77,6 +77,10 @@ def draw(space: SvdLora, population: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).standard_normal((population, space.dim)) * 0.5
 
 
+def token_ids(rows: Any) -> list[list[tuple[int, ...]]]:
+    return [[completion.token_ids for completion in row] for row in rows]
+
+
 @pytest.mark.parametrize("claim", BACKEND_CLAIMS, ids=lambda claim: claim.__name__)
 def test_vllm_engine_holds_the_contract(subject: Subject, claim: Any) -> None:
     claim(subject)
@@ -103,6 +107,17 @@ def test_layers_without_an_adapter_keep_the_base_models_output(start: Any, tmp_p
         part = Subject(partial(start, made.model, own, mode=mode), model=made.model, space=own)
         for claim in PARITY:
             claim(part)
+
+
+def test_sampled_prompts_may_be_read_in_pieces(backend: Any, start: Any, space: SvdLora) -> None:
+    """vLLM takes back the draws of all pieces but the last, in a way that generators of CPUs lack."""
+    vectors, prompts = draw(space, 2), [LONG, "2 and 2", LONG[20:]]
+    pieces = start(max_num_batched_tokens=64, max_num_seqs=8)
+    for temperature in (0.0, 1.0):
+        sampling = Sampling(max_tokens=8, temperature=temperature, seed=3)
+        assert token_ids(pieces.generate(vectors, prompts, sampling)) == token_ids(
+            backend.generate(vectors, prompts, sampling)
+        )
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])

@@ -18,6 +18,7 @@ from esalign.engines.text import TextCodec
 from esalign.engines.turns import one_at_a_time
 from esalign.protocols import Space
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Sequences, as_candidates
+from esalign_torch.attention import share_keys
 from esalign_torch.batches import Limits, make_limits
 from esalign_torch.cache import kv_bytes
 from esalign_torch.decoding import Engine, Request, Row
@@ -100,6 +101,7 @@ class TorchBackend(Encoding):
         if quantization is not None:
             quantize(loaded, quantization)
         network = loaded.model
+        share_keys(network)
         config = network.config.get_text_config()
         codec = TextCodec(
             loaded.tokenizer,

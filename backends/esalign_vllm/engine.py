@@ -62,7 +62,8 @@ class Engine:
         self.llm: Any = None
         with memory_folder() as folder:
             settings = {} if space is None else _lora_arguments(space, mode, self.slots, folder)
-            self.llm = _start(model, in_process=in_process, arguments={**arguments, **settings})
+            extension = {"worker_extension_cls": WORKER}
+            self.llm = _start(model, in_process=in_process, arguments={**arguments, **extension, **settings})
         if in_process:
             Engine.in_this_process.add(self)
         if space is not None and mode != FILES:
@@ -158,7 +159,7 @@ def _lora_arguments(space: Space, mode: str, slots: int, folder: Path) -> dict[s
     basis = folder / "basis.safetensors"
     write_basis(space, basis)
     settings = {"esalign": {"mode": mode, "basis": str(basis)}}
-    return {**arguments, "worker_extension_cls": WORKER, "additional_config": settings}
+    return {**arguments, "additional_config": settings}
 
 
 def fitting_rank(rank: int, mode: str) -> int:

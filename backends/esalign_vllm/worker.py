@@ -43,6 +43,7 @@ def prepare_worker() -> None:
     if current_platform.is_cpu():
         _find_device_of_packed_weights()
         _count_ranks_eagerly()
+        _spare_generators()
     original = manager_class.create_lora_manager
     if getattr(original, SETTINGS, False):
         return
@@ -95,6 +96,30 @@ def _count_ranks_eagerly() -> None:
     eager = getattr(compiled, "_torchdynamo_orig_callable", None)
     if eager is not None:
         sampler.batched_count_greater_than = eager
+
+
+def _spare_generators() -> None:
+    """Let seeded prompts be read in pieces on CPUs.
+
+    Each piece gives a sample, and all but the last are discarded. vLLM takes their draws back by a generator's offset,
+    which generators of CPUs lack, and dies: there, a sample to be discarded does not draw from its generator.
+    """
+    runner: Any = import_module("vllm.v1.worker.gpu_model_runner").GPUModelRunner
+    original = runner.sample_tokens
+    if getattr(original, SETTINGS, False):
+        return
+
+    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        generators = self.input_batch.generators
+        discarded = self.discard_request_mask.np[: self.input_batch.num_reqs].nonzero()[0]
+        spared = {row: generators.pop(row) for row in map(int, discarded) if row in generators}
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            generators.update(spared)
+
+    setattr(sample_tokens, SETTINGS, True)
+    runner.sample_tokens = sample_tokens
 
 
 prepare_worker()
