@@ -45,7 +45,8 @@ def attend(
     """
     rows, heads, tokens, width = query.shape
     shared = key.shape[1]
-    if tokens > 1 or heads == shared or attention_mask is None or attention_mask.shape[1] > 1:
+    biased = options.get("position_bias") is not None
+    if tokens > 1 or heads == shared or attention_mask is None or attention_mask.shape[1] > 1 or biased:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     grouped = query.reshape(rows, shared, heads // shared, width)
     mask = attention_mask.expand(-1, -1, heads // shared, -1)
