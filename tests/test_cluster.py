@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from esalign_torch import TorchBackend
 from models import make_tiny
+from processes import MARK, marked, shared_memory, wait_until
 
 from esalign import load_backend
 from esalign.assets import adapter_path, model_path
@@ -34,30 +35,6 @@ SOURCE = Source(source="reasoning-gym:countdown", options=GAME)
 PROMPTS = [example.prompt for example in load_dataset(SOURCE, size=30, seed=0).examples]
 DRAWN = Sampling(max_tokens=48, temperature=1.0, seed=3)
 CPUS = 0.2  # of each worker, as there are more of them than cores
-MARK = "ESALIGN_TEST_MARK"
-
-
-def marked(mark):
-    """Return the processes that inherited a mark from their environment."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and f"{MARK}={mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
-def wait_until(true, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return true()
-
-
-def shared_memory():
-    return set(Path("/dev/shm").iterdir())
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,12 +1,14 @@
 """What crosses between a run and its workers, and who may answer."""
 
 import importlib.metadata
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -218,3 +220,26 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingPackageError, match=r'pip install "esalign\[ray\]"'):
         connect("local", 0)
+
+
+def test_the_slurm_script_starts_ray_on_all_nodes_and_the_run_on_the_first(tmp_path):
+    """Its body runs as it stands on the page; what Slurm and a cluster would do is written down instead."""
+    page = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
+    script = page.partition("## Slurm")[2].partition("```bash\n")[2].partition("```")[0]
+    (tmp_path / "job.sh").write_text(script)
+    stubs = {
+        "srun": f'echo "$@" >> {tmp_path}/calls',
+        "scontrol": "printf 'n1\\nn2\\nn3\\n'",
+        "sleep": "exec /bin/sleep 0.1",
+    }
+    for name, body in stubs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    there = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_NNODES": "3"}
+    subprocess.run(["bash", tmp_path / "job.sh", "--resume"], env=there, check=True)
+    calls = sorted((tmp_path / "calls").read_text().splitlines(), key=lambda call: ("run my-run" in call, call))
+    assert calls[0] == "--nodes=1 --ntasks=1 -w n1 ray start --head --port=6379 --block"
+    assert calls[1] == "--nodes=2 --ntasks=2 --exclude=n1 ray start --address=n1:6379 --block"
+    assert calls[2].startswith("--overlap --nodes=1 --ntasks=1 -w n1 esalign run my-run.yaml cluster.address=auto ")
+    assert calls[2].endswith(" --resume")
+    assert len(calls) == 3

@@ -163,6 +163,21 @@ def memory(mib: float | None) -> str:
     return f"{mib:,.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
 
 
+OF_KIND = "workers_of_"  # how the metrics name the workers of a kind
+
+
+def workers(machine: Mapping[str, Any]) -> str:
+    """Name the workers of a cluster, by their kinds where there are several.
+
+    >>> workers({"workers": 3, "workers_of_h100": 2, "workers_of_llama-cpp": 1, "worker_tokens_per_second": 5210.0})
+    '3 workers (2 h100, 1 llama-cpp), 5,210 tokens/s while they work'
+    """
+    kinds = [f"{value:g} {key.removeprefix(OF_KIND)}" for key, value in machine.items() if key.startswith(OF_KIND)]
+    named = f" ({', '.join(kinds)})" if kinds else ""
+    speed = count(machine.get("worker_tokens_per_second"))
+    return f"{machine['workers']:g} workers{named}, {speed} tokens/s while they work"
+
+
 def set_name(name: str) -> str:
     """Return the name of a held-out set for people: 'test, greedy' for ``test/greedy``."""
     return {"probe": "off-task probe"}.get(name, measure_name(name).replace("/", ", "))

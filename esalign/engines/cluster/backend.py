@@ -48,6 +48,8 @@ class ClusterBackend:
         self._dim = space.dim if space is not None else 0
         self._auto = section.workers == "auto" and not section.groups
         self._by_prompt = any(kind.differs(kinds[0]) for kind in kinds)
+        labels = dict.fromkeys(kind.known_as for kind in kinds)
+        self._labels = tuple(labels) if len(labels) > 1 else ()
         self._calls, self._encoded = count(), dict[str, tuple[int, ...]]()
         self._workers: RayWorkers | None = RayWorkers(kinds, space, address=section.address)
         self._fewest = ON_GPUS if any(self._workers.kind(number).gpus for number in range(len(kinds))) else ON_CPUS
@@ -150,8 +152,12 @@ class ClusterBackend:
         return opened(self._workers).context
 
     def measure(self) -> dict[str, float]:
-        """Return how many workers there are, how fast they are, and what happened to them so far."""
-        return self._scheduler.measure()
+        """Return how many workers there are, of each kind where there are several, their speed, and what happened."""
+        told = self._scheduler.measure()
+        if self._labels and self._workers is not None:
+            ready = [self._workers.kind(worker).known_as for worker in self._scheduler.ready]
+            told |= {f"workers_of_{label}": float(ready.count(label)) for label in self._labels}
+        return told
 
     @one_at_a_time
     def close(self) -> None:

@@ -229,6 +229,8 @@ def connect(address: str | None, size: int) -> bool:
 def _start(ray: Any, size: int) -> None:
     """Start Ray in this machine: on a busy one it may take longer than Ray waits, but less the second time."""
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray's server dies with this process alone: its agents, which outlive both, need not look for it for a minute.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     for tries_left in (1, 0):
         try:
             ray.init(

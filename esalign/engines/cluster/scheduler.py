@@ -225,10 +225,11 @@ class Scheduler:
 
     def _choose(self, worker: Worker, queue: deque[Unit]) -> Unit:
         """Take one of the largest units, the nearest to the prompts that a worker has; for a slow one the smallest."""
-        at = len(queue) - 1 if (worker.slowness or 1.0) >= SLOW else 0
-        if at == 0:
-            ahead = min(len(queue), len(self.members))
-            at = min(range(ahead), key=lambda at: abs(queue[at].prompts.start - worker.place))
+        at, place = 0, worker.place
+        if (worker.slowness or 1.0) >= SLOW:
+            at = len(queue) - 1
+        elif place is not None:
+            at = min(range(min(len(queue), len(self.members))), key=lambda at: abs(queue[at].prompts.start - place))
         unit = queue[at]
         del queue[at]
         return unit

@@ -66,7 +66,7 @@ class Worker:
         state: resting is dead until it is made anew, gone is dead for good.
         future: of its start, or of its unit.
         unit: what it does.
-        place: where the prompts of its last unit begin.
+        place: where the prompts of its last unit begin, None before its first.
         since: when it began that, or when its rest ends.
         starts: failures to start, one after another.
         failures: failures of any kind since its last answer.
@@ -80,7 +80,7 @@ class Worker:
     state: Literal["starting", "idle", "busy", "resting", "gone"] = "resting"
     future: Any = None
     unit: Unit | None = None
-    place: int = 0
+    place: int | None = None
     since: float = 0.0
     starts: int = 0
     failures: int = 0

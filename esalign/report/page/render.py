@@ -22,6 +22,7 @@ from esalign.report.words import (
     prompt_text,
     score,
     set_name,
+    workers,
     worst,
 )
 from esalign.run.statistics import Estimate
@@ -163,11 +164,9 @@ def accounting(files: RunFiles) -> Pairs:
     ]
     if machine.get("peak_gpu_mib"):
         pairs.append(("peak GPU memory", memory(machine["peak_gpu_mib"])))
-    if cluster := (files.rows[-1].get("machine") or {} if files.rows else {}).get("workers"):
-        there = files.rows[-1]["machine"]
-        pairs.append(
-            ("workers", f"{cluster:g}, {count(there.get('worker_tokens_per_second'))} tokens/s while they work")
-        )
+    there = files.rows[-1].get("machine") or {} if files.rows else {}
+    if there.get("workers"):
+        pairs.append(("cluster", workers(there)))
         pairs.append(("units of work redone, doubled", f"{there.get('redone', 0):g}, {there.get('doubled', 0):g}"))
         pairs.append(("workers lost", f"{there.get('lost', 0):g}"))
         pairs.append(("time that workers waited", duration(there.get("waited"))))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from esalign.report.terminal.progress import RunProgress
-from esalign.report.words import compact, duration, memory, number, one_line, prompt_text, score
+from esalign.report.words import compact, duration, memory, number, one_line, prompt_text, score, workers
 from esalign.run.reporter import About
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class LiveDashboard:
         if machine.get("peak_gpu_mib"):
             parts.append(f"GPU {memory(machine['peak_gpu_mib'])}")
         if machine.get("workers"):
-            parts.append(f"{machine['workers']:g} workers, {machine.get('lost', 0):g} lost")
+            parts.append(f"{workers(machine)}, {machine.get('lost', 0):g} lost")
         return "   ".join(parts)
 
     def _sample_lines(self, width: int) -> Iterator[tuple[str, str]]:
