@@ -4,18 +4,26 @@ import gzip
 import importlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from quick_runs import write_quick_run
+from rich.console import Console
 
 from esalign.commands.doctor import examine
+from esalign.commands.evaluate import judge
 from esalign.errors import EsalignWarning, MissingPackageError, RewardError
+from esalign.report.terminal import show_judged
 from esalign.rewards import RewardPool, load_reward
 from esalign.rewards.ifeval import followed, sentences
+from esalign.run.instructions import Instructions, judge_instructions
 from esalign.types import Example
 
 DATA = Path(__file__).parent / "data"
@@ -193,6 +201,15 @@ def test_a_missing_column_and_an_unknown_mode_are_named():
         load_reward("ifeval", mode="lose")
 
 
+def test_a_set_with_other_checks_is_refused_with_what_to_take_instead():
+    row = {"ground_truth": [json.dumps({"func_name": "validate_word_constraint", "N": 80, "quantifier": "around"})]}
+    with pytest.raises(
+        RewardError, match=r"google/IFEval; allenai/RLVR-IFeval .* take argilla/ifeval-like-data"
+    ) as raised:
+        load_reward("ifeval")(prompts=["p"], completions=["c"], **row)
+    assert len(str(raised.value).splitlines()) == 1
+
+
 def test_an_unknown_mode_is_refused_in_python_too():
     with pytest.raises(RewardError, match="'mode' is 'lose', expected 'strict' or 'loose'"):
         followed("a", ["punctuation:no_comma"], [{}], mode="lose")
@@ -261,3 +278,84 @@ def test_scoring_processes_judge_as_this_one(prompts):
         assert scores[workers].errors == {}
     assert scores[0].rewards == scores[2].rewards
     assert len(set(scores[0].rewards.values())) == 2
+
+
+def judged_ones(prompts, samples=1):
+    answers = [answer for answer in read("ifeval_answers.jsonl.gz") if not counts_a_sign(prompts[answer["key"]])][:120]
+    examples = [Example(prompts[one["key"]]["prompt"], prompts[one["key"]]) for one in answers]
+    return answers, judge_instructions(examples, [[one["completion"]] * samples for one in answers])
+
+
+def test_the_four_official_numbers_are_lm_evals_own_means(prompts):
+    answers, found = judged_ones(prompts, samples=2)
+    for mode in ("strict", "loose"):
+        verdicts = [answer[mode] for answer in answers]
+        assert found.by_prompt(mode).mean == pytest.approx(sum(map(all, verdicts)) / len(verdicts))
+        assert found.by_instruction(mode).mean == pytest.approx(sum(map(sum, verdicts)) / sum(map(len, verdicts)))
+        assert found.by_instruction(mode).count == len(answers)
+
+
+def test_each_kind_of_instruction_is_judged_by_itself(prompts):
+    answers, found = judged_ones(prompts)
+    kinds = [
+        (kind, ok)
+        for a in answers
+        for kind, ok in zip(prompts[a["key"]]["instruction_id_list"], a["strict"], strict=True)
+    ]
+    assert found.count() == {kind: sum(kind == one for one, _ in kinds) for kind in sorted({one for one, _ in kinds})}
+    for kind in found.count():
+        own = [ok for one, ok in kinds if one == kind]
+        assert np.nanmean(found.scores("strict", kind)) == pytest.approx(sum(own) / len(own))
+
+
+def test_the_interval_of_instructions_is_by_problem():
+    kinds = [["a"] * 4, ["a"], ["b"], []]
+    follows = [np.array([[1, 1, 1, 0]], bool), np.array([[0]], bool), np.array([[1]], bool), np.zeros((1, 0), bool)]
+    scores = Instructions(kinds, {"strict": follows}).scores("strict")
+    assert np.nanmean(scores) == pytest.approx(4 / 6)
+    residuals = (np.array([3, 0, 1]) - 4 / 6 * np.array([4, 1, 1])) / 2  # of the ratio estimator, the mean being 2
+    np.testing.assert_allclose(scores[:3] - 4 / 6, residuals)
+    assert np.isnan(scores[3])
+
+
+def test_eval_gives_all_four_numbers_a_table_of_kinds_and_lm_evals_names(tmp_path):
+    rows = [
+        {
+            "prompt": f"Write of {n}.",
+            "instruction_id_list": ["punctuation:no_comma", *([WORDS[0]] if n % 2 else [])],
+            "kwargs": [{}, *([{"relation": "at least", "num_words": 3}] if n % 2 else [])],
+        }
+        for n in range(32)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = write_quick_run(
+        tmp_path,
+        data={"source": str(tmp_path / "rows.jsonl"), "validation_size": 8, "test_size": 16},
+        rewards=["ifeval"],
+        sampling={"max_tokens": 24},
+        backend={
+            "name": "fake",
+            "self_test": 0,
+            "options": {"completions": {row["prompt"]: "It is tall, and old" for row in rows}, "confidence": 50.0},
+        },
+    )
+    [start] = judge(config, start=None, output=tmp_path / "all.jsonl")
+    asked = sum(len(example.columns["instruction_id_list"]) for example in start.examples)
+    assert 16 < asked < 32
+    assert start.instructions.by_prompt("loose").mean == np.nanmean(start.rewards) == 0.0
+    for mode in ("strict", "loose"):  # the comma is there always, and three words too
+        assert start.instructions.by_instruction(mode).mean == pytest.approx((asked - 16) / asked)
+    console = Console(width=100, record=True, file=io.StringIO())
+    show_judged(console, [start, replace(start, name="other")], by=["instruction_id_list"], max_tokens=24)
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert [WORDS[0], str(asked - 16), "1.000"] in [line[:3] for line in lines]
+    assert ["punctuation:no_comma", "16", "0.000"] in [line[:3] for line in lines]
+    for line in (tmp_path / "all.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        kinds = row["doc"]["instruction_id_list"]
+        assert row["prompt_level_strict_acc"] is False
+        assert row["inst_level_strict_acc"] == row["inst_level_loose_acc"] == [False, True][: len(kinds)]
+        assert set(row["metrics"]) == {
+            "reward",
+            *(f"{u}_level_{m}_acc" for u in ("prompt", "inst") for m in ("strict", "loose")),
+        }

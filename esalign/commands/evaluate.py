@@ -15,10 +15,11 @@ from esalign.commands.hub import find_hub
 from esalign.config.run import RunConfig
 from esalign.data import Dataset
 from esalign.errors import ConfigError
-from esalign.fitness.completions import complete
+from esalign.fitness.completions import Completed, complete
 from esalign.registry import did_you_mean
 from esalign.rewards import RewardPool
 from esalign.run.eval_log import write_log
+from esalign.run.instructions import Instructions, judge_instructions
 from esalign.run.judged import Judged
 from esalign.run.self_test import self_test
 from esalign.space import SvdLora
@@ -137,11 +138,19 @@ def _judge_one(
         ended = time.monotonic()
     finally:
         backend.close()
+    rewards = {reward.name for reward in config.rewards}
     return Judged(
         name,
         examples,
         completed,
-        maths=any(reward.name == "math" for reward in config.rewards),
+        maths="math" in rewards,
         seconds=ended - loaded,
         load_seconds=loaded - began,
+        instructions=_follow(examples, completed, samples) if "ifeval" in rewards else None,
     )
+
+
+def _follow(examples: Sequence[Example], completed: Completed, samples: int) -> Instructions:
+    """Judge each instruction by itself, in the text that the reward was given."""
+    texts = [begun + one.text for begun, one in zip(completed.begun, completed.rows[0], strict=True)]
+    return judge_instructions(examples, [texts[at : at + samples] for at in range(0, len(texts), samples)])

@@ -37,12 +37,15 @@ class Completed:
         rewards: shape (population, problems), NaN where all rewards abstained.
         errors: number of completions whose scoring failed or timed out, by reward and kind.
         error_examples: one message of each.
+        begun: of each problem, what its prompt begins for the model, which was scored with the completion; empty for
+            nothing.
     """
 
     rows: Sequence[Sequence[Completion]]
     rewards: Array
     errors: Mapping[str, int]
     error_examples: Mapping[str, str]
+    begun: Sequence[str] = ()
 
     @property
     def generated_tokens(self) -> int:
@@ -94,7 +97,7 @@ def complete(
             reward = scores.rewards[i, j]
             if reward is not None:
                 rewards[i, j] = reward
-    return Completed(rows, rewards, scores.errors, scores.error_examples)
+    return Completed(rows, rewards, scores.errors, scores.error_examples, begun)
 
 
 def add_errors(row: Mapping[str, Any], judged: Judged) -> dict[str, Any]:

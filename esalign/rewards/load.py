@@ -91,7 +91,7 @@ class Reward:
                 hint = registry.did_you_mean(name, columns)
                 raise RewardError(
                     f"reward {self.name!r} needs {name!r}, which is neither an option nor a column{hint}; "
-                    f"columns: {', '.join(columns) or 'none'}"
+                    f"columns: {', '.join(columns) or 'none'}{getattr(self.function, 'columns_hint', '')}"
                 )
         for name, values in arguments.items():
             if isinstance(values, str):

@@ -30,7 +30,7 @@ def _rows(judged: Judged, split: str, sampling: Sampling) -> Iterator[dict[str, 
     decoding = {name: value for name, value in asdict(sampling).items() if name != "seed"}
     for number, example in enumerate(judged.examples):
         for sample in range(judged.samples):
-            completion = judged.completion(number, sample)
+            completion, verdicts = judged.completion(number, sample), _verdicts(judged, number, sample)
             yield {
                 "model": judged.name,
                 "split": split,
@@ -46,5 +46,15 @@ def _rows(judged: Judged, split: str, sampling: Sampling) -> Iterator[dict[str, 
                 "arguments": [[example.prompt, decoding]],
                 "resps": [[completion.text]],
                 "filtered_resps": [answers[number][sample]],
-                "metrics": ["reward"],
+                "metrics": ["reward", *verdicts],
+                **verdicts,
             }
+
+
+def _verdicts(judged: Judged, number: int, sample: int) -> dict[str, Any]:
+    """Return what lm-eval's task ifeval notes of a completion; nothing where instructions were not judged."""
+    if judged.instructions is None:
+        return {}
+    follows = {mode: found[number][sample].tolist() for mode, found in judged.instructions.follows.items()}
+    prompts = {f"prompt_level_{mode}_acc": all(found) for mode, found in follows.items()}
+    return {**prompts, **{f"inst_level_{mode}_acc": found for mode, found in follows.items()}}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from esalign.fitness.completions import Completed
+from esalign.run.instructions import Instructions
 from esalign.run.statistics import Estimate, best_of, estimate, paired_difference
 from esalign.run.vote import majority, voted_answer
 from esalign.types import Array, Completion, Example
@@ -24,6 +25,7 @@ class Judged:
         seconds: of generation and scoring.
         load_seconds: of loading the engine and comparing it with transformers.
         note: what the user should know of the model; empty for nothing.
+        instructions: which instructions were followed, where the reward ``ifeval`` judged.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Judged:
     seconds: float = 0.0
     load_seconds: float = 0.0
     note: str = ""
+    instructions: Instructions | None = None
 
     @property
     def rewards(self) -> Array:

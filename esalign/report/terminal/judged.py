@@ -1,22 +1,25 @@
 """What `esalign eval` prints: the models side by side, several samples of each problem, a column's values."""
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from esalign.fitness.completions import add_errors
 from esalign.report.terminal.tables import ONE_LINE_WIDTH, STYLES, show_fact
 from esalign.report.words import concerns, count, duration, gain, judge_gain, number, one_line, score
+from esalign.run.instructions import MODES
 from esalign.run.judged import Judged, compare, group_by
 from esalign.run.statistics import estimate, paired_difference
+from esalign.types import Array
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+KINDS = "instruction_id_list"  # the column of IFEval's instructions
 MOST_GROUPS = 40  # values of a column that are shown
 MUCH_LONGER = 1.25  # or shorter: ratio of lengths from which the user is told
 
@@ -36,6 +39,9 @@ def show_judged(console: "Console", judged: Sequence[Judged], *, by: Sequence[st
     if judged[0].samples > 1:
         console.print()
         console.print(_samples_table(judged, wide=wide))
+    if judged[0].instructions is not None:
+        console.print()
+        console.print(_instructions_table(judged, wide=wide))
     for column in by:
         console.print()
         console.print(_column_table(judged, column, wide=wide))
@@ -107,22 +113,58 @@ def _samples_table(judged: Sequence[Judged], *, wide: bool) -> "Table":
     return table
 
 
+def _instructions_table(judged: Sequence[Judged], *, wide: bool) -> "Table":
+    """Return the four numbers that IFEval reports."""
+    from rich.text import Text
+
+    heads = [f"{unit}\n{mode}" for unit in ("prompt", "instruction") for mode in MODES]
+    table = _table("model", heads, "IFEval: share of prompts with all instructions followed, and of instructions")
+    for one in judged:
+        if (found := one.instructions) is not None:
+            cells = [*(found.by_prompt(mode) for mode in MODES), *(found.by_instruction(mode) for mode in MODES)]
+            table.add_row(Text(one.name), *(_cell(score(cell), wide=wide) for cell in cells))
+    return table
+
+
+def _scores_of_kind(one: Judged, kind: str) -> Array:
+    if one.instructions is None:
+        raise ValueError(f"the instructions of {one.name!r} were not judged")
+    return one.instructions.scores("strict", kind)
+
+
+def _groups(judged: Sequence[Judged], column: str) -> tuple[str, dict[Any, int], Callable[[Judged, Any], Array]]:
+    """Return what a column's table counts: what, how many with each value, and scores of a model by problem."""
+    start = judged[0]
+    if column == KINDS and (found := start.instructions) is not None:
+        return "instructions", found.count(), _scores_of_kind
+    groups = group_by(start.examples, column)
+    return (
+        "problems",
+        {value: len(numbers) for value, numbers in groups.items()},
+        lambda one, value: one.scores[groups[value]],
+    )
+
+
 def _column_table(judged: Sequence[Judged], column: str, *, wide: bool) -> "Table":
     from rich.text import Text
 
     start, *others = judged
-    groups = group_by(start.examples, column)
-    frequent = set(sorted(groups, key=lambda value: len(groups[value]), reverse=True)[:MOST_GROUPS])
-    caption = "mean reward of the problems with this value; a problem with several counts for each"
-    if len(groups) > len(frequent):
-        caption += f"; {len(groups) - len(frequent)} rarer values are not shown"
-    table = _table(column, ["problems", start.name, *(head for one in others for head in (one.name, "gain"))], caption)
-    for value, numbers in groups.items():
+    what, counts, scores = _groups(judged, column)
+    frequent = set(sorted(counts, key=lambda value: counts[value], reverse=True)[:MOST_GROUPS])
+    caption = {
+        "problems": "mean reward of the problems with this value; a problem with several counts for each",
+        "instructions": "share of the instructions of this kind that are followed, strictly, each judged by itself",
+    }[what]
+    if len(counts) > len(frequent):
+        caption += f"; {len(counts) - len(frequent)} rarer values are not shown"
+    table = _table(column, [what, start.name, *(head for one in others for head in (one.name, "gain"))], caption)
+    for value, number_of in counts.items():
         if value in frequent:
-            cells = [count(len(numbers)), score(estimate(start.scores[numbers]))]
+            before = scores(start, value)
+            cells = [count(number_of), score(estimate(before))]
             for one in others:
-                difference = paired_difference(one.scores[numbers], start.scores[numbers])
-                cells += [score(estimate(one.scores[numbers])), gain(difference)]
+                after = scores(one, value)
+                cells += [score(estimate(after)), gain(paired_difference(after, before))]
             label = "none" if value is None else one_line(str(value), 60)
             table.add_row(Text(label), *(_cell(cell, wide=wide) for cell in cells))
     return table

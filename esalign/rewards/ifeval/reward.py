@@ -46,6 +46,11 @@ class IfEval:
             ``fraction`` their share in [0, 1].
     """
 
+    columns_hint = (  # of Tulu 3's set, whose checks IFEval lacks: exact counts, "around" and "at most", other dividers
+        ". It judges data in the columns of google/IFEval; allenai/RLVR-IFeval and other sets with a func_name in "
+        "ground_truth need a reward of your own: take argilla/ifeval-like-data, or source: instructions"
+    )
+
     def __init__(self, *, mode: Mode = "strict", unit: Unit = "prompt") -> None:
         self._mode, self._unit = mode, unit
         tell_once()
@@ -91,7 +96,7 @@ def followed(completion: str, instruction_id_list: Any, kwargs: Any, *, mode: Mo
         raise RewardError(f"'mode' is {mode!r}, expected {' or '.join(map(repr, get_args(Mode)))}")
     texts = [completion, *(_loosened(completion) if mode == "loose" else ())]
     texts = [text for text in texts if text.strip()]  # an empty text follows nothing
-    checkers = _checkers(json.dumps([_from_json(instruction_id_list), _from_json(kwargs)], default=str))
+    checkers = _checkers(json.dumps([read_column(instruction_id_list), read_column(kwargs)], default=str))
     return [any(checker.check_following(text) for text in texts) for checker in checkers]
 
 
@@ -102,7 +107,7 @@ def _loosened(completion: str) -> list[str]:
     return [*shorter, *(text.replace("*", "") for text in (completion, *shorter))]
 
 
-def _from_json(value: Any) -> Any:
+def read_column(value: Any) -> Any:
     """Return what a column holds, also where it holds it as JSON text."""
     if isinstance(value, str):
         try:
