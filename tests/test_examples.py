@@ -36,6 +36,15 @@ def test_example_configurations_are_valid():
         load_config([file], schema=schema)
 
 
+def test_instructions_are_trained_on_generated_problems_and_judged_on_the_official_ones():
+    files = [EXAMPLES / "smollm2" / name for name in ("ifeval.yaml", "ifeval_official.yaml")]
+    trained, judged = load_config(files[:1], schema=RunConfig), load_config(files, schema=RunConfig)
+    assert trained.data.source == judged.data.source == "instructions"
+    assert trained.data.test is None
+    assert judged.data.test.source == "google/IFEval"
+    assert judged.data.test_size == 541
+
+
 def test_the_quickstart_is_valid_and_small_enough_to_ship():
     load_config([asset("quickstart.yaml")], schema=RunConfig)
     size = sum(file.stat().st_size for file in asset("embedded").rglob("*") if file.is_file())

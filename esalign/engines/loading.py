@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from esalign.files import expand_home
 if TYPE_CHECKING:
     import torch
 
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
@@ -74,6 +76,11 @@ def load_model(
     check_choice("dtype", dtype, DTYPES)
     label = f"{role} '{path}'"
     target = _find_device(device)
+    if not Path(model_path(path)).exists() and not _HUB_ID.fullmatch(path):
+        raise BackendError(
+            f"{label} cannot be loaded: there is no such file or folder, and an id of the Hugging Face hub is "
+            "owner/name: check the path"
+        )
     common = {"trust_remote_code": trust_remote_code, "revision": revision}
     model: Any
     info: Any
