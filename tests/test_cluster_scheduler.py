@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from esalign.engines.cluster.pace import Pace
 from esalign.engines.cluster.scheduler import KILLS, Scheduler
 from esalign.engines.cluster.units import MOST, cut
 from esalign.engines.cluster.workers import WorkerLost, WrongAnswer
@@ -277,3 +278,12 @@ def test_below_the_least_number_no_new_unit_is_given_out_until_workers_are_back(
     units = cut(24, 10, workers=3, fewest=4)
     assert sorted(finish(scheduler, units)) == [unit.key for unit in units]
     assert not [time for time in times if 1 < time < 30]
+
+
+def test_a_unit_that_only_encodes_tells_nothing_of_completions():
+    pace = Pace()
+    pace.note(0, 9.0)
+    assert pace.usual(4) is None
+    pace.note(4, 2.0)
+    assert pace.usual(8) == 2.0
+    assert pace.usual(0) is None

@@ -19,12 +19,13 @@ class Pace:
         self._recent: dict[int, deque[float]] = {}
 
     def note(self, size: int, seconds: float) -> None:
-        """Learn from a unit."""
-        self._recent.setdefault(_about(size), deque(maxlen=RECENT)).append(seconds)
+        """Learn from a unit; one of no completions, which only encodes prompts, tells nothing."""
+        if size:
+            self._recent.setdefault(_about(size), deque(maxlen=RECENT)).append(seconds)
 
     def usual(self, size: int) -> float | None:
-        """Return the seconds that a unit of a size takes, None before any was done."""
-        if not self._recent:
+        """Return the seconds that a unit of a size takes, None before any was done, and of none."""
+        if not self._recent or size == 0:
             return None
         about = _about(size)
         return median(self._recent[min(self._recent, key=lambda known: (abs(known - about), known))])
