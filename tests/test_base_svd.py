@@ -238,6 +238,9 @@ def test_a_model_without_plain_weights_is_refused(tiny, tmp_path):
     (tmp_path / "config.json").write_text((tiny.model / "config.json").read_text())
     with pytest.raises(BackendError, match="has no safetensors weights"):
         BaseSvd(str(tmp_path))
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(BackendError, match=r"is a folder of GGUF files: name the file, such as model.path='.*a.gguf'"):
+        BaseSvd(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
     (tmp_path / "model.safetensors").write_bytes((tiny.model / "model.safetensors").read_bytes())
     with pytest.raises(BackendError, match="cannot be read: ValueError"):

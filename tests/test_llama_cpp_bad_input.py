@@ -13,6 +13,8 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
 from esalign_llama_cpp import LlamaCppBackend, convert_model, lora, options, quantize_model, read_gguf_adapter
+from esalign_llama_cpp.weights import GgufWeights
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from llama_cpp_lab import pretend_smollm3
 from models import make_model, make_tiny
 
@@ -72,6 +74,34 @@ def test_corrupt_files_are_refused_with_llama_cpps_reason(gguf, tmp_path, damage
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(damage(gguf.read_bytes()))
     refused(lambda: start(broken), "broken.gguf", say)
+
+
+def split(gguf, target, tensors):
+    """Write a GGUF file again, in parts of so many tensors."""
+    reader = GGUFReader(gguf)
+    writer = GGUFWriter(target, "llama", split_max_tensors=tensors)
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            kinds = {"sub_type": field.types[-1]} if field.types[0] == GGUFValueType.ARRAY else {}
+            writer.add_key_value(key, field.contents(), field.types[0], **kinds)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(target.parent.glob(f"{target.stem}-*-of-*.gguf"))
+
+
+def test_the_weights_of_a_split_file_are_those_of_the_whole(gguf, tmp_path):
+    first, *others = split(gguf, tmp_path / "model.gguf", tensors=8)
+    assert others
+    whole, parts = GgufWeights(gguf), GgufWeights(first)
+    assert set(parts.names) == set(whole.names)
+    assert all(np.array_equal(parts.read(name), whole.read(name)) for name in whole.names)
+    refused(lambda: GgufWeights(others[0]), "parts of a model: name the first, which ends in -00001-of-")
+    others[-1].unlink()
+    refused(lambda: GgufWeights(first), "cannot be read: No such file", error=AdapterError)
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -75,6 +75,7 @@ BAD_SPECS = {
     "no callable": (function("NUMBER"), "is int, expected a function"),
     "async": (function("asynchronous"), "is async, expected a plain function"),
     "number": (3, "a reward is int, expected a name"),
+    "no completions": (lambda answer: [1.0 for _ in answer], "takes no 'completions': write def"),
 }
 
 

@@ -1,6 +1,9 @@
 """The matrices of a GGUF model's linear layers, for spaces that start from the weights."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +29,10 @@ class GgufWeights:
 
     def __init__(self, model: str | Path) -> None:
         reader = open_gguf(model)
+        parts = list(_parts(reader, Path(model)))
         self._architecture, self._heads = read_architecture(reader, model)
         self._tensors = {}
-        for tensor in reader.tensors:
+        for tensor in (tensor for part in parts for tensor in part.tensors):
             try:
                 self._tensors[linear_from_gguf(tensor.name.removesuffix(SUFFIX), self._architecture)] = tensor
             except AdapterError:
@@ -44,3 +48,19 @@ class GgufWeights:
         tensor = self._tensors[name]
         rows = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         return unpermute(rows, heads_to_permute(name, self._architecture, self._heads))
+
+
+def _parts(reader: Any, model: Path) -> Iterator[Any]:
+    """Yield the readers of all files of a model, which llama.cpp may have split as NAME-00001-of-00003.gguf."""
+    count = reader.get_field("split.count")
+    ending = re.search(r"-00001-of-(\d{5})\.gguf$", model.name)
+    yield reader
+    if count is None or count.contents() < 2:
+        return
+    if ending is None or int(ending[1]) != count.contents():
+        raise BackendError(
+            f"'{model}' is one of {count.contents()} parts of a model: name the first, which ends in "
+            f"-00001-of-{count.contents():05d}.gguf"
+        )
+    for number in range(2, count.contents() + 1):
+        yield open_gguf(model.with_name(model.name.replace(ending[0], f"-{number:05d}-of-{ending[1]}.gguf")))

@@ -167,6 +167,8 @@ class SearchParts:
 
 def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
     """Make everything that a search needs; what must be closed is handed to ``closing``. Cheap checks come first."""
+    for reward in config.rewards:
+        load_reward(reward.name, **reward.options)
     space = open_space(config)
     section = config.optimizer
     settings = {"dim": space.dim, "sigma": section.sigma, "population": section.population, "seed": config.run.seed}

@@ -179,7 +179,7 @@ def make_splits(
     if len(pool) < wanted:
         raise DataError(
             f"'{source.source}' gives {len(pool)} different problems, fewer than the {wanted} asked for {sizes}; "
-            "ask for fewer" + (", or widen data.options" if is_task(source) else "")
+            "ask for fewer by validation_size and test_size" + (", or widen data.options" if is_task(source) else "")
         )
     test_set = own.get("test") or pool.take(test_size)
     validation_set = own.get("validation") or pool.take(validation_size)

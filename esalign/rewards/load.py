@@ -162,6 +162,11 @@ def load_reward(spec: str | RewardFunction | Reward, **options: Any) -> Reward:
     if {"solution_str", "ground_truth"} <= signature.named:
         verl = functools.partial(_score_as_verl, name, function, signature)
         return Reward(name, origin, options, verl, as_text=True)
+    if not signature.takes_all and signature.named.isdisjoint({"completions", "completion_ids"}):
+        raise RewardError(
+            f"reward {name!r} takes no 'completions': write def {name}(completions, **columns), "
+            "which gives a number for each"
+        )
     parameters = None if signature.takes_all else signature.named
     return Reward(name, origin, options, function, parameters, signature.required, signature.named, signature.as_text)
 

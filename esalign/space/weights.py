@@ -81,6 +81,8 @@ def _find_tensors(folder: Path, label: str) -> dict[str | None, Path]:
                 found |= dict.fromkeys(tensors.keys(), file)
         except (SafetensorError, OSError) as error:
             raise BackendError(f"'{file}' is broken ({error}): download the model again") from error
+    if not found and (others := sorted(folder.glob("*.gguf"))):
+        raise BackendError(f"{label} is a folder of GGUF files: name the file, such as model.path='{others[0]}'")
     if not found:
         raise BackendError(f"{label} has no safetensors weights: save it with save_pretrained of transformers")
     return found
