@@ -36,7 +36,7 @@ def test_preview_shows_failures_and_abstentions():
 
 # ---- texts that must earn nothing
 
-SUMS = [Example(f"{a} + {a + 3} =", {"answer": str(2 * a + 3)}) for a in range(11, 31)]
+SUMS = [Example(f"{a} + {a + 3}", {"answer": str(2 * a + 3)}) for a in range(11, 31)]
 CAPITALS = [
     Example(f"What is the capital of {land}?", {"answer": capital})
     for land, capital in {"France": "Paris", "Peru": "Lima", "Chad": "N'Djamena", "Cuba": "Havana"}.items()
@@ -50,7 +50,7 @@ HONEST = {
     "a form": ("regex-match", {"pattern": r"<answer>(.*?)</answer>", "group": 1}, SUMS),
 }
 CHEATED = {
-    "evaluation": ("math", {"evaluate": True}, SUMS, ["the prompt, repeated"], "'11 + 14 =' -> 1 (a right answer: 1)"),
+    "evaluation": ("math", {"evaluate": True}, SUMS, ["the prompt, repeated"], "'11 + 14' -> 1 (a right answer: 1)"),
     "length": (
         function("length"),
         {},
