@@ -9,7 +9,7 @@ import pytest
 from esalign.engines.cluster.pace import Pace
 from esalign.engines.cluster.scheduler import KILLS, Scheduler
 from esalign.engines.cluster.units import MOST, cut
-from esalign.engines.cluster.workers import WorkerLost, WrongAnswer
+from esalign.engines.cluster.workers import Unfit, WorkerLost, WrongAnswer
 from esalign.errors import BackendError
 from esalign.testing.workers import SimulatedWorkers
 
@@ -198,6 +198,14 @@ def test_an_engines_refusal_is_the_callers_and_the_workers_live_on():
     assert len(finish(scheduler, cut(2, 3, workers=4, fewest=1, call=1))) == len(cut(2, 3, workers=4, fewest=1))
     assert len(scheduler.ready) == 4
     assert scheduler.tally.lost == 0
+
+
+def test_a_worker_that_is_refused_before_the_first_is_admitted_is_told_of():
+    workers = SimulatedWorkers(steady, lambda worker, _time: (1.0, Unfit("another model") if worker == 0 else None))
+    scheduler = scheduler_of(workers, 2)
+    scheduler.assemble()
+    assert scheduler.ready == [1]
+    assert scheduler.said == ["worker 0 is given up after 1 tries: another model"]
 
 
 def test_a_worker_that_dies_at_start_is_tried_again_and_given_up():

@@ -176,8 +176,9 @@ class Scheduler:
         worker.why, worker.future, worker.unit, worker.slowness = why, None, None, None
         rest = min(LONGEST_REST, 0.5 * 2**worker.failures) if starting or worker.failures > 1 else 0.0
         worker.state, worker.since = "resting", now + rest
-        hopeless = isinstance(why, EsalignError) and not self._proven  # what the user asked for cannot be made
-        if isinstance(why, Unfit) or hopeless or worker.starts >= STARTS:
+        unfit = isinstance(why, Unfit)
+        hopeless = isinstance(why, EsalignError) and not unfit and not self._proven  # nobody can make what was asked for
+        if unfit or hopeless or worker.starts >= STARTS:
             worker.state = "gone"
             if not hopeless:
                 self._warn(f"{self._workers.name(number)} is given up after {worker.starts} tries: {why}")
