@@ -47,6 +47,21 @@ def test_every_row_is_a_valid_configuration():
         load_config([asset("quickstart.yaml")], [*SAME, *row.overrides], schema=RunConfig)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["defaults", "surrogate", "raw-lora"])
+def test_a_row_trains_and_leaves_what_it_found(name, tmp_path):
+    from meter import Meter
+    from rows import ROWS, make_config
+    from searching import train_raw_lora, train_search
+
+    meter = Meter(0.01, tmp_path / "work")
+    small = ("fitness.prompts=4", "optimizer.population=4", "sampling.max_tokens=8")
+    config = make_config(ROWS[name], 0, small, tmp_path, "cpu")
+    (train_raw_lora if name == "raw-lora" else train_search)(config, meter)
+    assert meter.steps == 1
+    assert SvdLora.from_pretrained(tmp_path / "work" / "point1" / "adapter").dim == 256
+
+
 def test_grpo_on_singular_values_moves_nothing_else_and_in_the_units_of_the_space(space):
     pytest.importorskip("trl")
     import torch

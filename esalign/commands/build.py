@@ -167,6 +167,7 @@ class SearchParts:
 
 def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
     """Make everything that a search needs; what must be closed is handed to ``closing``. Cheap checks come first."""
+    config = resolve(config)
     for reward in config.rewards:
         load_reward(reward.name, **reward.options)
     space = open_space(config)
