@@ -105,6 +105,27 @@ def run(
 
 
 @app.command(context_settings=ANY)
+def probe(
+    config: Config = None,
+    backend: Annotated[str | None, typer.Option(help="Engine: torch, vllm, llama-cpp or a plug-in's name.")] = None,
+    output: Annotated[Path | None, typer.Option(help="New file for what was found, as JSON.")] = None,
+) -> None:
+    """Before a run: measure what candidates of several step sizes earn, and propose sigma, prompts and population."""
+    from esalign.commands.probe import probe as probe_run
+    from esalign.report import terminal
+
+    settings = _read_run_config(config or [], backend)
+    console = _console()
+    with console.status("checking data, rewards and engine") as status:
+        probed = probe_run(
+            settings,
+            output=output,
+            progress=lambda done, total: status.update(f"probing: {done:,} of {total:,} completions"),
+        )
+    terminal.show_probe(console, probed)
+
+
+@app.command(context_settings=ANY)
 def sft(config: OwnConfig = None) -> None:
     """Make a warm start: train a LoRA adapter on a few demonstrations, the only step with gradients."""
     from esalign.commands.sft import warm_start

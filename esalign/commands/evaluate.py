@@ -93,6 +93,11 @@ def _check(config: RunConfig, samples: int, output: Path | None) -> None:
             f"--samples is {samples} with greedy decoding, where all samples are equal: set sampling.temperature above "
             "0, say sampling.temperature=0.8, or leave --samples out"
         )
+    check_output(output)
+
+
+def check_output(output: Path | None) -> None:
+    """Refuse a file for results that exists, or whose folder does not."""
     if output is not None and output.exists():
         raise ConfigError(f"'{output}' exists: name another file for --output")
     if output is not None and not output.parent.is_dir():

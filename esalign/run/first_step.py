@@ -18,7 +18,7 @@ MANY = 16  # of fewer tokens or words, a few are easily said twice
 
 @dataclass(frozen=True)
 class FirstStep:
-    """What candidates at a step size do to greedy completions.
+    """What candidates at a step size do to completions.
 
     Args:
         sigma: the step size.
@@ -64,12 +64,7 @@ def try_first_step(
     [start] = backend.generate(np.zeros((1, dim)), few, greedy)
 
     def measure(size: float) -> FirstStep:
-        rows = backend.generate(size * directions, few, greedy)
-        changed = [one.token_ids != was.token_ids for row in rows for one, was in zip(row, start, strict=True)]
-        broken = [is_broken(one) for row in rows for one in row]
-        return FirstStep(
-            size, float(np.mean(changed)), float(np.mean(broken)), float(np.mean([*map(is_broken, start)]))
-        )
+        return compare(size, backend.generate(size * directions, few, greedy), start)
 
     first = measure(sigma)
     step, tried = first, 0
@@ -79,6 +74,13 @@ def try_first_step(
         step, tried = measure(step.sigma * (2.0 if step.too_small else 0.5)), tried + 1
     good = not (step.too_small or step.too_large)
     return first, step.sigma if good and step is not first else None
+
+
+def compare(sigma: float, rows: Sequence[Sequence[Completion]], start: Sequence[Completion]) -> FirstStep:
+    """Compare completions of candidates at a step size, a row for each, with the start's of the same prompts."""
+    changed = [one.token_ids != was.token_ids for row in rows for one, was in zip(row, start, strict=True)]
+    broken = [is_broken(one) for row in rows for one in row]
+    return FirstStep(sigma, float(np.mean(changed)), float(np.mean(broken)), float(np.mean([*map(is_broken, start)])))
 
 
 def is_broken(completion: Completion) -> bool:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from esalign.report.terminal.judged import show_judged
 from esalign.report.terminal.live import LiveDashboard
 from esalign.report.terminal.plain import PlainReporter
+from esalign.report.terminal.probed import show_probe
 from esalign.report.terminal.tables import show_plan, show_result
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 NARROWEST, LOWEST = 60, 12  # columns and lines that the dashboard needs
 
-__all__ = ["LiveDashboard", "PlainReporter", "make_reporter", "show_judged", "show_plan", "show_result"]
+__all__ = ["LiveDashboard", "PlainReporter", "make_reporter", "show_judged", "show_plan", "show_probe", "show_result"]
 
 
 def make_reporter(console: "Console") -> LiveDashboard | PlainReporter:

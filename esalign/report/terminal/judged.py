@@ -71,7 +71,7 @@ def _main_table(judged: Sequence[Judged], *, wide: bool) -> "Table":
         caption.append("gain, gained and lost are against the start, problem by problem")
     caption.append("tokens are those of a completion")
     heads = ["mean reward", *(["gain", "gained\n/ lost"] if several else []), "tokens", "cut"]
-    table = _table("model", heads, "; ".join(caption))
+    table = make_table("model", heads, "; ".join(caption))
     for one in judged:
         table.add_row(Text(one.name), *(_cell(*cell, wide=wide) for cell in _main_cells(one, start, compared=several)))
     return table
@@ -102,7 +102,7 @@ def _samples_table(judged: Sequence[Judged], *, wide: bool) -> "Table":
         if binary
         else "best of k: the expected best reward of k samples"
     )
-    table = _table(
+    table = make_table(
         "model",
         [*(f"{'pass@' if binary else 'best of '}{k}" for k in sizes), f"majority of {samples}"],
         f"{meaning}; majority: the reward of the most frequent answer",
@@ -118,7 +118,7 @@ def _instructions_table(judged: Sequence[Judged], *, wide: bool) -> "Table":
     from rich.text import Text
 
     heads = [f"{unit}\n{mode}" for unit in ("prompt", "instruction") for mode in MODES]
-    table = _table("model", heads, "IFEval: share of prompts with all instructions followed, and of instructions")
+    table = make_table("model", heads, "IFEval: share of prompts with all instructions followed, and of instructions")
     for one in judged:
         if (found := one.instructions) is not None:
             cells = [*(found.by_prompt(mode) for mode in MODES), *(found.by_instruction(mode) for mode in MODES)]
@@ -157,7 +157,7 @@ def _column_table(judged: Sequence[Judged], column: str, *, wide: bool) -> "Tabl
     }[what]
     if len(counts) > len(frequent):
         caption += f"; {len(counts) - len(frequent)} rarer values are not shown"
-    table = _table(column, [what, start.name, *(head for one in others for head in (one.name, "gain"))], caption)
+    table = make_table(column, [what, start.name, *(head for one in others for head in (one.name, "gain"))], caption)
     for value, number_of in counts.items():
         if value in frequent:
             before = scores(start, value)
@@ -194,7 +194,8 @@ def _cell(text: str, style: str = "", *, wide: bool) -> "Text":
     return Text(text if wide else re.sub(mark, "\n", text), style)
 
 
-def _table(first: str, heads: Sequence[str], caption: str) -> "Table":
+def make_table(first: str, heads: Sequence[str], caption: str) -> "Table":
+    """Return an empty table with its heads; what the columns mean stands below it."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text

@@ -1,0 +1,220 @@
+"""What tells candidates apart at several step sizes, how much of it is luck, and which settings follow from that."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from esalign.errors import RewardError
+from esalign.fitness.completions import Completed
+from esalign.run.first_step import FirstStep, compare
+from esalign.types import Array
+
+PAIRS = 4
+GRID = (0.25, 0.5, 1.0, 2.0, 4.0)  # times the configured sigma
+CLEAR = 2.37  # the 95 % quantile of chi2 / PAIRS with PAIRS degrees of freedom
+RELIABLE = 0.9  # share of signal in the variance between candidates that the proposed prompts give
+FEWEST_PROMPTS, LEAST_RATE = 16, 0.25
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What mirrored candidates x, -x of a step size earn on common prompts.
+
+    Half the difference of a pair's mean rewards is what a search follows; what both lose alike is not.
+
+    Args:
+        step: what the candidates do to completions.
+        reward: their mean reward.
+        mirrored: correlation of the mean rewards of x and -x: -1 where rewards are linear around the start, 1 where
+            only the distance from it matters; NaN where all are equal.
+        half: mean square of half a pair's difference of mean rewards.
+        noise: the share of a single prompt in that: ``half`` holds noise / prompts by chance.
+        prompts: number of prompts without an abstention.
+        equal: share of the prompts on which all candidates earn the same.
+        tokens: generated tokens of a completion, on average.
+    """
+
+    step: FirstStep
+    reward: float
+    mirrored: float
+    half: float
+    noise: float
+    prompts: int
+    equal: float
+    tokens: float
+
+    @property
+    def variance(self) -> float:
+        """The signal: variance of half a pair's difference beyond what the number of prompts explains, at least 0."""
+        return max(self.half - self.noise / self.prompts, 0.0)
+
+    @property
+    def clear(self) -> bool:
+        """Whether chance alone would give so much in less than one of twenty cases."""
+        return self.half > CLEAR * self.noise / self.prompts
+
+    @property
+    def usable(self) -> float:
+        """The signal's standard deviation times the root of its share of all variance: what one generation can gain."""
+        return self.variance / self.half**0.5 if self.half else 0.0
+
+    def flat(self, prompts: int) -> float:
+        """Return the probability that none of so many prompts tells candidates apart."""
+        return float(self.equal**prompts)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Settings that follow from signals.
+
+    Args:
+        sigma: the step size.
+        prompts: problems of a generation.
+        population: candidates of a generation.
+        by_signal: whether a signal chose them; otherwise, how many completions change.
+        at_edge: whether sigma is the smallest or the largest that was tried, so that a better one may lie beyond.
+    """
+
+    sigma: float
+    prompts: int
+    population: int
+    by_signal: bool
+    at_edge: bool
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a probe found.
+
+    Args:
+        start: mean reward of the start.
+        signals: by step size, from small to large.
+        proposal: the settings that follow.
+        generations: of the run.
+        seconds: search time of a run with these settings, from the probe's speed.
+        probe_seconds: how long the completions of the probe took.
+    """
+
+    start: float
+    signals: tuple[Signal, ...]
+    proposal: Proposal
+    generations: int
+    seconds: float
+    probe_seconds: float
+
+    @property
+    def chosen(self) -> Signal:
+        """The signal at the proposed sigma."""
+        return next(one for one in self.signals if one.step.sigma == self.proposal.sigma)
+
+    @property
+    def overrides(self) -> str:
+        """The proposal as arguments of `esalign run`."""
+        found = self.proposal
+        return (
+            f"optimizer.sigma={found.sigma:g} fitness.prompts={found.prompts} optimizer.population={found.population}"
+        )
+
+    @property
+    def concerns(self) -> tuple[str, ...]:
+        """What makes the proposal doubtful."""
+        found, prompts, texts = self.proposal, self.signals[0].prompts, []
+        if not found.by_signal:
+            texts.append(
+                f"no signal is clear with {prompts} prompts, so sigma is the one that changes half of the completions: "
+                "a search will need more prompts (fitness.prompts), or a reward that tells more completions apart"
+            )
+        if self.chosen.mirrored > 0:
+            texts.append(
+                f"at sigma {found.sigma:g} a candidate and its mirror image gain or lose alike: what tells candidates "
+                "apart is damage more than direction, and the search may find nothing"
+            )
+        if found.at_edge:
+            texts.append(
+                f"sigma {found.sigma:g} is at the edge of what was tried: probe again with "
+                f"optimizer.sigma={found.sigma:g}"
+            )
+        return tuple(texts)
+
+
+def measure(sigmas: Sequence[float], completed: Completed, *, samples: int) -> list[Signal]:
+    """Measure the signal at each step size.
+
+    Args:
+        sigmas: the step sizes.
+        completed: of the start, then of x and of -x for ``PAIRS`` directions, for each step size in turn; the samples
+            of a prompt stand side by side.
+        samples: completions of a prompt.
+
+    Raises:
+        RewardError: fewer than two prompts have rewards for all candidates of a step size.
+    """
+    start, *rows = completed.rows
+    rewards = completed.rewards[1:].reshape(len(sigmas), 2, PAIRS, -1, samples)
+    groups = [rows[first : first + 2 * PAIRS] for first in range(0, len(rows), 2 * PAIRS)]
+    return [
+        _signal(
+            compare(sigma, group, start), earned, float(np.mean([len(one.token_ids) for row in group for one in row]))
+        )
+        for sigma, group, earned in zip(sigmas, groups, rewards, strict=True)
+    ]
+
+
+def _signal(step: FirstStep, rewards: Array, tokens: float) -> Signal:
+    """Return the signal in rewards of shape (2, pairs, prompts, samples)."""
+    whole = rewards[:, :, ~np.isnan(rewards).any(axis=(0, 1, 3))].mean(axis=3)  # (2, pairs, prompts)
+    prompts = whole.shape[2]
+    if prompts < 2:
+        raise RewardError(
+            f"the rewards abstained on all but {prompts} of {rewards.shape[2]} prompts at sigma {step.sigma:g}, "
+            "expected at least 2 on which they do not: check that the reward fits the data, or raise fitness.prompts"
+        )
+    halves, means = (whole[0] - whole[1]) / 2, whole.mean(axis=2)  # (pairs, prompts), (2, pairs)
+    odd, even = (means[0] - means[1]) / 2, means.mean(axis=0) - means.mean()
+    half, common = float(np.mean(odd**2)), float(np.mean(even**2))
+    return Signal(
+        step=step,
+        reward=float(means.mean()),
+        mirrored=(common - half) / (common + half) if common + half else math.nan,
+        half=half,
+        noise=float(halves.var(axis=1, ddof=1).mean()),
+        prompts=prompts,
+        equal=float(np.mean(np.ptp(whole, axis=(0, 1)) == 0)),
+        tokens=tokens,
+    )
+
+
+def propose(signals: Sequence[Signal], *, dim: int, prompts: int, most_prompts: int) -> Proposal:
+    """Propose settings for a run.
+
+    Sigma: of those that do not break completions and whose signal is clear, the one with the most usable signal; where
+    none is clear, the one that changes half of the completions. Prompts: so many that 90 % of the variance between
+    candidates is signal. Population: CMA-ES's ``4 + 3 log(dim)``, and as many as let its mean learn at a rate of 1/4.
+
+    Args:
+        signals: by step size.
+        dim: length of the search vector.
+        prompts: problems of a generation where no signal says how many.
+        most_prompts: number of training problems.
+    """
+    whole = [one for one in signals if not one.step.too_large]
+    clear = [one for one in whole if one.clear]
+    if clear:
+        best = max(clear, key=lambda one: one.usable)
+        wanted = best.noise / best.variance * RELIABLE / (1 - RELIABLE)
+        prompts = max(_round_up(wanted, 8), FEWEST_PROMPTS)
+    else:
+        best = min(whole or signals[:1], key=lambda one: abs(one.step.changed - 0.5))
+    return Proposal(
+        sigma=best.step.sigma,
+        prompts=min(prompts, most_prompts),
+        population=_round_up(max(4 + 3 * math.log(dim), dim * LEAST_RATE**2 / 8), 4),
+        by_signal=bool(clear),
+        at_edge=best in (signals[0], signals[-1]),
+    )
+
+
+def _round_up(value: float, unit: int) -> int:
+    return math.ceil(value / unit) * unit
