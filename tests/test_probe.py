@@ -175,7 +175,9 @@ def test_it_writes_json_and_no_run(tmp_path):
     file = tmp_path / "probe.json"
     counted = []
     probed = probe(write_probe(tmp_path), output=file, progress=lambda *at: counted.append(at))
-    assert json.loads(file.read_text())["proposal"]["sigma"] == probed.proposal.sigma
+    written = json.loads(file.read_text())
+    assert written["proposal"]["sigma"] == probed.proposal.sigma
+    assert [row["usable"] for row in written["signals"]] == [one.usable for one in probed.signals]
     assert counted[-1] == (41 * 32, 41 * 32)
     assert not (tmp_path / "runs").exists()
     with pytest.raises(ConfigError, match="exists"):

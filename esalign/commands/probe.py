@@ -4,7 +4,6 @@ import itertools
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +78,7 @@ def probe(config: RunConfig, *, output: Path | None = None, progress: Progress =
         proposal=proposal,
         generations=config.run.generations,
         seconds=work * seconds / max(completed.generated_tokens, 1),
-        probe_seconds=seconds,
     )
     if output is not None:
-        write_json(output, finite(asdict(probed)))
+        write_json(output, finite(probed.row()))
     return probed

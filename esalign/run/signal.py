@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,6 @@ class Probed:
         proposal: the settings that follow.
         generations: of the run.
         seconds: search time of a run with these settings, from the probe's speed.
-        probe_seconds: how long the completions of the probe took.
     """
 
     start: float
@@ -102,7 +102,6 @@ class Probed:
     proposal: Proposal
     generations: int
     seconds: float
-    probe_seconds: float
 
     @property
     def chosen(self) -> Signal:
@@ -116,6 +115,14 @@ class Probed:
         return (
             f"optimizer.sigma={found.sigma:g} fitness.prompts={found.prompts} optimizer.population={found.population}"
         )
+
+    def row(self) -> dict[str, Any]:
+        """Return all numbers as JSON knows them, those of the table included."""
+        signals = [
+            {**asdict(one), "signal": one.variance**0.5, "usable": one.usable, "clear": one.clear}
+            for one in self.signals
+        ]
+        return {**asdict(self), "signals": signals, "overrides": self.overrides}
 
     @property
     def concerns(self) -> tuple[str, ...]:
@@ -212,7 +219,7 @@ def propose(signals: Sequence[Signal], *, dim: int, prompts: int, most_prompts: 
         prompts=min(prompts, most_prompts),
         population=_round_up(max(4 + 3 * math.log(dim), dim * LEAST_RATE**2 / 8), 4),
         by_signal=bool(clear),
-        at_edge=best in (signals[0], signals[-1]),
+        at_edge=best is signals[0] or best is signals[-1],
     )
 
 

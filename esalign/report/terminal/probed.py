@@ -44,7 +44,6 @@ def show_probe(console: "Console", probed: "Probed") -> None:
     console.print()
     show_fact(console, "try", probed.overrides)
     size = f"{probed.generations} generations of {proposal.population} candidates x {proposal.prompts} problems"
-    took = f"the probe took {duration(probed.probe_seconds)}"
-    show_fact(console, "time", f"about {duration(probed.seconds)} of search for {size}; {took}")
+    show_fact(console, "time", f"about {duration(probed.seconds)} of search for {size}; judgements come on top")
     for text in probed.concerns:
         show_fact(console, "warning", text, "yellow")
