@@ -66,11 +66,11 @@ def test_the_proposal_finds_the_sigma_at_which_candidates_differ_most_from_where
     assert probed.proposal.by_signal
     assert 1.0 <= probed.proposal.sigma <= 2.0
     assert [one.step.sigma for one in probed.signals] == [factor * base for factor in (0.25, 0.5, 1.0, 2.0, 4.0)]
-    assert probed.chosen.usable == max(one.usable for one in probed.signals if not one.step.too_large)
+    assert probed.chosen.usable == max(one.usable for one in probed.signals if not one.damages(probed.start))
     assert probed.overrides == f"optimizer.sigma={probed.proposal.sigma:g} fitness.prompts=16 optimizer.population=12"
 
 
-def test_what_nothing_tells_apart_is_said_and_sigma_goes_by_the_completions_that_change(tmp_path, told):
+def test_what_nothing_tells_apart_is_said_and_sigma_is_the_largest_that_does_no_damage(tmp_path, told):
     told(lambda _candidate, _prompt: "no")
     probed = probe(write_probe(tmp_path))
     assert not probed.proposal.by_signal
@@ -125,9 +125,9 @@ def test_samples_of_a_prompt_are_averaged_and_prompts_with_an_abstention_left_ou
         measure([1.0], completed(rewards), samples=1)
 
 
-def signal(sigma, *, changed=0.5, broken=0.0, half=0.01, noise=0.1):
-    step = FirstStep(sigma, changed, broken, 0.0)
-    return Signal(step, reward=0.5, mirrored=-0.5, half=half, noise=noise, prompts=100, equal=0.2, tokens=9.0)
+def signal(sigma, *, broken=0.0, reward=0.5, half=0.01, noise=0.1):
+    step = FirstStep(sigma, 0.5, broken, 0.0)
+    return Signal(step, reward=reward, mirrored=-0.5, half=half, noise=noise, prompts=100, equal=0.2, tokens=9.0)
 
 
 @pytest.mark.parametrize(
@@ -138,19 +138,26 @@ def signal(sigma, *, changed=0.5, broken=0.0, half=0.01, noise=0.1):
         ([signal(1), signal(2, noise=0), signal(4, half=0.011)], 2, 16, True, False),
         ([signal(1, half=1), signal(2), signal(4)], 1, 16, True, True),
         ([signal(1, half=0.01, noise=0.9), signal(2), signal(4)], 2, 104, True, False),
-        ([signal(s, changed=c, half=0.001) for s, c in ((1, 0.1), (2, 0.6), (4, 0.9))], 2, 48, False, False),
+        ([signal(1), signal(2), signal(4, half=0.1, reward=0.2)], 1, 104, True, True),  # less than half of the start's
+        ([signal(1, half=0.001), signal(2, half=0.001), signal(4, reward=0.2)], 2, 48, False, False),
+        ([signal(1, half=0.001), signal(2, half=0.001), signal(4, half=0.001)], 4, 48, False, True),
         ([signal(s, broken=0.9) for s in (1, 2, 4)], 1, 48, False, True),
     ],
 )
 def test_rule_of_the_proposal(signals, sigma, prompts, by_signal, at_edge):
-    found = propose(signals, dim=256, prompts=48, most_prompts=1000)
+    found = propose(signals, 0.6, dim=256, prompts=48, most_prompts=1000)
     assert (found.sigma, found.prompts, found.by_signal, found.at_edge) == (sigma, prompts, by_signal, at_edge)
     assert found.population == 24
 
 
+def test_of_rewards_below_zero_nothing_is_half():
+    losses = [signal(1, reward=-1.0), signal(2, reward=-2.0, half=0.02), signal(4, reward=-4.0)]
+    assert propose(losses, -0.5, dim=256, prompts=48, most_prompts=1000).sigma == 2
+
+
 @pytest.mark.parametrize(("dim", "population"), [(4, 12), (256, 24), (1792, 28), (8192, 64)])
 def test_population_and_prompts_stay_within_what_there_is(dim, population):
-    found = propose([signal(1), signal(2), signal(4)], dim=dim, prompts=48, most_prompts=40)
+    found = propose([signal(1), signal(2), signal(4)], 0.6, dim=dim, prompts=48, most_prompts=40)
     assert (found.population, found.prompts) == (population, 40)
 
 

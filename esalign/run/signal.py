@@ -61,6 +61,10 @@ class Signal:
         """The signal's standard deviation times the root of its share of all variance: what one generation can gain."""
         return self.variance / self.half**0.5 if self.half else 0.0
 
+    def damages(self, start: float) -> bool:
+        """Tell whether candidates break completions, or lose more than half of the start's mean reward."""
+        return self.step.too_large or (start > 0 and self.reward < start / 2)
+
     def flat(self, prompts: int) -> float:
         """Return the probability that none of so many prompts tells candidates apart."""
         return float(self.equal**prompts)
@@ -74,7 +78,7 @@ class Proposal:
         sigma: the step size.
         prompts: problems of a generation.
         population: candidates of a generation.
-        by_signal: whether a signal chose them; otherwise, how many completions change.
+        by_signal: whether a signal chose them; otherwise, sigma is the largest that does no damage.
         at_edge: whether sigma is the smallest or the largest that was tried, so that a better one may lie beyond.
     """
 
@@ -130,13 +134,8 @@ class Probed:
         found, prompts, texts = self.proposal, self.signals[0].prompts, []
         if not found.by_signal:
             texts.append(
-                f"no signal is clear with {prompts} prompts, so sigma is the one that changes half of the completions: "
-                "a search will need more prompts (fitness.prompts), or a reward that tells more completions apart"
-            )
-        if self.chosen.mirrored > 0:
-            texts.append(
-                f"at sigma {found.sigma:g} a candidate and its mirror image gain or lose alike: what tells candidates "
-                "apart is damage more than direction, and the search may find nothing"
+                f"no signal is clear with {prompts} prompts, so sigma is the largest that does no damage: a search "
+                "will need more prompts (fitness.prompts), or a reward that tells more completions apart"
             )
         if found.at_edge:
             texts.append(
@@ -193,27 +192,29 @@ def _signal(step: FirstStep, rewards: Array, tokens: float) -> Signal:
     )
 
 
-def propose(signals: Sequence[Signal], *, dim: int, prompts: int, most_prompts: int) -> Proposal:
+def propose(signals: Sequence[Signal], start: float, *, dim: int, prompts: int, most_prompts: int) -> Proposal:
     """Propose settings for a run.
 
-    Sigma: of those that do not break completions and whose signal is clear, the one with the most usable signal; where
-    none is clear, the one that changes half of the completions. Prompts: so many that 90 % of the variance between
-    candidates is signal. Population: CMA-ES's ``4 + 3 log(dim)``, and as many as let its mean learn at a rate of 1/4.
+    Sigma: of those that do no damage and whose signal is clear, the one with the most usable signal; where none is
+    clear, the largest that does no damage, as signals grow with sigma until damage sets in. Prompts: so many that 90 %
+    of the variance between candidates is signal. Population: CMA-ES's ``4 + 3 log(dim)``, and as many as let its mean
+    learn at a rate of 1/4.
 
     Args:
-        signals: by step size.
+        signals: by step size, from small to large.
+        start: mean reward of the start.
         dim: length of the search vector.
         prompts: problems of a generation where no signal says how many.
         most_prompts: number of training problems.
     """
-    whole = [one for one in signals if not one.step.too_large]
+    whole = [one for one in signals if not one.damages(start)]
     clear = [one for one in whole if one.clear]
     if clear:
         best = max(clear, key=lambda one: one.usable)
         wanted = best.noise / best.variance * RELIABLE / (1 - RELIABLE)
         prompts = max(_round_up(wanted, 8), FEWEST_PROMPTS)
     else:
-        best = min(whole or signals[:1], key=lambda one: abs(one.step.changed - 0.5))
+        best = whole[-1] if whole else signals[0]
     return Proposal(
         sigma=best.step.sigma,
         prompts=min(prompts, most_prompts),
