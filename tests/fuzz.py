@@ -7,6 +7,7 @@ without a word and that peft reads otherwise. Run all of it, in two processes:
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import random
@@ -163,13 +164,16 @@ pieces = st.sampled_from(
 completions_ = st.lists(pieces | texts, max_size=12).map("".join)
 
 
+reward_named = functools.cache(load_reward)  # finding a name reads the entry points of all that is installed: 0.1 s
+
+
 @given(written=st.lists(completions_, min_size=1, max_size=3), answer=completions_ | values)
 def completions(written: list[str], answer: Any) -> None:
     """Score completions against an answer by the rewards that compare text."""
     with no_hang():
         for name in ("math", "exact-match"):
             try:
-                rewards = load_reward(name)(["p"] * len(written), written, answer=[answer] * len(written))
+                rewards = reward_named(name)(["p"] * len(written), written, answer=[answer] * len(written))
             except (EsalignError, ValueError) as error:
                 if not isinstance(error, EsalignError) and "no mathematics" not in str(error):
                     raise
@@ -365,7 +369,7 @@ def _run_named(name: str, cases: int, number: int) -> None:
     if name == "adapters":  # what is slow to import is no case's fault
         import peft  # noqa: F401
     if name == "completions":
-        load_reward("math")(["p"], [r"\sqrt{2}"], answer=[r"\sqrt{2}"])
+        reward_named("math")(["p"], [r"\sqrt{2}"], answer=[r"\sqrt{2}"])
     run_share(globals()[name], cases, number)
 
 

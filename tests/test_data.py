@@ -235,7 +235,7 @@ BAD_ARGUMENTS = {
     "template's open brace": ({"template": "{prompt"}, "data.template cannot be read"),
     "split of a file": ({"split": "train"}, "is a file, so it has no split"),
     "config of a file": ({"config": "main"}, "is a file, so it has no config"),
-    "too large": ({"size": 61}, "has 60 rows, fewer than the 61 that were asked for"),
+    "too large": ({"size": 61}, "has 60 rows, fewer than size 61: lower it"),
     "none": ({"size": 0}, "is 0, expected at least 1"),
 }
 
@@ -331,6 +331,15 @@ def test_a_file_too_small_for_its_splits_says_so(tmp_path):
     source = Source(source=write_jsonl(tmp_path / "a.jsonl", ROWS))
     with pytest.raises(DataError, match="gives 60 different problems, fewer than the 61 asked for"):
         make_splits(source, validation_size=30, test_size=30)
+
+
+def test_a_held_out_file_too_small_for_its_size_names_the_key(tmp_path):
+    train, test = (
+        Source(source=write_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {i}"} for i in range(9)]))
+        for name in ("train", "test")
+    )
+    with pytest.raises(DataError, match=r"test.jsonl' has 9 rows, fewer than data.test_size 10"):
+        make_splits(train, validation_size=2, test_size=10, test=test)
 
 
 def test_overlapping_problems_are_dropped_from_the_main_source_where_that_is_asked_for(tmp_path):

@@ -198,7 +198,7 @@ def test_cma_never_stops_and_says_nothing(tmp_path, monkeypatch, capfd, recwarn)
         ({"mean_rate": 1.5}, "mean_rate is 1.5"),
         ({"step_damping": -1.0}, "step_damping is -1.0"),
         ({"population": 3}, "population is 3, expected an integer of at least 4"),
-        ({"dim": 1}, "dim is 1, expected an integer of at least 2"),
+        ({"dim": 1}, "cma-es needs a search space of at least 2 numbers, got one of 1: set space.tie to at least 2"),
     ],
 )
 def test_cma_refuses_options_out_of_range(options, message):

@@ -50,12 +50,12 @@ HONEST = {
     "a form": ("regex-match", {"pattern": r"<answer>(.*?)</answer>", "group": 1}, SUMS),
 }
 CHEATED = {
-    "evaluation": ("math", {"evaluate": True}, SUMS, ["the prompt, repeated"], "'11 + 14' -> 1 (a right answer: 1)"),
+    "evaluation": ("math", {"evaluate": True}, SUMS, ["the repeated prompt"], "'11 + 14' earns 1, the right answer 1"),
     "length": (
         function("length"),
         {},
         SUMS,
-        ["a word, repeated a thousand times", "the right answer among others"],
+        ["one word a thousand times", "the right answer among others"],
         "'so so so",
     ),
     "mention": (function("mentions_the_answer"), {}, SUMS, ["the right answer among others"], "25 or 27 or"),
@@ -63,7 +63,7 @@ CHEATED = {
         function("says_any_number"),
         {},
         SUMS,
-        ["the prompt, repeated", "another problem's answer", "the right answer among others"],
+        ["the repeated prompt", "another problem's answer", "the right answer among others"],
         "a right answer: 1",
     ),
     "brevity": (function("short"), {}, SUMS, ["the empty text"], "such as '' -> 0 (a right answer: -2)"),
@@ -84,7 +84,9 @@ def test_honest_rewards_pass_the_audit(case):
 def test_rewards_that_can_be_cheated_are_found_with_the_text(case):
     spec, options, examples, kinds, text = CHEATED[case]
     found = audit_of(spec, options, examples)
-    assert all(any(f"can be cheated: {kind}, earns as much" in line for line in found) for kind in kinds)
+    assert all(
+        any(f"can be cheated: {kind} earns as much as a right answer on" in line for line in found) for kind in kinds
+    )
     assert any(text in line for line in found), found
     assert all("\n" not in line for line in found)
 

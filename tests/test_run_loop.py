@@ -171,6 +171,26 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path):
     assert reproducible(tmp_path / "cut") == reproducible(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("lowered", [3, 2])
+def test_a_run_resumed_with_fewer_generations_validates_what_it_ends_with(tmp_path, lowered):
+    tables = {REWARD: [right(count) for count in (2, 3, 6, 10, 8, 8)]}
+    assert cut_after(tmp_path, tables, 3) is None
+    for _ in range(2):  # the second time, all is there
+        result = make_run(tmp_path, Scripted(tables), generations=lowered, evaluate_every=2).execute()
+        assert result.generation == 3
+        rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert [row["generation"] for row in rows] == [0, 1, 2, 3]
+        assert [row["validation"]["mean"] * 16 for row in rows if "validation" in row] == [2, 6, 10]
+
+
+def cut_after(folder, tables, steps):
+    """Run with a validation every two generations, interrupted after so many steps."""
+    interrupts = []
+    run = make_run(folder, Scripted(tables), interrupts, evaluate_every=2)
+    run._reporter.generation = lambda row: interrupts.append(1) if row["generation"] == steps else None
+    return run.execute()
+
+
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [

@@ -135,7 +135,7 @@ def test_the_contract_wants_no_update_at_the_start_of_a_bare_model(folder):
 
 
 def test_a_space_without_its_adapter_says_what_to_give():
-    with pytest.raises(ConfigError, match=r"space 'svd-lora' needs an adapter, .* \(model.adapter\): make one with"):
+    with pytest.raises(ConfigError, match=r"model.adapter is not set, .* `esalign sft`, or .* space.name=base-svd"):
         esalign.make_space("svd-lora")
 
 

@@ -212,5 +212,5 @@ def make_probe(section: ProbeSection | None, config: Experiment, closing: ExitSt
     """Load the off-task probe and start the processes that score it, or return None when there is none."""
     if section is None:
         return None
-    examples = load_dataset(section, size=section.size, seed=config.run.seed).examples
+    examples = load_dataset(section, size=section.size, seed=config.run.seed, key="probe.size").examples
     return HeldOut(examples, closing.enter_context(make_pool(section.rewards, config.scoring)))

@@ -12,10 +12,10 @@ from pathlib import Path
 from esalign.config.reading import leaves
 from esalign.config.sections import Section
 from esalign.errors import ConfigError
+from esalign.space.hub import is_hub_id
 
 PATIENCE = 6.0  # seconds to wait for the hub
 _KEYS = re.compile(r"(.*\.)?(path|adapter|model|teacher|source)")
-_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def find_hub(config: Section) -> None:
@@ -33,7 +33,8 @@ def find_hub(config: Section) -> None:
         for key, value in found.items()
         if _KEYS.fullmatch(key)
         and isinstance(value, str)
-        and _ID.fullmatch(value)
+        and "/" in value
+        and is_hub_id(value)
         and not Path(value).expanduser().exists()
     }
     if not wanted or "VLLM_USE_MODELSCOPE" in os.environ:  # another hub, which vLLM can ask

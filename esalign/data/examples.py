@@ -63,7 +63,12 @@ def load_examples(source: str, *, size: int | None = None, seed: int = 0, **read
 
 
 def load_dataset(
-    source: Source, *, size: int | None = None, seed: int = 0, revise: Callable[[Row], Row] | None = None
+    source: Source,
+    *,
+    size: int | None = None,
+    seed: int = 0,
+    revise: Callable[[Row], Row] | None = None,
+    key: str = "size",
 ) -> Dataset:
     """Return problems of a source.
 
@@ -72,19 +77,20 @@ def load_dataset(
         size: number of problems: a random sample, or as many as a task is to generate. None is all, in their order.
         seed: decides the sample, or what a task generates.
         revise: gives a row the columns that its problem is made of; None leaves rows as they are.
+        key: what the size is called where the user set it, for errors.
 
     Raises:
         DataError: nothing there, unreadable, a column that is not there, an empty prompt, or fewer rows than asked.
     """
     if size is not None and size < 1:
-        raise DataError(f"size of '{source.source}' is {size}, expected at least 1")
+        raise DataError(f"{key} of '{source.source}' is {size}, expected at least 1")
     rows = source_rows(source, size=size, seed=seed)
     if revise is not None:
         rows = [revise(row) for row in rows]
     if size is None or is_task(source):
         return build_dataset(rows, source)
     if len(rows) < size:
-        raise DataError(f"'{source.source}' has {len(rows)} rows, fewer than the {size} that were asked for")
+        raise DataError(f"'{source.source}' has {len(rows)} rows, fewer than {key} {size}: lower it")
     chosen = generator(seed, Use.SUBSETS).choice(len(rows), size=size, replace=False).tolist()
     data = build_dataset([rows[index] for index in chosen], source, numbers=chosen)
     if size == len(rows):

@@ -166,7 +166,7 @@ def make_splits(
         DataError: too few different problems, sources that overlap, and all that `load_dataset` raises.
     """
     own = {
-        name: load_dataset(part, size=size, seed=seed)
+        name: load_dataset(part, size=size, seed=seed, key=f"data.{name}_size")
         for name, part, size in (("validation", validation, validation_size), ("test", test, test_size))
         if part is not None
     }
@@ -179,7 +179,8 @@ def make_splits(
     if len(pool) < wanted:
         raise DataError(
             f"'{source.source}' gives {len(pool)} different problems, fewer than the {wanted} asked for {sizes}; "
-            "ask for fewer by validation_size and test_size" + (", or widen data.options" if is_task(source) else "")
+            "ask for fewer by data.validation_size and data.test_size"
+            + (", or widen data.options" if is_task(source) else "")
         )
     test_set = own.get("test") or pool.take(test_size)
     validation_set = own.get("validation") or pool.take(validation_size)

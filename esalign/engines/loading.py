@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import re
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,11 +13,11 @@ from esalign.assets import adapter_path, model_path
 from esalign.engines.checks import check_choice
 from esalign.errors import BackendError
 from esalign.files import expand_home
+from esalign.space.hub import is_hub_id
 
 if TYPE_CHECKING:
     import torch
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
@@ -76,7 +75,7 @@ def load_model(
     check_choice("dtype", dtype, DTYPES)
     label = f"{role} '{path}'"
     target = _find_device(device)
-    if not Path(model_path(path)).exists() and not _HUB_ID.fullmatch(path):
+    if not Path(model_path(path)).exists() and not is_hub_id(path):
         raise BackendError(
             f"{label} cannot be loaded: there is no such file or folder, and an id of the Hugging Face hub is "
             "owner/name: check the path"

@@ -55,7 +55,11 @@ class CmaEs:
         step_damping: float = 1.0,
     ) -> None:
         checks.check_settings(dim=dim, sigma=sigma, population=population, seed=seed, least_population=4)
-        checks.check_integer("dim", dim, 2)
+        if dim < 2:
+            raise OptimizerError(
+                "cma-es needs a search space of at least 2 numbers, got one of 1: set space.tie to at least 2, or "
+                "search with another optimizer, such as openai-es"
+            )
         checks.check_number("step_damping", step_damping, above=0.0)
         mean_rate = default_mean_rate(dim, population) if mean_rate is None else mean_rate
         checks.check_number("mean_rate", mean_rate, above=0.0, most=1.0)

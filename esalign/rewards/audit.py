@@ -86,8 +86,8 @@ def _tricks(examples: Sequence[Example], answers: Sequence[str], forms: Sequence
         prompt = _text_of(example.prompt)
         yield Trick("the empty text", i, "")
         if prompt is not None:
-            yield Trick("the prompt, repeated", i, prompt)
-        yield Trick("a word, repeated a thousand times", i, "so " * REPETITIONS)
+            yield Trick("the repeated prompt", i, prompt)
+        yield Trick("one word a thousand times", i, "so " * REPETITIONS)
         if not others:
             continue
         for form in forms:
@@ -118,8 +118,8 @@ def _exploits(
         if len(problems) >= min(2, among):
             value, trick = max(cases, key=lambda case: case[0])
             found.append(
-                f"reward {name} can be cheated: {kind}, earns as much as a right answer on {len(problems)} of {among} "
-                f"problems, such as {_short(trick.text)} -> {value:g} (a right answer: {best[trick.problem]:g})"
+                f"reward {name} can be cheated: {kind} earns as much as a right answer on {len(problems)} of {among} "
+                f"problems; {_short(trick.text)} earns {value:g}, the right answer {best[trick.problem]:g}"
             )
     return found
 

@@ -21,7 +21,7 @@ from esalign.run.reporter import About, Reporter
 from esalign.run.result import Comparison, Result
 from esalign.run.statistics import Estimate, estimate, paired_difference, within_noise
 from esalign.run.texts import write_texts
-from esalign.run.trackers import Tracker
+from esalign.run.trackers import Tracker, flatten
 from esalign.seeds import Use, derive
 from esalign.types import Array, Sample, Sampling, State
 
@@ -48,6 +48,7 @@ class Progress:
     start: State = field(default_factory=dict)
     start_validation: Array = field(default_factory=lambda: np.zeros(0))
     start_scores: dict[str, Array] = field(default_factory=dict)
+    validated: int = 0
 
 
 class Run:
@@ -110,6 +111,8 @@ class Run:
         """Advance until a reason to stop, then judge on the test problems. None when the run was interrupted."""
         if not self._progress.start_scores:
             self._judge_start()
+        if self._limit_reached() and self._progress.validated < self._progress.done:
+            self._validate_last()
         while (reason := self._reason_to_stop()) is None:
             began = time.perf_counter()
             step = self._learner.advance(self._progress.done + 1)
@@ -153,10 +156,20 @@ class Run:
         scores = results[self._measures[0]].scores
         gain = estimate(scores).mean - estimate(progress.best_scores).mean
         progress.stale = 0 if gain > 0 else progress.stale + 1
+        progress.validated = number
         if gain >= 0:  # of equal ones, the later
             progress.best_generation, progress.best = number, self._learner.snapshot()
             progress.best_scores = scores
         return validation_row(row, results)
+
+    def _validate_last(self) -> None:
+        """Validate the step that a resumed run ends with, as its limit was lowered to what is done already."""
+        number = self._progress.done
+        row = next((one for one in self._metrics.read() if one["generation"] == number), {"generation": number})
+        row, totals = self._validate(number, row), self._totals()
+        self._metrics.keep_until(number - 1)
+        self._metrics.append({**row, **totals, "machine": {**row.get("machine", {}), **totals["machine"]}})
+        self._checkpoints.save(self._state(), number)
 
     def _judge_start(self) -> None:
         """Judge the learner as it comes, on every held-out set."""
@@ -379,14 +392,3 @@ def peak_memory() -> dict[str, float]:
 def interval(value: Estimate) -> dict[str, float]:
     """Return an estimate as a metrics row holds it."""
     return {"mean": value.mean, "low": value.low, "high": value.high, "count": value.count}
-
-
-def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return {'fitness/mean': 0.5, ...}, as trackers want it."""
-    flat: dict[str, float] = {}
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}/")
-        elif not isinstance(value, str):
-            flat[f"{prefix}{key}"] = float(value)
-    return flat

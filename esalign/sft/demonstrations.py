@@ -56,7 +56,7 @@ def load_demonstrations(data: SftData, *, seed: int) -> Dataset:
             revised["answer"] = row["completion"]
         return revised
 
-    return load_dataset(data, size=data.size, seed=seed, revise=revise)
+    return load_dataset(data, size=data.size, seed=seed, revise=revise, key="data.size")
 
 
 def _as_turn(turn: Any) -> Any:

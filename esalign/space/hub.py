@@ -6,6 +6,17 @@ from pathlib import Path
 
 from esalign.errors import EsalignError
 
+_HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
+
+
+def is_hub_id(name: str) -> bool:
+    """Say whether a name may be an id of the hub: ``owner/name``, or a name alone, which a few old models have.
+
+    >>> [is_hub_id(name) for name in ("owner/name", "gpt2", "./name", "a/b/c", "~/model")]
+    [True, True, False, False, False]
+    """
+    return _HUB_ID.fullmatch(name) is not None
+
 
 def find_folder(name: str | Path, noun: str, files: Sequence[str], error: type[EsalignError]) -> Path:
     """Return a local folder as it is, and one of the hub as its copy in the cache, fetched if need be.
@@ -19,7 +30,7 @@ def find_folder(name: str | Path, noun: str, files: Sequence[str], error: type[E
     path = Path(name)
     if path.is_dir():
         return path
-    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+    if path.exists() or not ("/" in str(name) and is_hub_id(str(name))):
         raise error(
             f"{noun} '{name}' is neither a folder with {', '.join(files)} nor an id of the Hugging Face hub: "
             "check the path"

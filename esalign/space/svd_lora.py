@@ -85,8 +85,8 @@ def open_svd_lora(*, model: str | None, adapter: str | None, fraction: float = 1
     """
     if adapter is None:
         raise ConfigError(
-            "space 'svd-lora' needs an adapter, whose singular values are searched (model.adapter): "
-            "make one with `esalign sft`"
+            "model.adapter is not set, but its singular values are what this space searches: make an adapter with "
+            "`esalign sft`, or search the model's own weights with space.name=base-svd"
         )
     return SvdLora(read_any_adapter(adapter, model), fraction=fraction)
 
