@@ -34,6 +34,10 @@ PAIRS: dict[str, list[tuple[object, list[str], list[str]]]] = {
         ("10", ["10 apples", "10 m", "10 K", "10 kg·m", "10 square meters", "10°C", r"\boxed{10^\circ}"], ["9 apples"]),
         ("10 km/h", ["10", "10 km/h", r"\boxed{10~\mathrm{km/h}}"], ["9 km/h", "1"]),
         ("12 apples", ["12", "12 apples", "She has 12 apples."], ["13 apples"]),
+        (r"25\pi", [r"25\pi cm^2", r"\boxed{25\pi\,m^2}", r"$25\pi$ cm^2", r"The area is $25\pi\,cm^2$."], [r"25\pi x^2"]),
+        (r"25\pi", [r"\boxed{25\pi\text{ cm}^2}", r"\boxed{25\pi~in}"], [r"24\pi cm^2", r"25\pi^2 cm^2", "25 cm^2"]),
+        (r"3\sqrt{5}", [r"The answer is 3\sqrt{5} km/h", r"\boxed{3\sqrt{5}\,m/s^2}", r"3\sqrt{5} mph"], [r"3\sqrt{6} km/h"]),
+        (r"25\pi cm^2", [r"\boxed{25\pi}", r"25\pi cm^2"], [r"\boxed{24\pi cm^2}"]),
     ],
     "currencies": [
         ("1234.5", ["$1,234.50", r"\boxed{\$1,234.50}", "€1,234.50", "1234.5 dollars", "US$1,234.50"], ["$1,234"]),

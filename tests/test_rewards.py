@@ -7,6 +7,7 @@ import pytest
 
 from esalign.errors import RewardError
 from esalign.rewards import RewardPool, TrainerState, load_reward
+from esalign.rewards.judge import Item, judge
 from esalign.types import Example
 
 TESTS = Path(__file__).parent
@@ -240,3 +241,14 @@ def test_exact_match_knows_numbers_by_their_digits(answer, right, wrong):
         completions = right + wrong
         values = reward(prompts=["p"] * len(completions), completions=completions, answer=[answer] * len(completions))
         assert values == [1.0] * len(right) + [0.0] * len(wrong)
+
+
+@pytest.mark.parametrize(("prompt", "told"), [(CHAT, True), ("2 + 2", False)])
+def test_a_reward_that_takes_messages_for_text_is_told_how_to_get_text(prompt, told):
+    def distinct(completions, **columns):
+        return [len({*text, {}}) for text in completions]  # fails on text, too
+
+    outcome = judge(load_reward(distinct), Item(prompt, {}, "4"))
+    assert outcome.failure == "error"
+    assert outcome.message.startswith("TypeError: unhashable type: 'dict'")
+    assert ("with completions: Sequence[str], a reward gets their text" in outcome.message) == told

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from esalign.errors import RewardError
-from esalign.rewards.load import Reward, TrainerState
+from esalign.rewards.load import Reward, TrainerState, is_chat
 from esalign.types import Prompt
 
 Failure = Literal["error", "timeout"]
+
+MESSAGES = " (completions of chats are lists of messages; with completions: Sequence[str], a reward gets their text)"
+"""Follows an error that a reward mostly makes of messages where it expects text."""
 
 
 class FromOutside(BaseException):
@@ -65,7 +68,8 @@ def judge(reward: Reward, item: Item) -> Outcome:
     except (RewardError, FromOutside):
         raise
     except BaseException as error:  # noqa: BLE001  (the user's code, and completions that verifiers evaluate)
-        return Outcome(failure="error", message=one_line(error))
+        of_messages = isinstance(error, (TypeError, AttributeError)) and is_chat(item.prompt) and not reward.as_text
+        return Outcome(failure="error", message=one_line(error) + (MESSAGES if of_messages else ""))
     if value is not None and not math.isfinite(value):
         return Outcome(failure="error", message=f"the reward is {value}, expected a finite number")
     return Outcome(value)

@@ -32,6 +32,11 @@ _RELATION = re.compile(r"[<>≤≥≠≡∈∣|\\]|\bmod\b")
 _FORMULA = re.compile(r"(?<!\\)\$|\\[(\[]|\\begin\b")
 _EQUALS = re.compile(r"(?<![\\<>!])=")
 _MATRIX = re.compile(r"(?:\\left\s*\S)?\s*\\begin\b.*\\end\s*\{\w+\}(?:\s*\\right\s*[^\s.])?", re.DOTALL)
+_UNIT = re.compile(  # after a formula, where math-verify takes cm^2 for c times m squared
+    r"(?:\s|~|\\[,;: ])*(?<![A-Za-z\\])"
+    r"(?:(?:[cdkm]m|m(?=[\^²³/])|in|ft|yd|mi|kg|mg|lbs?|oz|min|hr)(?:\s?\^\s?\{?[1-4]\}?|[²³])?"
+    r"(?:\s?/\s?(?:s|h|hr|min|[cdk]?m)(?:\s?\^\s?\{?[1-4]\}?|[²³])?)?|mph|units?)(?=[\s.$]*$)"
+)
 _EXACT_DIGITS = 50
 _RELATIVE = 1e-6
 
@@ -123,7 +128,8 @@ def _read_right(answer: str) -> Number | str:
 def _verify(given: Final, answer: str) -> bool:
     from math_verify import verify
 
-    right, found = list(_parse_right(answer)), [value for one in _formulas(given) for value in _parse(one)]
+    formulas = dict.fromkeys((*_formulas(given), *_formulas(_without_unit(given))))
+    right, found = list(_parse_right(answer)), [value for one in formulas for value in _parse(one)]
     if (number := number_of(given)) is not None:
         found.append(_quantity(number))
     pairs = [(one, other) for one in right for other in found if _is_quantity(one) and _is_quantity(other)]
@@ -159,6 +165,11 @@ def _equal_quantities(one: Any, other: Any) -> bool:
     return bool(abs(left - right) <= tolerance * abs(left))
 
 
+def _without_unit(final: Final) -> Final:
+    """Return a final answer without the unit at its end, where something is left."""
+    return final._replace(text=_UNIT.sub("", final.text) or final.text)
+
+
 def _formulas(final: Final) -> list[str]:
     """Return the formulas of a final answer as math-verify finds them."""
     if final.place == "box":
@@ -170,18 +181,19 @@ def _formulas(final: Final) -> list[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _parse_right(answer: str) -> tuple[Any, ...]:
-    final = final_answer(answer)
+    final = _without_unit(final_answer(answer))
     formulas = _formulas(final) if "$" in final.text or final.place == "box" else [f"${final.text}$"]
-    parsed = next((found for one in (*formulas, *_formulas(final)) if (found := _parse(one))), [])
+    parsed = next((found for one in (*formulas, *_formulas(final)) if (found := _parse(one))), ())
     if not parsed and not re.search(r"\w", final.text):
         raise ValueError(f"there is no mathematics in the right answer {answer!r:.80}")
     sides = _EQUALS.split(str(parsed[-1])) if parsed else []
     if len(sides) > 2 and not all(len(_parse(f"${side}$")) > 1 for side in sides):
         parsed = parsed[-1:]  # math-verify would take what stands right of the last sign for all of it
-    return tuple(parsed)
+    return parsed
 
 
-def _parse(text: str) -> list[Any]:
+@functools.lru_cache(maxsize=4096)  # candidates often give the same answer
+def _parse(text: str) -> tuple[Any, ...]:
     """Return what a formula is, and its text; the text alone where math-verify does not understand all of it."""
     from math_verify import LatexExtractionConfig, parse
 
@@ -191,4 +203,4 @@ def _parse(text: str) -> list[Any]:
     for pattern, sign in _SIGNS:
         text = pattern.sub(sign, text)
     # its ExprExtractionConfig, left out here, would take any number out of a formula that it does not understand
-    return list(parse(text, [LatexExtractionConfig()], extraction_mode="first_match", parsing_timeout=None))
+    return tuple(parse(text, [LatexExtractionConfig()], extraction_mode="first_match", parsing_timeout=None))
