@@ -165,8 +165,9 @@ class Run:
     def _validate_last(self) -> None:
         """Validate the step that a resumed run ends with, as its limit was lowered to what is done already."""
         number = self._progress.done
-        row = next((one for one in self._metrics.read() if one["generation"] == number), {"generation": number})
-        row, totals = self._validate(number, row), self._totals()
+        rows: list[dict[str, Any]] = [*self._metrics.read(), {"generation": number}]
+        row = self._validate(number, next(one for one in rows if one["generation"] == number))
+        totals = self._totals()
         self._metrics.keep_until(number - 1)
         self._metrics.append({**row, **totals, "machine": {**row.get("machine", {}), **totals["machine"]}})
         self._checkpoints.save(self._state(), number)
