@@ -8,7 +8,7 @@ import pytest
 
 from esalign.engines.cluster.pace import Pace
 from esalign.engines.cluster.scheduler import KILLS, Scheduler
-from esalign.engines.cluster.units import MOST, cut
+from esalign.engines.cluster.units import BLOCK, MOST, cut
 from esalign.engines.cluster.workers import Unfit, WorkerLost, WrongAnswer
 from esalign.errors import BackendError
 from esalign.testing.workers import SimulatedWorkers
@@ -295,3 +295,17 @@ def test_a_unit_that_only_encodes_tells_nothing_of_completions():
     pace.note(4, 2.0)
     assert pace.usual(8) == 2.0
     assert pace.usual(0) is None
+
+
+def test_a_worker_stays_with_the_prompts_that_it_was_sent():
+    """Of 40 blocks of prompts, each of 128 workers needs a few."""
+    sent = {}
+
+    def answer(worker, unit, _time):
+        sent.setdefault(worker, set()).update(unit.blocks)
+        return 1.0 + unit.size / 100 + worker / 1000, ("done", unit.key)
+
+    units = cut(100, 10_000, workers=128, fewest=256)
+    finish(scheduler_of(SimulatedWorkers(answer), 128), units)
+    assert max(len(unit.blocks) for unit in units) == MOST // BLOCK
+    assert np.mean([len(blocks) for blocks in sent.values()]) <= 8

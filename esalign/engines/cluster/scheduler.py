@@ -7,6 +7,7 @@ machines and over a simulation of them.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice, takewhile
 from typing import Any
 
 from esalign.engines.cluster.pace import Pace
@@ -114,6 +115,8 @@ class Scheduler:
         """
         call = _Call(deque(units), {unit.key: unit for unit in units}, accept, name)
         self.tally.units += len(units)
+        for worker in self.members.values():
+            worker.blocks.clear()
         while call.open:
             self._revive()
             if self._enough():
@@ -219,7 +222,7 @@ class Scheduler:
     def _hand(self, number: int, unit: Unit, call: _Call) -> None:
         worker = self.members[number]
         worker.state, worker.unit, worker.since = "busy", unit, self._workers.clock()
-        worker.place = unit.prompts.start
+        worker.blocks.update(unit.blocks)
         try:
             worker.future = self._workers.submit(number, unit)
         except WorkerLost as error:
@@ -227,12 +230,13 @@ class Scheduler:
             self._fail(number, error, call)
 
     def _choose(self, worker: Worker, queue: deque[Unit]) -> Unit:
-        """Take one of the largest units, the nearest to the prompts that a worker has; for a slow one the smallest."""
-        at, place = 0, worker.place
+        """Take one of the largest units, if possible one whose prompts a worker has; for a slow one the smallest."""
         if (worker.slowness or 1.0) >= SLOW:
             at = len(queue) - 1
-        elif place is not None:
-            at = min(range(min(len(queue), len(self.members))), key=lambda at: abs(queue[at].prompts.start - place))
+        else:
+            largest = takewhile(lambda unit: 2 * unit.size > queue[0].size, islice(queue, len(self.members)))
+            shares = [_new(worker, unit) for unit in largest]
+            at = shares.index(min(shares))
         unit = queue[at]
         del queue[at]
         return unit
@@ -325,3 +329,8 @@ class Scheduler:
                 what = call.name(worker.unit) if worker.unit.key in call.open else "work that another has done since"
                 self._warn(f"{self._workers.name(number)} is made anew: {what}: {why}")
                 self._fail(number, why, call)
+
+
+def _new(worker: Worker, unit: Unit) -> float:
+    """Return the share of a unit's blocks that its worker was not sent yet."""
+    return len(set(unit.blocks) - worker.blocks) / max(1, len(unit.blocks))

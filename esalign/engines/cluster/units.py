@@ -30,6 +30,11 @@ class Unit:
         """Number of completions."""
         return len(self.candidates) * len(self.prompts)
 
+    @property
+    def blocks(self) -> range:
+        """The blocks of prompts that hold its own."""
+        return range(self.prompts.start // BLOCK, -(-self.prompts.stop // BLOCK))
+
 
 def cut(
     candidates: int, prompts: int, *, workers: int, fewest: int, by_prompt: bool = False, call: int = 0

@@ -1,7 +1,7 @@
 """What a scheduler drives: workers that are made, examined, handed units and ended."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from esalign.engines.cluster.units import Unit
@@ -66,7 +66,7 @@ class Worker:
         state: resting is dead until it is made anew, gone is dead for good.
         future: of its start, or of its unit.
         unit: what it does.
-        place: where the prompts of its last unit begin, None before its first.
+        blocks: of prompts, which it was sent in this call.
         since: when it began that, or when its rest ends.
         starts: failures to start, one after another.
         failures: failures of any kind since its last answer.
@@ -80,7 +80,7 @@ class Worker:
     state: Literal["starting", "idle", "busy", "resting", "gone"] = "resting"
     future: Any = None
     unit: Unit | None = None
-    place: int | None = None
+    blocks: set[int] = field(default_factory=set)
     since: float = 0.0
     starts: int = 0
     failures: int = 0
