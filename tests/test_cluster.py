@@ -2,10 +2,12 @@
 
 import os
 import random
+import re
 import signal
 import threading
 import time
 import uuid
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +39,63 @@ DRAWN = Sampling(max_tokens=48, temperature=1.0, seed=3)
 CPUS = 0.2  # of each worker, as there are more of them than cores
 
 
+FAULTY = '''"""Engines that go wrong, each in its own way; a plug-in, which workers find in their path."""
+
+import os
+import sys
+from pathlib import Path
+
+from esalign_torch import TorchBackend
+
+
+class Liar(TorchBackend):
+    """Scores as it should, but leaves out a candidate when it completes."""
+
+    def generate(self, candidates, prompts, sampling, on_completion=None):
+        return super().generate(candidates, prompts, sampling)[1:]
+
+
+class Outdated(TorchBackend):
+    """Has another esalign beside it."""
+
+    def __init__(self, *arguments, **options):
+        sys.path.insert(0, str(Path(__file__).with_name("outdated")))
+        super().__init__(*arguments, **options)
+
+
+class Mortal(TorchBackend):
+    """Dies at start."""
+
+    def __init__(self, *arguments, **options):
+        os._exit(1)
+'''
+FAULTS = {"liar": "faulty:Liar", "outdated": "faulty:Outdated", "mortal": "faulty:Mortal"}
+
+
+def write_plugin(folder):
+    """Write the faulty engines as an installed distribution, and beside it one that says it is an old esalign."""
+    entry_points = "".join(f"{name} = {value}\n" for name, value in FAULTS.items())
+    files = {
+        "faulty.py": FAULTY,
+        "faulty-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: faulty\nVersion: 1\n",
+        "faulty-1.dist-info/entry_points.txt": f"[esalign.backends]\n{entry_points}",
+        "outdated/esalign-0.0.1.dist-info/METADATA": "Metadata-Version: 2.1\nName: esalign\nVersion: 0.0.1\n",
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def clean_machine():
+def clean_machine(tmp_path_factory):
     """One Ray for the module; afterwards no process and no shared memory of it is left."""
     mark, before = uuid.uuid4().hex, shared_memory()
     os.environ[MARK] = mark
-    connect("local", 0)
+    plugin = tmp_path_factory.mktemp("plugin")
+    write_plugin(plugin)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(plugin), prepend=os.pathsep)
+        connect("local", 0)
     yield
     ray.shutdown()
     del os.environ[MARK]
@@ -194,6 +247,37 @@ def bring_up_after_hang(cluster):
     """The next call finds that a worker is asleep for longer than the limit."""
     time.sleep(1.0)
     cluster.encode(f"a prompt that is new {uuid.uuid4().hex}")
+
+
+def test_workers_that_lie_are_outdated_or_die_at_start_change_nothing_and_are_told_of(space, candidates):
+    alone, few = TorchBackend(model_path("embedded"), space, device="cpu"), candidates[:2]
+    groups = [{"workers": 1, "cpus": CPUS}, *({"workers": 1, "cpus": CPUS, "backend": name} for name in FAULTS)]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        cluster = cluster_of(space, "auto", groups=groups, min_workers=2)
+        wait_for_gone(cluster, 2)
+        cluster._scheduler._least = 1  # the liar is missing for a while
+        rows = cluster.generate(few, PROMPTS, DRAWN)
+    assert count_differing(rows, alone.generate(few, PROMPTS, DRAWN)) <= 1
+    assert cluster.measure()["wrong"] >= 1
+    cluster.close()
+    alone.close()
+    said = "\n".join(str(one.message) for one in told)
+    for text in (
+        r"worker 1 \(liar\) gave what is no answer, so it is made anew: \d+ completions where \d+ were expected",
+        r"worker 2 \(outdated\) is refused: it has esalign 0\.0\.1, worker \d .* has",
+        r"worker 3 \(mortal\) is given up after 3 tries: ",
+    ):
+        assert re.search(text, said), said
+
+
+def wait_for_gone(cluster, count):
+    """Wait until so many workers are given up."""
+    scheduler, deadline = cluster._scheduler, time.monotonic() + 600
+    while sum(worker.state == "gone" for worker in scheduler.members.values()) < count:
+        scheduler._revive()
+        scheduler._listen(None)
+        assert time.monotonic() < deadline
 
 
 def test_a_worker_with_another_model_is_refused(space, tmp_path):
