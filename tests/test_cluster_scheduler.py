@@ -8,7 +8,7 @@ import pytest
 
 from esalign.engines.cluster.pace import Pace
 from esalign.engines.cluster.scheduler import KILLS, Scheduler
-from esalign.engines.cluster.units import BLOCK, MOST, cut
+from esalign.engines.cluster.units import BLOCK, MOST, Unit, cut
 from esalign.engines.cluster.workers import Unfit, WorkerLost, WrongAnswer
 from esalign.errors import BackendError
 from esalign.testing.workers import SimulatedWorkers
@@ -309,3 +309,7 @@ def test_a_worker_stays_with_the_prompts_that_it_was_sent():
     finish(scheduler_of(SimulatedWorkers(answer), 128), units)
     assert max(len(unit.blocks) for unit in units) == MOST // BLOCK
     assert np.mean([len(blocks) for blocks in sent.values()]) <= 8
+
+
+def test_a_unit_that_only_encodes_is_done_too():
+    assert finish(scheduler_of(SimulatedWorkers(steady)), [Unit((0, 0), range(0), range(0))]) == [(0, 0)]

@@ -234,7 +234,7 @@ class Scheduler:
         if (worker.slowness or 1.0) >= SLOW:
             at = len(queue) - 1
         else:
-            largest = takewhile(lambda unit: 2 * unit.size > queue[0].size, islice(queue, len(self.members)))
+            largest = takewhile(lambda unit: 2 * unit.size >= queue[0].size, islice(queue, len(self.members)))
             shares = [_new(worker, unit) for unit in largest]
             at = shares.index(min(shares))
         unit = queue[at]
