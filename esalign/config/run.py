@@ -64,7 +64,10 @@ class FitnessSection(Section):
         "closeness to a teacher; or a plug-in's name.",
     )
     prompts: int | None = Field(
-        None, ge=1, description="Problems per generation; none: 100, or 48 at a time for the surrogate."
+        None,
+        ge=1,
+        description="Problems per generation; none: 24, and up to 400 as candidates come near each other; 48 at a time "
+        "for the surrogate.",
     )
     samples: int | None = Field(
         None,
@@ -109,7 +112,7 @@ class RunConfig(Section):
     run: SearchRunSection = SearchRunSection()
 
     def describe(self) -> str:
-        """Return '24 candidates x 100 problems each, cma-es on torch'."""
+        """Return '24 candidates x 100 problems each, cma-es on torch', without problems that vary."""
         fitness = self.fitness
         samples = f" x {fitness.samples} completions" if (fitness.samples or 1) > 1 else ""
         who = "of the mean" if fitness.name == "surrogate" else "each"

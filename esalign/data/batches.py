@@ -30,6 +30,10 @@ class MiniBatches:
         self._epoch = 0
         self._waiting = self._shuffled(0)
 
+    def __len__(self) -> int:
+        """The number of problems."""
+        return len(self._examples)
+
     def next(self, size: int) -> list[Example]:
         """Return the next ``size`` problems.
 

@@ -59,6 +59,18 @@ class Completed:
         return reasons.count("length") / len(reasons)
 
 
+def join(first: Completed, second: Completed) -> Completed:
+    """Return what the same candidates wrote for the problems of the first, then for those of the second."""
+    counts = {name: first.errors.get(name, 0) + second.errors.get(name, 0) for name in {*first.errors, *second.errors}}
+    return Completed(
+        rows=[[*a, *b] for a, b in zip(first.rows, second.rows, strict=True)],
+        rewards=np.concatenate([first.rewards, second.rewards], axis=1),
+        errors=counts,
+        error_examples={**second.error_examples, **first.error_examples},
+        begun=[*first.begun, *second.begun],
+    )
+
+
 def complete(
     backend: Backend,
     pool: RewardPool,

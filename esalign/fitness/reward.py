@@ -1,12 +1,14 @@
 """The fitness of ESSA: the mean reward of what each candidate generates, on problems that all candidates share."""
 
-from dataclasses import replace
+import functools
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from esalign.errors import ConfigError, RewardError
-from esalign.fitness.completions import add_errors, complete, make_samples
+from esalign.fitness.completions import Completed, add_errors, complete, join, make_samples
 from esalign.fitness.parts import FitnessParts
+from esalign.fitness.reliability import LEAST, ProblemCount
 from esalign.seeds import Use, derive
 from esalign.types import Array, Evaluation, Example, State
 
@@ -16,27 +18,36 @@ class RewardFitness:
 
     Args:
         parts: what every fitness is made of.
-        prompts: problems per generation.
+        prompts: problems per generation; None starts with few, and takes more as candidates come near each other, see
+            `esalign.fitness.reliability`.
         samples: completions per problem and candidate; above 1 they need a temperature.
+        sampled: with greedy decoding, share of the problems that are completed at temperature 1 all the same, in
+            [0, 1]: what raises greedy completions may lower sampled ones, and a greedy fitness does not notice.
 
     Raises:
-        ConfigError: several samples with greedy decoding, where all would be equal.
+        ConfigError: several samples with greedy decoding, where all would be equal, or a share outside its range.
     """
 
-    def __init__(self, parts: FitnessParts, *, prompts: int = 100, samples: int = 1) -> None:
+    def __init__(
+        self, parts: FitnessParts, *, prompts: int | None = None, samples: int = 1, sampled: float = 0.0
+    ) -> None:
         if samples > 1 and parts.sampling.temperature == 0:
             raise ConfigError(
                 f"fitness.samples is {samples} with greedy decoding, where all samples are equal: set "
                 "sampling.temperature above 0, or fitness.samples to 1"
             )
+        if not 0 <= sampled <= 1:
+            raise ConfigError(f"fitness.options.sampled is {sampled}, expected a share of the problems, from 0 to 1")
         self._backend, self._batches, self._pool = parts.backend, parts.batches, parts.pool
-        self._prompts, self._samples, self._seed = prompts, samples, parts.seed
-        self._sampling = parts.sampling
+        self._samples, self._seed, self._sampling = samples, parts.seed, parts.sampling
+        self._sampled = sampled if parts.sampling.temperature == 0 else 0.0
+        self._adapts, self._count = prompts is None, ProblemCount(prompts or LEAST)
         self._examples: list[Example] = []
 
     def prepare(self, mean: Array, generation: int) -> None:  # noqa: ARG002  (other fitnesses draw from the mean)
         """Draw this generation's problems and decoding seed."""
-        chosen = self._batches.next(self._prompts)
+        number = min(self._count.count, len(self._batches)) if self._adapts else self._count.count
+        chosen = self._batches.next(number)
         self._examples = [example for example in chosen for _ in range(self._samples)]
         self._pool.state = replace(self._pool.state, global_step=generation - 1)
         self._sampling = replace(self._sampling, seed=derive(self._seed, Use.GENERATION, generation))
@@ -49,7 +60,7 @@ class RewardFitness:
         Raises:
             RewardError: the rewards abstained on every completion of every candidate, or could score none.
         """
-        completed = complete(self._backend, self._pool, candidates, self._examples, self._sampling)
+        completed = self._complete(candidates)
         rewards = completed.rewards
         counts = (~np.isnan(rewards)).sum(axis=1)
         if not counts.any():
@@ -59,6 +70,8 @@ class RewardFitness:
             )
         fitness = np.nansum(rewards, axis=1) / np.maximum(counts, 1)
         fitness[counts == 0] = fitness[counts > 0].min()
+        if self._adapts:
+            self._count.note(rewards)
         prompt_tokens = sum(len(self._backend.encode(example.prompt)) for example in self._examples)
         return Evaluation(
             fitness=fitness,
@@ -67,6 +80,7 @@ class RewardFitness:
                     "reward_std": float(np.nanmean(np.nanstd(rewards[counts > 0], axis=1))),
                     "truncated": completed.truncated,
                     "mean_tokens": completed.generated_tokens / rewards.size,
+                    "prompts": len(self._examples),
                     "abstained": float(np.isnan(rewards).mean()),
                 },
                 completed,
@@ -76,10 +90,23 @@ class RewardFitness:
             samples=make_samples(self._examples, completed, candidate=int(np.argmax(fitness))),
         )
 
+    def _complete(self, candidates: Array) -> Completed:
+        """Let all candidates write: greedily, or as the user said, but for the last problems, which are sampled."""
+        greedy = len(self._examples) - round(self._sampled * len(self._examples))
+        hot = replace(self._sampling, temperature=1.0)
+        parts = [
+            complete(self._backend, self._pool, candidates, examples, sampling)
+            for examples, sampling in ((self._examples[:greedy], self._sampling), (self._examples[greedy:], hot))
+            if examples
+        ]
+        return functools.reduce(join, parts)
+
     def state_dict(self) -> State:
-        """The place in the training problems."""
-        return {"batches": self._batches.state_dict()}
+        """The place in the training problems, and how many are next."""
+        return {"batches": self._batches.state_dict(), "count": asdict(self._count)}
 
     def load_state_dict(self, state: State) -> None:
         """Continue from that place."""
         self._batches.load_state_dict(state["batches"])
+        if self._adapts:
+            self._count = ProblemCount(**state["count"])

@@ -9,14 +9,14 @@ import numpy as np
 
 from esalign.errors import RewardError
 from esalign.fitness.completions import Completed
+from esalign.fitness.reliability import LEAST, WANTED
 from esalign.run.first_step import FirstStep, compare
 from esalign.types import Array
 
 PAIRS = 4
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0)  # times the configured sigma
 CLEAR = 2.37  # the 95 % quantile of chi2 / PAIRS with PAIRS degrees of freedom
-RELIABLE = 0.9  # share of signal in the variance between candidates that the proposed prompts give
-FEWEST_PROMPTS, LEAST_RATE = 16, 0.25
+LEAST_RATE = 0.25
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def propose(signals: Sequence[Signal], start: float, *, dim: int, prompts: int, 
     """Propose settings for a run.
 
     Sigma: of those that do no damage and whose signal is clear, the one with the most usable signal; where none is
-    clear, the largest that does no damage, as signals grow with sigma until damage sets in. Prompts: so many that 90 %
+    clear, the largest that does no damage, as signals grow with sigma until damage sets in. Prompts: so many that half
     of the variance between candidates is signal. Population: CMA-ES's ``4 + 3 log(dim)``, and as many as let its mean
     learn at a rate of 1/4.
 
@@ -211,8 +211,8 @@ def propose(signals: Sequence[Signal], start: float, *, dim: int, prompts: int, 
     clear = [one for one in whole if one.clear]
     if clear:
         best = max(clear, key=lambda one: one.usable)
-        wanted = best.noise / best.variance * RELIABLE / (1 - RELIABLE)
-        prompts = max(_round_up(wanted, 8), FEWEST_PROMPTS)
+        wanted = best.noise / best.variance * WANTED / (1 - WANTED)
+        prompts = max(_round_up(wanted, 8), LEAST)
     else:
         best = whole[-1] if whole else signals[0]
     return Proposal(

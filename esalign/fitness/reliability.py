@@ -1,0 +1,63 @@
+"""How much of the ranking of candidates is signal, and how many problems that takes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from esalign.types import Array
+
+WANTED = 0.5  # reliability: half of the variance between candidates is signal
+LEAST, MOST = 24, 400  # problems
+MEMORY = 0.7  # weight of what was known before a generation
+FASTEST = 1.5  # factor that the number of problems changes by, at most, in one generation
+
+
+@dataclass
+class ProblemCount:
+    """Chooses how many problems a generation has: few while candidates differ much, more as they come near each other.
+
+    The reward of candidate i on problem j is taken to be the sum of a part of i, a part of j, and noise. Analysis of
+    variance tells the first from the last (Hoyt 1941, "Test reliability estimated by analysis of variance"; the same
+    number is known as Cronbach's alpha). More problems divide the noise (Spearman 1910; Brown 1910).
+
+    Args:
+        count: problems of the next generation.
+        signal: variance of the candidates' parts, smoothed; None before the first generation.
+        noise: variance of the noise of one problem, smoothed.
+    """
+
+    count: int = LEAST
+    signal: float | None = None
+    noise: float = 0.0
+
+    def note(self, rewards: Array) -> None:
+        """Learn from a generation's rewards, shape (population, problems), NaN where there is none."""
+        signal, noise = variances(rewards)
+        if not np.isfinite(signal + noise):
+            return
+        weight = 0.0 if self.signal is None else MEMORY
+        self.signal = weight * (self.signal or 0.0) + (1 - weight) * signal
+        self.noise = weight * self.noise + (1 - weight) * noise
+        # reliability = signal / (signal + noise / count), solved for count
+        wanted = WANTED / (1 - WANTED) * self.noise / self.signal if self.signal > 0 else float("inf")
+        low, high = max(LEAST, self.count / FASTEST), min(MOST, self.count * FASTEST)
+        self.count = round(min(max(wanted, low), high))
+
+
+def variances(rewards: Array) -> tuple[float, float]:
+    """Return the variance of the candidates' true means, below 0 by chance where there is none, and the noise's.
+
+    Args:
+        rewards: shape (population, problems). Problems with a NaN are left out.
+
+    Returns:
+        Two NaN where fewer than two candidates or problems are left.
+    """
+    whole = rewards[:, ~np.isnan(rewards).any(axis=0)]
+    candidates, problems = whole.shape
+    if candidates < 2 or problems < 2:
+        return float("nan"), float("nan")
+    rows, columns = whole.mean(axis=1, keepdims=True), whole.mean(axis=0, keepdims=True)
+    residual = np.square(whole - rows - columns + whole.mean()).sum()
+    noise = residual / ((candidates - 1) * (problems - 1))
+    return float(rows.var(ddof=1) - noise / problems), float(noise)

@@ -1,0 +1,110 @@
+"""The fitness of ESSA: how many problems a generation has, and what of them is sampled."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from esalign.data import MiniBatches
+from esalign.errors import ConfigError
+from esalign.fitness import FitnessParts
+from esalign.fitness.reliability import LEAST, MOST, ProblemCount, variances
+from esalign.fitness.reward import RewardFitness
+from esalign.rewards.pool import RewardPool
+from esalign.testing import FakeBackend
+from esalign.types import Example, Sampling
+
+EXAMPLES = [Example(prompt=f"{a} + {b} =", columns={}) for a in range(40) for b in range(20)]
+
+
+def variety(prompts, completions, **columns):
+    return [len(set(text)) / 40 for text in completions]
+
+
+def simulated(rng, *, signal, noise, candidates=24, problems=LEAST):
+    """Rewards of candidates that differ by a standard deviation, problems that differ, and noise."""
+    rows, columns = rng.normal(0, signal, (candidates, 1)), rng.normal(0, 0.3, (1, problems))
+    return 0.5 + rows + columns + rng.normal(0, noise, (candidates, problems))
+
+
+def make_fitness(sampling=None, seed=0, **options):
+    backend = FakeBackend("any", SimpleNamespace(dim=4))
+    pool = RewardPool([(variety, 1.0)], workers=0)
+    batches = MiniBatches(EXAMPLES, seed=seed)
+    return RewardFitness(FitnessParts(backend, batches, pool, sampling or Sampling(max_tokens=8)), **options)
+
+
+def test_variances_are_those_that_made_the_rewards():
+    rng = np.random.default_rng(0)
+    found = np.mean([variances(simulated(rng, signal=0.05, noise=0.4)) for _ in range(400)], axis=0)
+    np.testing.assert_allclose(found, [0.05**2, 0.4**2], rtol=0.1)
+
+
+def test_problems_with_abstentions_are_left_out():
+    rewards = simulated(np.random.default_rng(0), signal=0.1, noise=0.3)
+    holed = np.hstack([rewards, np.where(np.arange(24)[:, None] == 3, np.nan, 7.0)])
+    assert variances(holed) == variances(rewards)
+    assert np.isnan(variances(np.full((24, 5), np.nan))).all()
+
+
+@pytest.mark.parametrize(("signal", "noise", "expected"), [(0.2, 0.4, LEAST), (0.04, 0.4, 100), (0.0, 0.4, MOST)])
+def test_as_many_problems_as_make_half_of_the_ranking_signal(signal, noise, expected):
+    rng, count, seen = np.random.default_rng(0), ProblemCount(), []
+    for _ in range(200):
+        count.note(simulated(rng, signal=signal, noise=noise, problems=count.count))
+        seen.append(count.count)
+    assert np.median(seen[20:]) == pytest.approx(expected, rel=0.25)
+    assert all(LEAST <= number <= MOST for number in seen)
+
+
+def test_fewer_problems_again_when_candidates_part():
+    rng, count = np.random.default_rng(0), ProblemCount(MOST)
+    for _ in range(20):
+        count.note(simulated(rng, signal=0.2, noise=0.4, problems=count.count))
+    assert count.count == LEAST
+
+
+def test_a_number_that_is_given_is_kept():
+    fitness = make_fitness(prompts=5)
+    for generation in range(1, 4):
+        fitness.prepare(np.zeros(4), generation)
+        assert fitness.evaluate(np.zeros((4, 4))).metrics["prompts"] == 5
+
+
+def test_half_of_the_problems_are_sampled_where_decoding_is_greedy():
+    candidates, [half, none, warm] = np.ones((2, 4)), [[], [], []]
+    settings = [(half, {"sampled": 0.5}, 0.0), (none, {"sampled": 0.0}, 0.0), (warm, {"sampled": 0.5}, 0.7)]
+    for rows, options, temperature in settings:
+        fitness = make_fitness(Sampling(max_tokens=8, temperature=temperature), prompts=6, **options)
+        fitness.prepare(np.zeros(4), 1)
+        rows += [fitness._complete(candidates).rows[0][j].text for j in range(6)]
+    assert half[:3] == none[:3]
+    assert all(mixed != greedy for mixed, greedy in zip(half[3:], none[3:], strict=True))
+    assert warm != none
+
+
+def test_a_share_outside_its_range_is_refused():
+    with pytest.raises(ConfigError, match=r"fitness.options.sampled is 1.5, expected a share"):
+        make_fitness(sampled=1.5)
+
+
+def test_goes_on_as_it_would_have_from_a_state():
+    rng = np.random.default_rng(1)
+    table = 0.01 * rng.standard_normal((6, 3, 4))  # candidates that hardly differ
+    whole, first, second = (make_fitness(Sampling(max_tokens=3)) for _ in range(3))
+
+    def generations(fitness, numbers):
+        for number in numbers:
+            fitness.prepare(np.zeros(4), number + 1)
+            told = fitness.evaluate(table[number])
+            yield told.fitness, told.metrics["prompts"]
+
+    wanted = list(generations(whole, range(6)))
+    found = list(generations(first, range(3)))
+    second.load_state_dict(first.state_dict())
+    found += generations(second, range(3, 6))
+    for (one, prompts), (other, others) in zip(wanted, found, strict=True):
+        assert_array_equal(one, other)
+        assert prompts == others
+    assert len({prompts for _, prompts in wanted}) > 1
