@@ -72,6 +72,14 @@ def test_a_number_that_is_given_is_kept():
         assert fitness.evaluate(np.zeros((4, 4))).metrics["prompts"] == 5
 
 
+def test_samples_of_a_problem_are_one_measurement():
+    fitness = make_fitness(Sampling(max_tokens=3, temperature=1.0), samples=2)
+    fitness.prepare(np.zeros(4), 1)
+    rewards = fitness._complete(np.zeros((3, 4))).rewards
+    assert fitness.evaluate(np.zeros((3, 4))).metrics["prompts"] == LEAST
+    assert fitness._count.noise == variances((rewards[:, ::2] + rewards[:, 1::2]) / 2)[1]
+
+
 def test_half_of_the_problems_are_sampled_where_decoding_is_greedy():
     candidates, [half, none, warm] = np.ones((2, 4)), [[], [], []]
     settings = [(half, {"sampled": 0.5}, 0.0), (none, {"sampled": 0.0}, 0.0), (warm, {"sampled": 0.5}, 0.7)]

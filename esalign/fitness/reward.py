@@ -71,7 +71,7 @@ class RewardFitness:
         fitness = np.nansum(rewards, axis=1) / np.maximum(counts, 1)
         fitness[counts == 0] = fitness[counts > 0].min()
         if self._adapts:
-            self._count.note(rewards)
+            self._count.note(rewards.reshape(len(rewards), -1, self._samples).mean(axis=2))
         prompt_tokens = sum(len(self._backend.encode(example.prompt)) for example in self._examples)
         return Evaluation(
             fitness=fitness,
@@ -80,7 +80,7 @@ class RewardFitness:
                     "reward_std": float(np.nanmean(np.nanstd(rewards[counts > 0], axis=1))),
                     "truncated": completed.truncated,
                     "mean_tokens": completed.generated_tokens / rewards.size,
-                    "prompts": len(self._examples),
+                    "prompts": len(self._examples) // self._samples,
                     "abstained": float(np.isnan(rewards).mean()),
                 },
                 completed,
