@@ -64,9 +64,9 @@ CHEATED = {
         {},
         SUMS,
         ["the repeated prompt", "another problem's answer", "the right answer among others"],
-        "a right answer: 1",
+        "earns 1, the right answer 1",
     ),
-    "brevity": (function("short"), {}, SUMS, ["the empty text"], "such as '' -> 0 (a right answer: -2)"),
+    "brevity": (function("short"), {}, SUMS, ["the empty text"], "'' earns 0, the right answer -2"),
 }
 
 
