@@ -1,0 +1,44 @@
+"""A run over a cluster whose own process is killed goes on with other workers, as if nothing had been."""
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+from processes import MARK, marked, wait_until
+from runs import reproducible, write_run
+
+pytest.importorskip("ray")
+
+CLUSTER = {"workers": 1, "cpus": 0.2, "cut_for": 2, "unit": 4, "address": "local"}
+WEIGHTS = "adapter/adapter_model.safetensors"
+
+
+def start(mark, *arguments):
+    """Start `esalign run`; it and all that it starts have the mark."""
+    command = [Path(sys.executable).with_name("esalign"), "run", *map(str, arguments)]
+    return subprocess.Popen(command, env=os.environ | {MARK: mark}, stdin=subprocess.DEVNULL)
+
+
+def test_a_killed_run_goes_on_with_fewer_workers_and_leaves_nothing_behind(tmp_path):
+    file, mark = write_run(tmp_path, cluster=CLUSTER, run__generations=24), uuid.uuid4().hex
+    killed, whole = tmp_path / "runs" / "killed", tmp_path / "runs" / "whole"
+    victim, metrics = start(mark, file, "run.name=killed", "cluster.workers=2"), killed / "metrics.jsonl"
+    assert wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, 300.0)
+    victim.kill()
+    assert victim.wait() == -signal.SIGKILL
+    assert 3 <= metrics.read_text().count("\n") < 25, "killed too late, so this shows nothing"
+    # workers end at once; two agents of a Ray that the run had started look for their server for a while
+    assert wait_until(lambda: not marked(mark), 120.0), commands_of(marked(mark))
+    for arguments in (("run.name=whole",), ("run.name=killed", "--resume")):
+        assert start(mark, file, *arguments).wait(600) == 0
+    assert reproducible(killed) == reproducible(whole)
+    assert (killed / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert wait_until(lambda: not marked(mark)), commands_of(marked(mark))
+
+
+def commands_of(processes):
+    return [Path(f"/proc/{number}/cmdline").read_text().replace("\0", " ")[:200] for number in processes]
