@@ -252,7 +252,11 @@ def edit(folder, target, name="config.json", **changes):
         ),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
-        ({"rope_parameters": {"rope_type": "longrope"}}, "rotary embedding of type 'longrope'"),
+        (
+            {"rope_parameters": {"rope_type": "longrope"}},
+            "rotary embedding of type 'longrope' (known: default, linear, yarn, llama3)",
+        ),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 (expected 1)"),
         (
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "attention_factor": 0.5}},
             "YaRN with attention_factor 0.5",

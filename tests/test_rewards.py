@@ -28,6 +28,13 @@ def test_built_in_rewards_read_completions_that_are_messages_as_trl_gives_them()
         reward(prompts=["2 + 2?"], completions=[4], answer=["4"])
 
 
+@pytest.mark.parametrize("completion", [4, [], [{"role": "assistant"}], [[{"role": "assistant", "content": "4"}]]])
+def test_completions_that_are_neither_text_nor_messages_are_refused(completion):
+    chat = [{"role": "user", "content": "2 + 2?"}]
+    with pytest.raises(RewardError, match=r"got the completion .*, expected text or messages"):
+        load_reward(function("length"))(prompts=[chat], completions=[completion])
+
+
 def test_rewards_are_loaded_by_name_module_file_and_as_they_are(monkeypatch):
     monkeypatch.syspath_prepend(str(TESTS))
     import reward_functions

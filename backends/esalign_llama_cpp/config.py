@@ -243,7 +243,9 @@ def _read_rope(raw: Mapping[str, Any], folder: Path) -> Rope:
     rope = _rope_of(raw)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     part = float(rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)))
-    if kind not in ROPE_KINDS or (part != 1.0 and raw["model_type"] != "phi3"):
+    if part != 1.0 and raw["model_type"] != "phi3":
+        raise _not_converted(folder, f"partial_rotary_factor {part:g} (expected 1)")
+    if kind not in ROPE_KINDS:
         raise _not_converted(folder, f"a rotary embedding of type {kind!r} (known: {', '.join(ROPE_KINDS)})")
     for key, default in YARN_DEFAULTS.items():
         if kind == "yarn" and rope.get(key, default) not in (default, None):

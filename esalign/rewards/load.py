@@ -101,7 +101,9 @@ class Reward:
                     f"reward {self.name!r} was given {len(completions)} completions, but {len(values)} of {name!r}"
                 )
         arguments["completions"] = (
-            [self._text_of(one) for one in completions] if self.as_text else _as_chats(prompts, completions)
+            [self._text_of(one) for one in completions]
+            if self.as_text
+            else [self._as_given(*pair) for pair in zip(prompts, completions, strict=False)]
         )
         known = arguments.keys() - set(OF_A_RUN) if self.parameters is None else self.parameters
         known = (known | self.named) - self.options.keys()
@@ -117,6 +119,12 @@ class Reward:
         if not isinstance(text, str):
             raise RewardError(f"reward {self.name!r} got the completion {completion!r:.80}, expected text or messages")
         return text
+
+    def _as_given(self, prompt: Prompt, completion: Any) -> Any:
+        """Return a completion as TRL hands it over: as messages where the prompt is a chat, as text elsewhere."""
+        self._text_of(completion)
+        in_chat = is_chat(prompt) and isinstance(completion, str)
+        return [{"role": "assistant", "content": completion}] if in_chat else completion
 
     def _checked(self, values: Any, count: int) -> list[float | None]:
         is_list = hasattr(values, "__len__") and hasattr(values, "__iter__")
@@ -308,16 +316,6 @@ def _signature(name: str, function: RewardFunction) -> _Signature:
 def _written(annotation: Any) -> str:
     """Return an annotation as it is written, e.g. ``collections.abc.Sequence[str]``."""
     return annotation if isinstance(annotation, str) else str(annotation)
-
-
-def _as_chats(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Any]:
-    """Return completions as TRL hands them over: as messages where the prompt is a chat, as text elsewhere."""
-    return [
-        [{"role": "assistant", "content": completion}]
-        if is_chat(prompt) and isinstance(completion, str)
-        else completion
-        for prompt, completion in zip(prompts, completions, strict=False)
-    ]
 
 
 def is_chat(prompt: Prompt) -> bool:
