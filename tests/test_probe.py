@@ -1,5 +1,6 @@
 """`esalign probe` measures what mirrored candidates of several step sizes earn, and proposes a run's settings."""
 
+import dataclasses
 import io
 import json
 import math
@@ -17,7 +18,7 @@ from esalign.errors import ConfigError, RewardError
 from esalign.fitness.completions import Completed
 from esalign.report.terminal import show_probe
 from esalign.run.first_step import FirstStep
-from esalign.run.signal import PAIRS, Signal, measure, propose
+from esalign.run.signal import PAIRS, Probed, Signal, measure, propose
 from esalign.testing.fake import FakeBackend
 from esalign.types import Completion
 
@@ -133,7 +134,13 @@ def signal(sigma, *, broken=0.0, reward=0.5, half=0.01, noise=0.1):
 @pytest.mark.parametrize(
     ("signals", "sigma", "prompts", "by_signal", "at_edge"),
     [
-        ([signal(1, half=0.004), signal(2, noise=0.3), signal(4, half=0.005)], 2, 48, True, False),  # 0.3 / 0.007 = 43
+        (
+            [signal(1, half=0.004), signal(2, noise=0.3), signal(4, half=0.005)],
+            2,
+            88,
+            True,
+            False,
+        ),  # 2 * 0.3 / 0.007 = 86
         ([signal(1), signal(2, half=0.1, broken=0.9), signal(4, half=0.005)], 1, 24, True, True),
         ([signal(1), signal(2, noise=0), signal(4, half=0.011)], 2, 24, True, False),
         ([signal(1, half=1), signal(2), signal(4)], 1, 24, True, True),
@@ -176,6 +183,20 @@ def test_the_table_has_a_row_for_each_sigma_and_the_proposal_can_be_pasted(tmp_p
     ]
     assert "optimizer.population=12" in shown
     assert "6 generations of 12 candidates x 24 problems" in " ".join(shown.split())
+
+
+def test_what_the_run_chooses_itself_is_not_proposed(tmp_path, told):
+    told(write_best_at(1.0))
+    probed = probe(write_probe(tmp_path, optimizer__sigma=1.0, fitness={}))
+    assert probed.overrides == f"optimizer.sigma={probed.proposal.sigma:g} optimizer.population=12"
+
+
+def test_where_all_does_damage_that_is_said():
+    signals = (signal(1), signal(2))
+    probed = Probed(0.6, signals, propose(signals, 1.1, dim=256, prompts=48, most_prompts=1000), 4, 9.0)
+    assert "every sigma that was tried does damage" not in " ".join(probed.concerns)
+    worse = dataclasses.replace(probed, start=1.1)
+    assert worse.concerns[0] == "every sigma that was tried does damage, so this is the smallest"
 
 
 def test_it_writes_json_and_no_run(tmp_path):

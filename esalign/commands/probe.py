@@ -80,6 +80,7 @@ def probe(config: RunConfig, *, output: Path | None = None, progress: Progress =
         proposal=proposal,
         generations=config.run.generations,
         seconds=work * seconds / max(completed.generated_tokens, 1),
+        adapts=config.fitness.prompts is None,
     )
     if output is not None:
         write_json(output, finite(probed.row()))

@@ -67,7 +67,7 @@ class FitnessSection(Section):
         None,
         ge=1,
         description="Problems per generation; none: 24, and up to 400 as candidates come near each other; 48 at a time "
-        "for the surrogate.",
+        "for the surrogate, 100 for distillation.",
     )
     samples: int | None = Field(
         None,
@@ -112,9 +112,10 @@ class RunConfig(Section):
     run: SearchRunSection = SearchRunSection()
 
     def describe(self) -> str:
-        """Return '24 candidates x 100 problems each, cma-es on torch', without problems that vary."""
+        """Return '24 candidates x 100 problems each, cma-es on torch'."""
         fitness = self.fitness
         samples = f" x {fitness.samples} completions" if (fitness.samples or 1) > 1 else ""
         who = "of the mean" if fitness.name == "surrogate" else "each"
-        problems = f" x {fitness.prompts} problems{samples} {who}" if fitness.prompts else ""
+        number = fitness.prompts or ("as many as tell them apart" if fitness.name == "reward" else None)
+        problems = f" x {number} problems{samples} {who}" if number else ""
         return f"{self.optimizer.population} candidates{problems}, {self.optimizer.name} on {self.backend.name}"

@@ -9,6 +9,7 @@ from esalign.types import Array
 WANTED = 0.5  # reliability: half of the variance between candidates is signal
 LEAST, MOST = 24, 400  # problems
 MEMORY = 0.7  # weight of what was known before a generation
+ROUNDS = 20
 FASTEST = 1.5  # factor that the number of problems changes by, at most, in one generation
 
 
@@ -48,16 +49,20 @@ def variances(rewards: Array) -> tuple[float, float]:
     """Return the variance of the candidates' true means, below 0 by chance where there is none, and the noise's.
 
     Args:
-        rewards: shape (population, problems). Problems with a NaN are left out.
+        rewards: shape (population, problems), NaN where there is none.
 
     Returns:
-        Two NaN where fewer than two candidates or problems are left.
+        Two NaN where too little is known to tell.
     """
-    whole = rewards[:, ~np.isnan(rewards).any(axis=0)]
-    candidates, problems = whole.shape
-    if candidates < 2 or problems < 2:
+    rewards = rewards[(~np.isnan(rewards)).sum(axis=1) > 1]
+    rewards = rewards[:, (~np.isnan(rewards)).sum(axis=0) > 1]
+    known, (candidates, problems) = ~np.isnan(rewards), rewards.shape
+    freedom = known.sum() - candidates - problems + 1
+    if candidates < 2 or problems < 2 or freedom < 1 or not known.any(axis=1).all():
         return float("nan"), float("nan")
-    rows, columns = whole.mean(axis=1, keepdims=True), whole.mean(axis=0, keepdims=True)
-    residual = np.square(whole - rows - columns + whole.mean()).sum()
-    noise = residual / ((candidates - 1) * (problems - 1))
-    return float(rows.var(ddof=1) - noise / problems), float(noise)
+    rows = np.zeros((candidates, 1))
+    for _ in range(ROUNDS):  # fits rewards = rows + columns; one round is exact where nothing is missing
+        columns = np.nanmean(rewards - rows, axis=0, keepdims=True)  # (1, problems)
+        rows = np.nanmean(rewards - columns, axis=1, keepdims=True)  # (candidates, 1)
+    noise = np.nansum(np.square(rewards - rows - columns)) / freedom
+    return float(rows.var(ddof=1) - noise * (1 / known.sum(axis=1)).mean()), float(noise)

@@ -71,7 +71,7 @@ class RewardFitness:
         fitness = np.nansum(rewards, axis=1) / np.maximum(counts, 1)
         fitness[counts == 0] = fitness[counts > 0].min()
         if self._adapts:
-            self._count.note(rewards.reshape(len(rewards), -1, self._samples).mean(axis=2))
+            self._count.note(_mean_of_samples(rewards, self._samples))
         prompt_tokens = sum(len(self._backend.encode(example.prompt)) for example in self._examples)
         return Evaluation(
             fitness=fitness,
@@ -110,3 +110,10 @@ class RewardFitness:
         self._batches.load_state_dict(state["batches"])
         if self._adapts:
             self._count = ProblemCount(**state["count"])
+
+
+def _mean_of_samples(rewards: Array, samples: int) -> Array:
+    """Return the mean reward of a problem's samples, shape (population, problems), NaN where all abstained."""
+    by_problem = rewards.reshape(len(rewards), -1, samples)
+    known = (~np.isnan(by_problem)).sum(axis=2)
+    return np.where(known > 0, np.nansum(by_problem, axis=2) / np.maximum(known, 1), np.nan)

@@ -99,6 +99,7 @@ class Probed:
         proposal: the settings that follow.
         generations: of the run.
         seconds: search time of a run with these settings, from the probe's speed.
+        adapts: whether the run chooses the number of problems itself, so that it is no part of the overrides.
     """
 
     start: float
@@ -106,6 +107,7 @@ class Probed:
     proposal: Proposal
     generations: int
     seconds: float
+    adapts: bool = False
 
     @property
     def chosen(self) -> Signal:
@@ -116,9 +118,8 @@ class Probed:
     def overrides(self) -> str:
         """The proposal as arguments of `esalign run`."""
         found = self.proposal
-        return (
-            f"optimizer.sigma={found.sigma:g} fitness.prompts={found.prompts} optimizer.population={found.population}"
-        )
+        prompts = "" if self.adapts else f" fitness.prompts={found.prompts}"
+        return f"optimizer.sigma={found.sigma:g}{prompts} optimizer.population={found.population}"
 
     def row(self) -> dict[str, Any]:
         """Return all numbers as JSON knows them, those of the table included."""
@@ -132,7 +133,9 @@ class Probed:
     def concerns(self) -> tuple[str, ...]:
         """What makes the proposal doubtful."""
         found, prompts, texts = self.proposal, self.signals[0].prompts, []
-        if not found.by_signal:
+        if all(one.damages(self.start) for one in self.signals):
+            texts.append("every sigma that was tried does damage, so this is the smallest")
+        elif not found.by_signal:
             texts.append(
                 f"no signal is clear with {prompts} prompts, so sigma is the largest that does no damage: a search "
                 "will need more prompts (fitness.prompts), or a reward that tells more completions apart"
@@ -211,7 +214,7 @@ def propose(signals: Sequence[Signal], start: float, *, dim: int, prompts: int, 
     clear = [one for one in whole if one.clear]
     if clear:
         best = max(clear, key=lambda one: one.usable)
-        wanted = best.noise / best.variance * WANTED / (1 - WANTED)
+        wanted = 2 * best.noise / best.variance * WANTED / (1 - WANTED)  # of one candidate, not of half a pair
         prompts = max(_round_up(wanted, 8), LEAST)
     else:
         best = whole[-1] if whole else signals[0]

@@ -44,6 +44,7 @@ def show_probe(console: "Console", probed: "Probed") -> None:
     console.print()
     show_fact(console, "try", probed.overrides)
     size = f"{probed.generations} generations of {proposal.population} candidates x {proposal.prompts} problems"
-    show_fact(console, "time", f"about {duration(probed.seconds)} of search for {size}; judgements come on top")
+    about = f"at least about {duration(probed.seconds)}" if probed.adapts else f"about {duration(probed.seconds)}"
+    show_fact(console, "time", f"{about} of search for {size}; judgements come on top")
     for text in probed.concerns:
         show_fact(console, "warning", text, "yellow")

@@ -130,14 +130,16 @@ def show_plan(console: "Console", plan: "Plan") -> None:
     """Print what a run would do, as a dry run found by one real batch."""
     training, validation, test = plan.problems
     config = plan.config
+    adapts = config.fitness.name == "reward" and config.fitness.prompts is None
+    about = "at least about" if adapts else "about"  # more problems where candidates come near each other
     facts = {
         "search": f"{config.run.generations} generations, {config.describe()}",
         "dimension": f"{count(plan.dim)} singular values are searched",
         "first step": step_effect(plan.step),
         "problems": f"{count(training)} to train on, {count(validation)} for validation, {count(test)} for the test",
         "resolution": f"gains below {number(plan.resolution)} on the {count(validation)} validation problems are noise",
-        "tokens": f"about {compact(plan.tokens)} generated tokens in all generations",
-        "time": f"about {duration(plan.seconds)} of search, as one generation took; judgements come on top",
+        "tokens": f"{about} {compact(plan.tokens)} generated tokens in all generations",
+        "time": f"{about} {duration(plan.seconds)} of search, as one generation took; judgements come on top",
     }
     if plan.columns:
         taken = ", ".join(f"{name!r} is taken for the {role}" for role, name in plan.columns.items())
