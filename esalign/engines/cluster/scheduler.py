@@ -180,9 +180,8 @@ class Scheduler:
         rest = min(LONGEST_REST, 0.5 * 2**worker.failures) if starting or worker.failures > 1 else 0.0
         worker.state, worker.since = "resting", now + rest
         unfit = isinstance(why, Unfit)
-        hopeless = (
-            isinstance(why, EsalignError) and not unfit and not self._proven
-        )  # nobody can make what was asked for
+        # what the user asked for cannot be made by anybody
+        hopeless = isinstance(why, EsalignError) and not unfit and not self._proven
         if unfit or hopeless or worker.starts >= STARTS:
             worker.state = "gone"
             if not hopeless:
