@@ -1,5 +1,6 @@
 """Prompts on their way to workers, completions on theirs back, as arrays: read several times faster than objects."""
 
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -76,10 +77,10 @@ def unpack(packed: object, unit: Unit, max_tokens: int) -> list[list[Completion]
         raise WrongAnswer(f"{len(counts)} completions where {unit.size} were expected")
     if not ((counts >= 1) & (counts <= max_tokens)).all():
         raise WrongAnswer(f"completions of {counts.min()} to {counts.max()} tokens, expected 1 to {max_tokens}")
-    ids, ends = packed.ids.tolist(), packed.ends.tolist()
-    flat = [
-        Completion(text, tuple(ids[start:end]), "stop" if stopped else "length")
-        for text, start, end, stopped in zip(packed.texts, [0, *ends], ends, packed.stopped, strict=False)
-    ]
+    ids, first, flat = packed.ids.astype("<u4").tobytes(), 0, []
+    for text, tokens, stopped in zip(packed.texts, counts.tolist(), packed.stopped, strict=True):
+        token_ids = struct.unpack_from(f"<{tokens}I", ids, 4 * first)  # faster than by lists, and a run reads millions
+        flat.append(Completion(text, token_ids, "stop" if stopped else "length"))
+        first += tokens
     width = len(unit.prompts)
     return [flat[start : start + width] for start in range(0, len(flat), width)]
