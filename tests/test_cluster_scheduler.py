@@ -298,15 +298,15 @@ def test_a_unit_that_only_encodes_tells_nothing_of_completions():
 
 
 def test_a_worker_stays_with_the_prompts_that_it_was_sent():
-    """Of 40 blocks of prompts, each of 128 workers needs a few."""
+    """Of 40 blocks of prompts, each of 64 workers needs a few."""
     sent = {}
 
     def answer(worker, unit, _time):
         sent.setdefault(worker, set()).update(unit.blocks)
         return 1.0 + unit.size / 100 + worker / 1000, ("done", unit.key)
 
-    units = cut(100, 10_000, workers=128, fewest=256)
-    finish(scheduler_of(SimulatedWorkers(answer), 128), units)
+    units = cut(50, 10_000, workers=64, fewest=256)
+    finish(scheduler_of(SimulatedWorkers(answer), 64), units)
     assert max(len(unit.blocks) for unit in units) == MOST // BLOCK
     assert np.mean([len(blocks) for blocks in sent.values()]) <= 8
 

@@ -1,5 +1,6 @@
 """The baselines of the comparison do what their names say: a wrong baseline would flatter ESSA."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -38,13 +39,26 @@ def written(space):
 
 
 def test_every_row_is_a_valid_configuration():
+    from problems import TASKS
     from rows import ROWS, SAME
 
     from esalign.config.reading import load_config
     from esalign.config.run import RunConfig
 
-    for row in ROWS.values():
-        load_config([asset("quickstart.yaml")], [*SAME, *row.overrides], schema=RunConfig)
+    for task, row in itertools.product(TASKS.values(), ROWS.values()):
+        load_config([asset("quickstart.yaml")], [*SAME, *task, *row.overrides], schema=RunConfig)
+
+
+@pytest.mark.parametrize("task", ["countdown", "chain-sum"])
+def test_the_problems_of_a_task_are_posed_once_and_told_apart_from_its_probe(task, tmp_path):
+    from rows import ROWS, make_config
+
+    config = make_config(ROWS["start"], task, 0, (), tmp_path, "cpu")
+    posed = json.loads(Path(config.data.source).read_text().splitlines()[0])["metadata"]["source_dataset"]
+    assert config.probe.source not in ("", f"reasoning-gym:{posed}")
+    before = Path(config.data.source).stat().st_mtime_ns
+    make_config(ROWS["start"], task, 0, (), tmp_path, "cpu")
+    assert Path(config.data.source).stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
@@ -56,7 +70,7 @@ def test_a_row_trains_and_leaves_what_it_found(name, tmp_path):
 
     meter = Meter(0.01, tmp_path / "work")
     small = ("fitness.prompts=4", "optimizer.population=4", "sampling.max_tokens=8")
-    config = make_config(ROWS[name], 0, small, tmp_path, "cpu")
+    config = make_config(ROWS[name], "countdown", 0, small, tmp_path, "cpu")
     (train_raw_lora if name == "raw-lora" else train_search)(config, meter)
     assert meter.steps == 1
     assert SvdLora.from_pretrained(tmp_path / "work" / "point1" / "adapter").dim == 256

@@ -232,6 +232,7 @@ def test_the_torch_engine_samples_each_problem_and_judges_several_adapters(tmp_p
         )
 
 
+@pytest.mark.slow
 def test_samples_need_a_temperature_on_the_command_line_too(tmp_path):
     done = esalign("eval", write_run(tmp_path), "--samples", "2")
     assert done.returncode == 2

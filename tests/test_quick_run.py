@@ -48,8 +48,9 @@ def test_the_search_raises_the_reward(tmp_path, monkeypatch):
     assert outcome.result.comparisons["test/greedy"].gain.low > 0
 
 
-@pytest.mark.parametrize("optimizer", ["openai-es", "random-search", "cma-es"])
-@pytest.mark.parametrize("stopped_after", [1, 4])
+@pytest.mark.parametrize(
+    ("optimizer", "stopped_after"), [("cma-es", 1), ("cma-es", 4), ("openai-es", 4), ("random-search", 1)]
+)
 def test_a_run_that_dies_and_is_resumed_equals_an_uninterrupted_one(tmp_path, monkeypatch, optimizer, stopped_after):
     changes = {"optimizer__name": optimizer, "sampling__temperature": 0.7}
     whole = run_quickly(write_quick_run(tmp_path / "whole", **changes), monkeypatch)

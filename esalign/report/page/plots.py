@@ -59,6 +59,7 @@ class Series:
 SERIES = (
     Series("Loss", "Mean over the completed tokens of an update.", "loss", ("loss",)),
     Series("Step size", "Sigma of the search distribution.", "sigma", ("sigma",)),
+    Series("Problems", "How many each candidate completed.", "problems per generation", ("prompts",)),
     Series(
         "Spread between candidates",
         "Standard deviation of their fitness: what selection works with.",

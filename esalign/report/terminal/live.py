@@ -22,6 +22,7 @@ SAMPLE_HEIGHT = 6  # lines
 WORD = 20  # columns that breaking two lines between words may cost
 STATE = {  # what is shown of a row, where it is there
     "sigma": "sigma",
+    "prompts": "problems",
     "mean_norm": "norm of the mean",
     "kl_to_rollouts": "KL to the rollouts",
     "beta": "beta",

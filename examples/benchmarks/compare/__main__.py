@@ -1,6 +1,6 @@
 """ESSA against what a user would run instead: one command runs any row of the table.
 
-    python examples/benchmarks/compare ROW [--seed S] [--budget SECONDS] [--out FOLDER] [key=value ...]
+    python examples/benchmarks/compare ROW [--task T] [--seed S] [--budget SECONDS] [--out FOLDER] [key=value ...]
     python examples/benchmarks/compare --all            every row, three seeds
     python examples/benchmarks/compare sweep            GRPO's learning rates and group sizes, one seed
     python examples/benchmarks/compare table            Markdown of what is in the folder
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from problems import TASKS
 from rows import GRPO_SWEEP, ROWS, Row, label, make_config, make_options
 
 from esalign.config.run import RunConfig
@@ -38,13 +39,14 @@ def main() -> None:
     parser.add_argument("row", nargs="?", choices=[*ROWS, "sweep", "table", "plot"])
     parser.add_argument("extra", nargs="*", metavar="key=value")
     parser.add_argument("--all", action="store_true", help="every row, three seeds")
+    parser.add_argument("--task", choices=TASKS, default="countdown")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=BUDGET, help="processor seconds of training")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"))
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="a folder for each task stands in it")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; raw-lora and full-es know the CPU alone")
     parser.add_argument("--train-only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    same = {"budget": options.budget, "out": options.out, "device": options.device}
+    same = {key: getattr(options, key) for key in ("task", "budget", "out", "device")}
     if options.all:
         for seed in SEEDS:
             for row in ROWS.values():
@@ -57,11 +59,11 @@ def main() -> None:
     elif options.row == "table":
         from tables import print_tables
 
-        print_tables(options.out)
+        print_tables(options.out / options.task)
     elif options.row == "plot":
         from plots import draw
 
-        draw(options.out)
+        draw(options.out / options.task)
     else:
         job = Job(ROWS[options.row], options.seed, tuple(options.extra), **same)
         (train if options.train_only else run)(job)
@@ -75,6 +77,7 @@ class Job:
         row: what is trained.
         seed: of the problems and of the training.
         extra: ``key=value`` that make a variant of the row.
+        task: the problems.
         budget: processor seconds of training.
         out: folder of the results.
         device: cpu or cuda.
@@ -83,6 +86,7 @@ class Job:
     row: Row
     seed: int
     extra: tuple[str, ...] = ()
+    task: str = "countdown"
     budget: float = BUDGET
     out: Path = Path("runs/compare")
     device: str = "cpu"
@@ -93,23 +97,28 @@ class Job:
         return f"{label(self.row, self.extra)}.seed{self.seed}"
 
     @property
+    def home(self) -> Path:
+        """Of the task's results."""
+        return self.out / self.task
+
+    @property
     def work(self) -> Path:
         """Where the snapshots lie until they are judged."""
-        return self.out / "work" / self.name
+        return self.home / "work" / self.name
 
     def config(self) -> RunConfig:
         """Return the configuration."""
-        return make_config(self.row, self.seed, self.extra, self.out, self.device)
+        return make_config(self.row, self.task, self.seed, self.extra, self.home, self.device)
 
     def arguments(self) -> list[str]:
         """Return the command line that trains it."""
-        options = {"seed": self.seed, "budget": self.budget, "out": self.out, "device": self.device}
+        options = {key: getattr(self, key) for key in ("task", "seed", "budget", "out", "device")}
         return [self.row.name, *self.extra, *(f"--{key}={value}" for key, value in options.items()), "--train-only"]
 
 
 def run(job: Job) -> None:
     """Train and judge one row with one seed, unless that is done."""
-    file = job.out / f"{job.name}.jsonl"
+    file = job.home / f"{job.name}.jsonl"
     if file.exists():
         print(f"{file}: done before")
         return
@@ -117,7 +126,7 @@ def run(job: Job) -> None:
         shutil.rmtree(job.work, ignore_errors=True)
         subprocess.run([sys.executable, str(Path(__file__).parent), *job.arguments()], check=True)
     lines = judge(job)
-    job.out.mkdir(parents=True, exist_ok=True)
+    job.home.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     part.replace(file)

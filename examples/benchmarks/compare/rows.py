@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from problems import pose
+from problems import TASKS, pose
 
 from esalign.assets import asset
 from esalign.config.reading import load_config
@@ -76,11 +76,11 @@ ROWS = {
 }
 
 
-def make_config(row: Row, seed: int, extra: tuple[str, ...], folder: Path, device: str) -> RunConfig:
+def make_config(row: Row, task: str, seed: int, extra: tuple[str, ...], folder: Path, device: str) -> RunConfig:
     """Return the row's configuration, with the problems that lie in a folder of results."""
-    overrides = (*SAME, f"backend.device={device}", f"run.seed={seed}", *row.overrides, *split_extra(extra)[0])
+    overrides = (*SAME, *TASKS[task], f"backend.device={device}", f"run.seed={seed}", *row.overrides, *split_extra(extra)[0])
     config = load_config([asset("quickstart.yaml")], overrides, schema=RunConfig)
-    return config.model_copy(update={"data": pose(seed, folder)})
+    return config.model_copy(update={"data": pose(task, seed, folder)})
 
 
 def split_extra(extra: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
