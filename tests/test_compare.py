@@ -53,11 +53,11 @@ def test_every_row_is_a_valid_configuration():
 def test_the_problems_of_a_task_are_posed_once_and_told_apart_from_its_probe(task, tmp_path):
     from rows import ROWS, make_config
 
-    config = make_config(ROWS["start"], task, 0, (), tmp_path, "cpu")
+    config = make_config(ROWS["start"], tmp_path, task=task)
     posed = json.loads(Path(config.data.source).read_text().splitlines()[0])["metadata"]["source_dataset"]
     assert config.probe.source not in ("", f"reasoning-gym:{posed}")
     before = Path(config.data.source).stat().st_mtime_ns
-    make_config(ROWS["start"], task, 0, (), tmp_path, "cpu")
+    make_config(ROWS["start"], tmp_path, task=task)
     assert Path(config.data.source).stat().st_mtime_ns == before
 
 
@@ -70,7 +70,7 @@ def test_a_row_trains_and_leaves_what_it_found(name, tmp_path):
 
     meter = Meter(0.01, tmp_path / "work")
     small = ("fitness.prompts=4", "optimizer.population=4", "sampling.max_tokens=8")
-    config = make_config(ROWS[name], "countdown", 0, small, tmp_path, "cpu")
+    config = make_config(ROWS[name], tmp_path, extra=small)
     (train_raw_lora if name == "raw-lora" else train_search)(config, meter)
     assert meter.steps == 1
     assert SvdLora.from_pretrained(tmp_path / "work" / "point1" / "adapter").dim == 256

@@ -108,7 +108,8 @@ class Job:
 
     def config(self) -> RunConfig:
         """Return the configuration."""
-        return make_config(self.row, self.task, self.seed, self.extra, self.home, self.device)
+        same = {key: getattr(self, key) for key in ("task", "seed", "extra", "device")}
+        return make_config(self.row, self.home, **same)
 
     def arguments(self) -> list[str]:
         """Return the command line that trains it."""

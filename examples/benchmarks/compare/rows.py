@@ -76,9 +76,12 @@ ROWS = {
 }
 
 
-def make_config(row: Row, task: str, seed: int, extra: tuple[str, ...], folder: Path, device: str) -> RunConfig:
+def make_config(
+    row: Row, folder: Path, *, task: str = "countdown", seed: int = 0, extra: tuple[str, ...] = (), device: str = "cpu"
+) -> RunConfig:
     """Return the row's configuration, with the problems that lie in a folder of results."""
-    overrides = (*SAME, *TASKS[task], f"backend.device={device}", f"run.seed={seed}", *row.overrides, *split_extra(extra)[0])
+    here = (f"backend.device={device}", f"run.seed={seed}")
+    overrides = (*SAME, *TASKS[task], *here, *row.overrides, *split_extra(extra)[0])
     config = load_config([asset("quickstart.yaml")], overrides, schema=RunConfig)
     return config.model_copy(update={"data": pose(task, seed, folder)})
 
