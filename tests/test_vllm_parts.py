@@ -198,6 +198,49 @@ def test_shared_basis_under_tensor_parallelism_adds_up_to_the_whole(kind: str, w
     np.testing.assert_allclose(joined, expected, atol=2e-3)
 
 
+def test_an_adapter_of_one_layer_that_vllm_takes_for_two_is_cut_into_their_rows() -> None:
+    """GLM-4's gate_up_proj is one layer in transformers too, but vLLM's table of its packed layers says otherwise."""
+    from esalign_vllm.population import Unsupported, find_layers
+
+    generator = np.random.default_rng(6)
+    whole = random_factors(generator, 32, 12, 3, 4)
+    for rank in (0, 1):
+        module = sharded_layer("gate_up_proj", rank, [8, 8], 12)
+        manager = SimpleNamespace(
+            modules={"mlp.gate_up_proj": module}, packed_modules_mapping=PARTS, model=SimpleNamespace()
+        )
+        (layer,), adapted = find_layers(manager, {"mlp.gate_up_proj": whole})
+        assert adapted == ["mlp.gate_up_proj"]
+        (_, gate), (_, up) = layer.parts
+        rows = whole.up[8 * rank : 8 * rank + 8], whole.up[16 + 8 * rank : 24 + 8 * rank]
+        assert [part.up.tolist() for part in (gate, up)] == [part.tolist() for part in rows]
+        assert gate.columns == up.columns == list(range(4, 10))
+        assert (gate.offset, up.offset) == (0, 8)
+    with pytest.raises(Unsupported, match="parts of \\[16, 16\\] features, which are not the 30 of the adapter's"):
+        find_layers(manager, {"mlp.gate_up_proj": random_factors(generator, 30, 12, 3, 4)})
+
+
+def test_what_vllm_raises_at_work_is_one_line_that_is_told_again() -> None:
+    from esalign_vllm.engine import Engine
+    from esalign_vllm.requests import Request
+
+    aborted = []
+    failing = SimpleNamespace(
+        add_request=lambda *_, **__: None,
+        has_unfinished_requests=lambda: True,
+        step=lambda: {}["triton\nis not here"],
+        abort_request=aborted.append,
+    )
+    engine = object.__new__(Engine)
+    engine.llm, engine.in_process, engine._failure = SimpleNamespace(llm_engine=failing), True, None
+    message = "^vLLM failed: KeyError: 'triton.*; use backend 'torch' or 'llama-cpp' for this model and adapter$"
+    for _ in range(2):
+        with pytest.raises(BackendError, match=message):
+            engine.run([Request("a", [1], None, None)], lambda *_: None)
+        failing.step = lambda: 1 / 0
+    assert aborted == [["0"]]
+
+
 def test_fully_sharded_loras_are_refused() -> None:
     from esalign_vllm.population import Unsupported, find_layers
 

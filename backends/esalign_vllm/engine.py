@@ -14,7 +14,7 @@ from esalign.types import Array
 from esalign_vllm.basis import BARE, FILES, MODES, SHARED_BASIS, SLOTS, tabulate, write_basis
 from esalign_vllm.environment import IN_PROCESS, defaults, preserved_process, quietly
 from esalign_vllm.files import memory_folder, write_candidate
-from esalign_vllm.requests import Request, run_requests
+from esalign_vllm.requests import Request, reason, run_requests
 
 SLOTS_BY_MODE = {BARE: 256, SHARED_BASIS: 256, SLOTS: 32, FILES: 32}
 """The most candidates at a time: a slot costs a table's row, or two matrices per layer."""
@@ -60,6 +60,7 @@ class Engine:
         self.in_process = in_process
         self.calls = 0
         self.llm: Any = None
+        self._failure: BackendError | None = None
         with memory_folder() as folder:
             settings = {} if space is None else _lora_arguments(space, mode, self.slots, folder)
             extension = {"worker_extension_cls": WORKER}
@@ -107,8 +108,19 @@ class Engine:
             yield [LoRARequest(name, first + number, str(folder / name)) for number, name in enumerate(names)]
 
     def run(self, requests: Sequence[Request], on_finished: Callable[[Any, Any], None]) -> None:
-        """Run requests to the end; see `run_requests`. Sampling in this process leaves its generators as they were."""
-        run_requests(self.llm.llm_engine, requests, on_finished, preserved_process if self.in_process else nullcontext)
+        """Run requests to the end; see `run_requests`. Sampling in this process leaves its generators as they were.
+
+        Raises:
+            BackendError: vLLM fails, or has failed before: then it says no more what the matter is.
+        """
+        if self._failure is not None:
+            raise self._failure
+        around_step = preserved_process if self.in_process else nullcontext
+        try:
+            run_requests(self.llm.llm_engine, requests, on_finished, around_step)
+        except BackendError as error:
+            self._failure = error
+            raise
 
     def close(self) -> None:
         """Stop the engine and free its memory."""
@@ -194,7 +206,7 @@ def _start(model: str, *, in_process: bool, arguments: Mapping[str, Any]) -> Any
             return LLM(model=model, **arguments)
         except (ValueError, RuntimeError, NotImplementedError, OSError, AssertionError, ImportError) as error:
             _end_process_groups()
-            raise BackendError(f"vLLM cannot start model '{model}': {_reason(error)}") from error
+            raise BackendError(f"vLLM cannot start model '{model}': {reason(error)}") from error
 
 
 def _end_process_groups() -> None:
@@ -219,10 +231,3 @@ def _process_groups_of_others() -> Iterator[None]:
         yield
     finally:
         setattr(core, name, original)
-
-
-def _reason(error: BaseException) -> str:
-    """Return what an error of vLLM says, in one line."""
-    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-    findings = [line.partition(" [type=")[0] for line in lines if " [type=" in line]  # as pydantic words them
-    return " ".join((findings or lines)[:1]).removeprefix("Value error, ") or type(error).__name__

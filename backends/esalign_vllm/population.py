@@ -5,7 +5,7 @@ What is used here is private to vLLM. Every use is checked when the model is loa
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,14 +160,31 @@ def find_layers(manager: Any, factors: Mapping[str, LayerFactors]) -> tuple[list
         for name, module in manager.modules.items():
             parent, _, leaf = name.rpartition(".")
             own = [f"{parent}.{part}".lstrip(".") for part in manager.packed_modules_mapping.get(leaf, [leaf])]
-            if not any(part in known for part in own):
+            if name in known and name not in own:  # the Hugging Face model has one layer there, too
+                held: list[LayerFactors | None] = [*_cut(name, known[name][1], module)]
+                own = [name]
+            else:
+                held = [known[part][1] if part in known else None for part in own]
+            if not any(held):
                 continue
-            sliced = tuple(_slice_parts(name, module, [known[part][1] if part in known else None for part in own]))
-            layers.append(AdaptedLayer(name, module, sliced))
+            layers.append(AdaptedLayer(name, module, tuple(_slice_parts(name, module, held))))
             adapted += [known[part][0] for part in own if part in known]
     except (AttributeError, TypeError, IndexError, ValueError) as error:
         raise Unsupported(f"its LoRA layers are built in another way ({type(error).__name__}: {error})") from error
     return layers, adapted
+
+
+def _cut(name: str, layer: LayerFactors, module: Any) -> Iterator[LayerFactors]:
+    """Yield the factors of the parts that vLLM makes of one layer, as of GLM-4's gate_up_proj: rows of ``up``.
+
+    Raises:
+        Unsupported: the parts are not those rows.
+    """
+    sizes = [size * module.tp_size for size in module.output_slices]
+    if sum(sizes) != len(layer.up):
+        raise Unsupported(f"{name} has parts of {sizes} features, which are not the {len(layer.up)} of the adapter's")
+    for rows in np.split(layer.up, np.cumsum(sizes)[:-1]):
+        yield replace(layer, up=rows)
 
 
 def _rename(manager: Any, names: list[str]) -> list[str]:
