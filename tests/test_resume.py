@@ -136,6 +136,20 @@ def test_a_run_does_not_go_on_with_other_inputs_than_it_began_with(begun, monkey
     assert {file.name: file.read_bytes() for file in config_files(begun)} == before
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"fitness__options": {"sampled": 0.5}}, "fitness.options.sampled was not set and is now 0.5;"),
+        ({"space": {"tie": 2}}, "space.tie was None and is now 2;"),
+        ({"optimizer__population": 8}, "optimizer.population was 6 and is now 8;"),
+    ],
+)
+def test_a_key_that_came_or_went_is_told_as_such(begun, monkeypatch, changes, told):
+    config = write_inputs(begun, **changes)
+    with pytest.raises(CheckpointError, match=f"^cannot resume: {told}"):
+        run_quickly(config, monkeypatch, resume=True)
+
+
 def config_files(folder: Path) -> list[Path]:
     return [file for file in (folder / "runs" / "quick").iterdir() if file.is_file()]
 

@@ -183,11 +183,13 @@ def environment() -> dict[str, Any]:
 def _refuse_changes(before: Section, now: Section) -> None:
     old, new = leaves(before.model_dump(mode="json")), leaves(now.model_dump(mode="json"))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not _may_change(key))
-    if changed:
-        key = changed[0]
+    innermost = [key for key in changed if not any(other.startswith(f"{key}.") for other in changed)]
+    if innermost:
+        key = innermost[0]
+        was, now_is = (repr(values[key]) if key in values else "not set" for values in (old, new))
         raise CheckpointError(
-            f"cannot resume: {key} was {old.get(key)!r} and is now {new.get(key)!r}; resume with the configuration of "
-            "the run, or start a new one without --resume"
+            f"cannot resume: {key} was {was} and is now {now_is}; resume with the configuration of the run, or start a "
+            "new one without --resume"
         )
 
 
