@@ -349,6 +349,12 @@ def test_too_long_prompts_of_every_part_are_found(tmp_path, monkeypatch):
         plan(config)
 
 
+def test_a_generation_of_more_problems_than_there_are_is_told(tmp_path):
+    said = "fitness.prompts is 50: each generation repeats some of the 40 training problems"
+    assert texts(plan(write_quick_run(tmp_path, fitness__prompts=50)).notes, "assumed") == [said]
+    assert not plan(write_quick_run(tmp_path, fitness__prompts=40)).notes
+
+
 @pytest.mark.slow
 def test_a_dry_run_and_the_report_tell_what_happened_to_the_data(tmp_path, monkeypatch):
     rows = [{"question": f"{n % 30} + 1 =", "solution": str(n % 30 + 1), "context": "x"} for n in range(60)]

@@ -71,6 +71,26 @@ def test_the_proposal_finds_the_sigma_at_which_candidates_differ_most_from_where
     assert probed.overrides == f"optimizer.sigma={probed.proposal.sigma:g} fitness.prompts=24 optimizer.population=12"
 
 
+@pytest.mark.parametrize(("base", "sigmas"), [(1000.0, [250, 500, 1000]), (300.0, [75, 150, 300, 600])])
+def test_no_sigma_is_tried_that_a_run_would_refuse(tmp_path, told, base, sigmas):
+    told(lambda _candidate, _prompt: "no")
+    probed = probe(write_probe(tmp_path, optimizer__sigma=base))
+    assert [one.step.sigma for one in probed.signals] == sigmas
+    assert not probed.proposal.at_edge  # there is nothing beyond
+
+
+def test_the_share_of_sampled_problems_is_probed_as_a_run_would_have_it(tmp_path, monkeypatch):
+    seen, generate = [], FakeBackend.generate
+
+    def note(self, candidates, prompts, sampling, on_completion=None):
+        seen.append((sampling.temperature, len(prompts)))
+        return generate(self, candidates, prompts, sampling, on_completion)
+
+    monkeypatch.setattr(FakeBackend, "generate", note)
+    probe(write_quick_run(tmp_path, fitness={"prompts": 32, "options": {"sampled": 0.25}}))
+    assert seen == [(0.0, 24), (1.0, 8)]
+
+
 def test_what_nothing_tells_apart_is_said_and_sigma_is_the_largest_that_does_no_damage(tmp_path, told):
     told(lambda _candidate, _prompt: "no")
     probed = probe(write_probe(tmp_path))

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from esalign.data import MiniBatches
-from esalign.errors import ConfigError
+from esalign.errors import ConfigError, RewardError
 from esalign.fitness import FitnessParts
 from esalign.fitness.reliability import LEAST, MOST, ProblemCount, variances
 from esalign.fitness.reward import RewardFitness
@@ -98,6 +98,23 @@ def test_half_of_the_problems_are_sampled_where_decoding_is_greedy():
     assert half[:3] == none[:3]
     assert all(mixed != greedy for mixed, greedy in zip(half[3:], none[3:], strict=True))
     assert warm != none
+
+
+def test_scoring_that_fails_for_all_sampled_problems_is_counted_and_goes_on():
+    fitness = make_fitness(prompts=6, sampled=0.5)
+    fitness.prepare(np.zeros(4), 1)
+    failing = {example.prompt for example in fitness._examples[3:]}
+
+    def shaky(prompts, completions, **columns):
+        return [1 / (prompt not in failing) for prompt in prompts]
+
+    fitness._pool = RewardPool([(shaky, 1.0)], workers=0)
+    told = fitness.evaluate(np.ones((2, 4)))
+    assert told.fitness.tolist() == [0.5, 0.5]
+    assert told.metrics["errors/shaky/error"] == 6
+    failing |= {example.prompt for example in fitness._examples}
+    with pytest.raises(RewardError, match="none of 12 completions could be scored"):
+        fitness.evaluate(np.ones((2, 4)))
 
 
 def test_a_share_outside_its_range_is_refused():

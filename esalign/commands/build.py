@@ -13,6 +13,7 @@ from esalign.config.run import RunConfig
 from esalign.config.sections import BackendSection, Experiment, ProbeSection, RewardSection, ScoringSection
 from esalign.data import Dataset, MiniBatches, Splits, load_dataset, make_splits
 from esalign.data.lengths import keep_fitting
+from esalign.data.notes import Note
 from esalign.engines.cluster.backend import ClusterBackend
 from esalign.engines.cluster.make import make_cluster
 from esalign.errors import BackendError
@@ -187,9 +188,19 @@ def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
         candidate=optimizer.ask()[0],
         examples=splits.validation.examples,
     )
+    splits = _with_note_of_repeats(splits, config.fitness.prompts)
     fitness = _make_fitness(config, backend, space, splits, held_out.validation.pool)
     learner = Evolution(space=space, backend=backend, optimizer=optimizer, fitness=fitness)
     return SearchParts(learner, splits, held_out)
+
+
+def _with_note_of_repeats(splits: Splits, prompts: int | None) -> Splits:
+    """Say so where a generation has more problems than there are."""
+    train = len(splits.train.examples)
+    if prompts is None or prompts <= train:
+        return splits
+    text = f"fitness.prompts is {prompts:,}: each generation repeats some of the {train:,} training problems"
+    return replace(splits, notes=(*splits.notes, Note("assumed", text)))
 
 
 def _make_fitness(config: RunConfig, backend: Backend, space: Space, splits: Splits, pool: RewardPool) -> Fitness:

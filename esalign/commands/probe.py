@@ -11,11 +11,11 @@ import numpy as np
 from esalign.commands.build import make_parts, resolve
 from esalign.commands.evaluate import check_output
 from esalign.commands.hub import find_hub
-from esalign.config.run import RunConfig
+from esalign.config.run import MOST_SIGMA, RunConfig
 from esalign.data import MiniBatches
 from esalign.errors import ConfigError
 from esalign.files import finite, write_json
-from esalign.fitness.completions import complete
+from esalign.fitness.completions import complete_mixed
 from esalign.fitness.reliability import LEAST
 from esalign.run.signal import GRID, PAIRS, Probed, measure, propose
 from esalign.run.statistics import estimate
@@ -45,7 +45,7 @@ def probe(config: RunConfig, *, output: Path | None = None, progress: Progress =
     find_hub(config)
     config = resolve(config)
     samples, seed, base = config.fitness.samples or 1, config.run.seed, config.optimizer.sigma or 1.0
-    sigmas = [factor * base for factor in GRID]
+    sigmas = [factor * base for factor in GRID if factor * base <= MOST_SIGMA] or [base]
     with ExitStack() as closing:
         parts = make_parts(config, closing)
         learner, train = parts.learner, parts.splits.train.examples
@@ -60,12 +60,13 @@ def probe(config: RunConfig, *, output: Path | None = None, progress: Progress =
         )
         finished, total = itertools.count(1), len(candidates) * len(examples)
         began = time.perf_counter()
-        completed = complete(
+        completed = complete_mixed(
             learner.backend,
             parts.held_out.validation.pool,
             candidates,
             examples,
             config.sampling.make(seed=derive(seed, Use.GENERATION, 1)),
+            sampled=config.fitness.options.get("sampled", 0.0),
             on_completion=lambda: progress(next(finished), total),
         )
         seconds = time.perf_counter() - began

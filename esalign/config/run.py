@@ -18,6 +18,8 @@ from esalign.config.sections import (
 )
 from esalign.registry import DEFAULT_POPULATION
 
+MOST_SIGMA = 1000
+
 
 class ModelSection(Section):
     """The base model, and the adapter to start from, if any."""
@@ -83,7 +85,7 @@ class OptimizerSection(Section):
     name: str = Field("cma-es", description="cma-es, openai-es, random-search, nevergrad:<Name>, or a plug-in's name.")
     population: int = Field(DEFAULT_POPULATION, ge=2, le=100_000, description="Candidates per generation.")
     sigma: float | None = Field(
-        None, gt=0, le=1000, description="First step size, in units of the space; none: what suits the space."
+        None, gt=0, le=MOST_SIGMA, description="First step size, in units of the space; none: what suits the space."
     )
     options: dict[str, Any] = Field({}, description="Options of the optimiser.")
 

@@ -1,7 +1,8 @@
 """What candidates complete, and what it is worth: generation and scoring side by side."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,6 +40,7 @@ class Completed:
         error_examples: one message of each.
         begun: of each problem, what its prompt begins for the model, which was scored with the completion; empty for
             nothing.
+        all_failed: whether no reward could score any of them.
     """
 
     rows: Sequence[Sequence[Completion]]
@@ -46,6 +48,7 @@ class Completed:
     errors: Mapping[str, int]
     error_examples: Mapping[str, str]
     begun: Sequence[str] = ()
+    all_failed: bool = False
 
     @property
     def generated_tokens(self) -> int:
@@ -59,7 +62,7 @@ class Completed:
         return reasons.count("length") / len(reasons)
 
 
-def join(first: Completed, second: Completed) -> Completed:
+def _join(first: Completed, second: Completed) -> Completed:
     """Return what the same candidates wrote for the problems of the first, then for those of the second."""
     counts = {name: first.errors.get(name, 0) + second.errors.get(name, 0) for name in {*first.errors, *second.errors}}
     return Completed(
@@ -68,6 +71,7 @@ def join(first: Completed, second: Completed) -> Completed:
         errors=counts,
         error_examples={**second.error_examples, **first.error_examples},
         begun=[*first.begun, *second.begun],
+        all_failed=first.all_failed and second.all_failed,
     )
 
 
@@ -86,7 +90,7 @@ def complete(
     ``on_completion`` is called as each completion is finished.
 
     Raises:
-        RewardError: no completion could be scored.
+        RewardError: a reward breaks its contract. Whether all failed, `refuse_unscored` tells.
     """
     prompts = [example.prompt for example in examples]
     begun = prefilled(backend, prompts)
@@ -98,18 +102,62 @@ def complete(
 
     rows = backend.generate(candidates, prompts, sampling, submit)
     scores = pool.collect()
-    if scores.all_failed:
-        name, message = next(iter(scores.error_examples.items()))
-        raise RewardError(
-            f"none of {len(scores.rewards)} completions could be scored, so nothing can be learned: {name}: {message}"
-        )
     rewards = np.full((len(rows), len(examples)), np.nan)
     for i, row in enumerate(rows):
         for j in range(len(row)):
             reward = scores.rewards[i, j]
             if reward is not None:
                 rewards[i, j] = reward
-    return Completed(rows, rewards, scores.errors, scores.error_examples, begun)
+    return Completed(rows, rewards, scores.errors, scores.error_examples, begun, scores.all_failed)
+
+
+def complete_mixed(
+    backend: Backend,
+    pool: RewardPool,
+    candidates: Array,
+    examples: Sequence[Example],
+    sampling: Sampling,
+    *,
+    sampled: float,
+    on_completion: Callable[[], None] | None = None,
+) -> Completed:
+    """Let candidates complete examples as `complete` does, the last of them at temperature 1.
+
+    Args:
+        backend: the engine.
+        pool: the rewards.
+        candidates: shape (population, dim).
+        examples: the problems.
+        sampling: how the first problems are completed.
+        sampled: the share of the last, in [0, 1]; without effect where ``sampling`` draws samples itself.
+        on_completion: called as each completion is finished.
+
+    Raises:
+        RewardError: no completion could be scored.
+    """
+    greedy = len(examples) - (round(sampled * len(examples)) if sampling.temperature == 0 else 0)
+    hot = replace(sampling, temperature=1.0)
+    parts = [
+        complete(backend, pool, candidates, some, how, on_completion=on_completion)
+        for some, how in ((examples[:greedy], sampling), (examples[greedy:], hot))
+        if some
+    ]
+    return refuse_unscored(functools.reduce(_join, parts))
+
+
+def refuse_unscored(completed: Completed) -> Completed:
+    """Return what was completed.
+
+    Raises:
+        RewardError: no completion could be scored.
+    """
+    if completed.all_failed:
+        name, message = next(iter(completed.error_examples.items()))
+        raise RewardError(
+            f"none of {completed.rewards.size} completions could be scored, so nothing can be learned: {name}: "
+            f"{message}"
+        )
+    return completed
 
 
 def add_errors(row: Mapping[str, Any], judged: Judged) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """The fitness of ESSA: the mean reward of what each candidate generates, on problems that all candidates share."""
 
-import functools
 from dataclasses import asdict, replace
 
 import numpy as np
 
 from esalign.errors import ConfigError, RewardError
-from esalign.fitness.completions import Completed, add_errors, complete, join, make_samples
+from esalign.fitness.completions import Completed, add_errors, complete_mixed, make_samples
 from esalign.fitness.parts import FitnessParts
 from esalign.fitness.reliability import LEAST, ProblemCount
 from esalign.seeds import Use, derive
@@ -40,7 +39,7 @@ class RewardFitness:
             raise ConfigError(f"fitness.options.sampled is {sampled}, expected a share of the problems, from 0 to 1")
         self._backend, self._batches, self._pool = parts.backend, parts.batches, parts.pool
         self._samples, self._seed, self._sampling = samples, parts.seed, parts.sampling
-        self._sampled = sampled if parts.sampling.temperature == 0 else 0.0
+        self._sampled = sampled
         self._adapts, self._count = prompts is None, ProblemCount(prompts or LEAST)
         self._examples: list[Example] = []
 
@@ -91,15 +90,9 @@ class RewardFitness:
         )
 
     def _complete(self, candidates: Array) -> Completed:
-        """Let all candidates write: greedily, or as the user said, but for the last problems, which are sampled."""
-        greedy = len(self._examples) - round(self._sampled * len(self._examples))
-        hot = replace(self._sampling, temperature=1.0)
-        parts = [
-            complete(self._backend, self._pool, candidates, examples, sampling)
-            for examples, sampling in ((self._examples[:greedy], self._sampling), (self._examples[greedy:], hot))
-            if examples
-        ]
-        return functools.reduce(join, parts)
+        return complete_mixed(
+            self._backend, self._pool, candidates, self._examples, self._sampling, sampled=self._sampled
+        )
 
     def state_dict(self) -> State:
         """The place in the training problems, and how many are next."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from esalign.errors import ConfigError, RewardError
-from esalign.fitness.completions import add_errors, complete, make_samples
+from esalign.fitness.completions import add_errors, complete, make_samples, refuse_unscored
 from esalign.fitness.parts import FitnessParts
 from esalign.seeds import Use, derive
 from esalign.types import Array, Evaluation, Sample, State
@@ -118,7 +118,8 @@ class SurrogateFitness:
         chosen = self._batches.next(self._prompts)
         examples = [example for example in chosen for _ in range(self._samples)]
         round_seed = derive(self._seed, Use.ROLLOUTS, generation, self._fresh["generated_tokens"])
-        completed = complete(self._backend, self._pool, mean[None], examples, replace(self._sampling, seed=round_seed))
+        sampling = replace(self._sampling, seed=round_seed)
+        completed = refuse_unscored(complete(self._backend, self._pool, mean[None], examples, sampling))
         prompts = [self._backend.encode(example.prompt) for example in chosen]
         self._fresh["generated_tokens"] += completed.generated_tokens
         self._fresh["prompt_tokens"] += self._samples * sum(len(prompt) for prompt in prompts)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from esalign.fitness.completions import complete, make_samples
+from esalign.fitness.completions import complete, make_samples, refuse_unscored
 from esalign.protocols import Backend
 from esalign.rewards import RewardPool, TrainerState
 from esalign.run.statistics import Estimate, estimate
@@ -56,15 +56,15 @@ class HeldOutResult:
 
 
 def evaluate(backend: Backend, held_out: HeldOut, vector: Array, sampling: Sampling) -> HeldOutResult:
-    """Complete held-out problems with one search vector, shape (dim,)."""
+    """Complete held-out problems with one search vector, shape (dim,).
+
+    Raises:
+        RewardError: no completion could be scored.
+    """
     held_out.pool.state = held_out.state
-    completed = complete(
-        backend,
-        held_out.pool,
-        np.asarray(vector)[None],
-        held_out.examples,
-        sampling,
-        on_completion=held_out.on_completion,
+    vectors, on_completion = np.asarray(vector)[None], held_out.on_completion
+    completed = refuse_unscored(
+        complete(backend, held_out.pool, vectors, held_out.examples, sampling, on_completion=on_completion)
     )
     return HeldOutResult(
         scores=completed.rewards[0],

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from esalign.config.run import MOST_SIGMA
 from esalign.errors import RewardError
 from esalign.fitness.completions import Completed
 from esalign.fitness.reliability import LEAST, WANTED
@@ -223,7 +224,7 @@ def propose(signals: Sequence[Signal], start: float, *, dim: int, prompts: int, 
         prompts=min(prompts, most_prompts),
         population=_round_up(max(4 + 3 * math.log(dim), dim * LEAST_RATE**2 / 8), 4),
         by_signal=bool(clear),
-        at_edge=best is signals[0] or best is signals[-1],
+        at_edge=best is signals[0] or (best is signals[-1] and 2 * best.step.sigma <= MOST_SIGMA),
     )
 
 
