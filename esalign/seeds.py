@@ -22,6 +22,7 @@ class Use(IntEnum):
     NEW_ADAPTER = 12
     TIE = 13
     FIRST_STEP = 14
+    KL_BUDGET = 15
 
 
 def derive(seed: int, use: Use, *parts: int) -> int:

@@ -91,7 +91,7 @@ def plan(config: RunConfig) -> Plan:
             seed=config.run.seed,
         )
         began = time.perf_counter()
-        [generation] = search(learner.optimizer, learner.fitness, generations=1)
+        [generation] = search(learner.optimizer, learner.selection, generations=1)
         seconds = time.perf_counter() - began
         evaluation = generation.evaluation
         row = {**evaluation.metrics, "fitness": {"std": float(np.std(evaluation.fitness))}}

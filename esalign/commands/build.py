@@ -18,6 +18,7 @@ from esalign.engines.cluster.backend import ClusterBackend
 from esalign.engines.cluster.make import make_cluster
 from esalign.errors import BackendError
 from esalign.fitness import FitnessParts
+from esalign.fitness.budget import WithinBudget
 from esalign.protocols import Backend, BoundedBackend, Fitness, Space
 from esalign.registry import DEFAULT_SIGMA, FITNESS, SPACES, find, load_backend, make_fitness, make_optimizer, merge
 from esalign.rewards import load_reward
@@ -190,7 +191,8 @@ def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
     )
     splits = _with_note_of_repeats(splits, config.fitness.prompts)
     fitness = _make_fitness(config, backend, space, splits, held_out.validation.pool)
-    learner = Evolution(space=space, backend=backend, optimizer=optimizer, fitness=fitness)
+    selection = _within_budget(config, backend, splits, fitness)
+    learner = Evolution(space=space, backend=backend, optimizer=optimizer, fitness=fitness, selection=selection)
     return SearchParts(learner, splits, held_out)
 
 
@@ -217,6 +219,14 @@ def _make_fitness(config: RunConfig, backend: Backend, space: Space, splits: Spl
     )
     settings = {"prompts": section.prompts, "samples": section.samples}
     return make_fitness(section.name, parts, **merge(f"fitness {section.name!r}", settings, section.options))
+
+
+def _within_budget(config: RunConfig, backend: Backend, splits: Splits, fitness: Fitness) -> Fitness:
+    budget, seed = config.fitness.kl_budget, config.run.seed
+    if budget is None:
+        return fitness
+    sampling = config.sampling.make(seed=seed)
+    return WithinBudget(fitness, backend, splits.train.examples, sampling, budget=budget, seed=seed)
 
 
 def make_probe(section: ProbeSection | None, config: Experiment, closing: ExitStack) -> HeldOut | None:

@@ -76,6 +76,11 @@ class FitnessSection(Section):
         ge=1,
         description="Completions per problem; none: 1, or 4 for the surrogate. Above 1 needs temperature > 0.",
     )
+    kl_budget: float | None = Field(
+        None,
+        gt=0,
+        description="Nats per token that candidates may be away from the start; farther ones rank behind all others.",
+    )
     options: dict[str, Any] = Field({}, description="Options of the fitness.")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from esalign.errors import ConfigError, RewardError
+from esalign.fitness.budget import MAX_LOG_RATIO, bounded, divergence
 from esalign.fitness.completions import add_errors, complete, make_samples, refuse_unscored
 from esalign.fitness.parts import FitnessParts
 from esalign.seeds import Use, derive
@@ -26,7 +27,6 @@ Sequence = tuple[tuple[int, ...], tuple[int, ...]]
 """A prompt's and a completion's token ids."""
 
 MAX_TRIES = 8
-MAX_LOG_RATIO = 20.0  # exp of it is finite in float32; clipped objectives are flat long before
 
 
 class SurrogateFitness:
@@ -211,24 +211,3 @@ def clipped_objective(log_ratio: Array, advantages: Array, clip: float) -> Array
     ratio = np.exp(log_ratio)
     objective: Array = np.minimum(ratio * advantages, np.clip(ratio, 1 - clip, 1 + clip) * advantages).mean(axis=1)
     return objective
-
-
-def divergence(log_ratio: Array) -> Array:
-    """Estimate KL(mean || candidate), nats per token, shape (population,), from log ratios (population, tokens).
-
-    The k3 estimator (see `esalign.evaluate.kl_to_start`): ``r - 1 - log r``, never negative.
-    """
-    estimate: Array = (np.expm1(log_ratio) - log_ratio).mean(axis=1)
-    return estimate
-
-
-def bounded(objective: Array, kl: Array, limit: float) -> Array:
-    """Return the objective, candidates above the limit behind all others, the larger their divergence the lower.
-
-    >>> bounded(np.array([0.3, 0.1, 0.5]), np.array([0.0, 0.0, 0.2]), 0.05)
-    array([ 0.3 ,  0.1 , -0.05])
-    """
-    inside = kl <= limit
-    floor = objective[inside].min() if inside.any() else 0.0
-    fitness: Array = np.where(inside, objective, floor - (kl - limit))
-    return fitness

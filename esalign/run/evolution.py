@@ -21,11 +21,20 @@ class Evolution:
         backend: generates and scores.
         optimizer: proposes candidates.
         fitness: judges them. One that is no mean reward says itself how held-out problems measure it.
+        selection: what the search maximises, where that is more than the fitness: a `WithinBudget` around it.
     """
 
-    def __init__(self, *, space: Space, backend: Backend, optimizer: Optimizer, fitness: Fitness) -> None:
+    def __init__(
+        self,
+        *,
+        space: Space,
+        backend: Backend,
+        optimizer: Optimizer,
+        fitness: Fitness,
+        selection: Fitness | None = None,
+    ) -> None:
         self.space, self.backend = space, backend
-        self.optimizer, self.fitness = optimizer, fitness
+        self.optimizer, self.fitness, self.selection = optimizer, fitness, selection or fitness
         self._restored: Array | None = None
 
     @property
@@ -45,7 +54,7 @@ class Evolution:
 
     def advance(self, number: int) -> Step:
         """Ask, evaluate, tell."""
-        [generation] = search(self.optimizer, self.fitness, generations=number, done=number - 1)
+        [generation] = search(self.optimizer, self.selection, generations=number, done=number - 1)
         evaluation = generation.evaluation
         metrics: dict[str, Any] = {
             "fitness": _spread(evaluation.fitness),

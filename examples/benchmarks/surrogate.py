@@ -68,7 +68,7 @@ def run_row(row: str, backend: str, seed: int, more: list[str]) -> dict[str, Any
         learner = parts.learner
         points: list[dict[str, float]] = []
         best, spent = np.zeros(learner.space.dim), dict.fromkeys(("generated", "scored", "processor", "wall"), 0.0)
-        steps = search(learner.optimizer, learner.fitness, generations=generations)
+        steps = search(learner.optimizer, learner.selection, generations=generations)
         for number in range(1, generations + 1):
             began = processor_seconds(), time.perf_counter()
             evaluation = next(steps).evaluation

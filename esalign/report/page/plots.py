@@ -70,6 +70,12 @@ SERIES = (
     Series(
         "Reward of the rollouts", "Mean over the rollouts that candidates are scored on.", "mean reward", ("reward",)
     ),
+    Series(
+        "Distance from the start's completions",
+        "KL of the start to the candidates, on completions that it samples.",
+        "nats per token",
+        ("kl_to_start",),
+    ),
     Series("Distance from the rollouts", "KL to the policy that drew them.", "nats per token", ("kl_to_rollouts",)),
     Series("Clipped tokens", "Share of tokens at the clip of the surrogate.", "% of tokens", ("clipped",), 100),
     Series("Reverse KL to the teacher", "On the rollouts of each update.", "nats per token", ("reverse_kl",)),

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="a folder for each task stands in it")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; raw-lora and full-es know the CPU alone")
     parser.add_argument("--train-only", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     same = {key: getattr(options, key) for key in ("task", "budget", "out", "device")}
     if options.all:
         for seed in SEEDS:

@@ -30,7 +30,7 @@ def train_search(config: RunConfig, meter: Meter) -> None:
     with ExitStack() as closing:
         learner = make_parts(config, closing).learner
         mean = lambda folder: _save_mean(learner.space, learner.optimizer, folder)  # noqa: E731 - names what is saved
-        run_search(learner.optimizer, learner.fitness, meter, mean)
+        run_search(learner.optimizer, learner.selection, meter, mean)
 
 
 def _save_mean(space: Space, optimizer: Optimizer, folder: Path) -> None:
