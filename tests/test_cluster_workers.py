@@ -14,8 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from quick_runs import write_quick_run
 
 from esalign.config.cluster import ClusterSection
+from esalign.config.distill import DistillConfig
 from esalign.engines.cluster.admission import GRACE, Admission, Candidate, compare
 from esalign.engines.cluster.backend import _check_scores
 from esalign.engines.cluster.engine import Engine, Hello, Kind, Refused, _versions
@@ -168,6 +170,22 @@ def test_a_cluster_is_checked_when_the_configuration_is_read():
     assert grouped.groups[0].backend.name == "llama-cpp"
     assert grouped.groups[1].backend is None
     assert ClusterSection.model_validate(grouped.model_dump()) == grouped
+
+
+def test_scoring_on_a_cluster_needs_a_cluster_and_processes(tmp_path):
+    with pytest.raises(ValidationError, match=r"there is no section cluster: add one, e\.g\. cluster\.workers=auto"):
+        write_quick_run(tmp_path, scoring={"place": "cluster"})
+    with pytest.raises(ValidationError, match=r"workers is 0, .* expected at least 1 on a cluster"):
+        write_quick_run(tmp_path, scoring={"place": "cluster", "workers": 0}, cluster={})
+    with pytest.raises(ValidationError, match=r"a distillation has none: set scoring\.place=run"):
+        DistillConfig.model_validate(
+            {
+                "student": {"path": "a"},
+                "teacher": {"path": "b"},
+                "data": {"source": "c"},
+                "scoring": {"place": "cluster"},
+            }
+        )
 
 
 def test_engines_count_as_of_one_kind_if_only_their_cores_and_gpus_differ():

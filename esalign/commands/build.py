@@ -6,6 +6,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from esalign.assets import model_path
 from esalign.config.cluster import ClusterSection
@@ -16,6 +17,8 @@ from esalign.data.lengths import keep_fitting
 from esalign.data.notes import Note
 from esalign.engines.cluster.backend import ClusterBackend
 from esalign.engines.cluster.make import make_cluster
+from esalign.engines.cluster.ray_workers import joined
+from esalign.engines.cluster.scoring import start_on_cluster
 from esalign.errors import BackendError
 from esalign.fitness import FitnessParts
 from esalign.fitness.budget import WithinBudget
@@ -89,22 +92,30 @@ def load_splits(config: Experiment) -> Splits:
     )
 
 
-def make_pool(rewards: Sequence[RewardSection], scoring: ScoringSection) -> RewardPool:
-    """Start the processes that score."""
+def make_pool(
+    rewards: Sequence[RewardSection], scoring: ScoringSection, cluster: ClusterSection | None = None
+) -> RewardPool:
+    """Start the processes that score, where the configuration wants them."""
+    settings: dict[str, Any] = {"workers": scoring.workers, "timeout": scoring.timeout}
+    elsewhere = None
+    if scoring.place == "cluster" and cluster is not None:
+        elsewhere = partial(start_on_cluster, section=cluster, **settings)
     return RewardPool(
         [(load_reward(reward.name, **reward.options), reward.weight) for reward in rewards],
-        workers=scoring.workers,
-        timeout=scoring.timeout,
+        elsewhere=elsewhere,
+        **settings,
     )
 
 
-def make_held_out(config: Experiment, splits: Splits, closing: ExitStack) -> HeldOutSets:
+def make_held_out(
+    config: Experiment, splits: Splits, closing: ExitStack, cluster: ClusterSection | None = None
+) -> HeldOutSets:
     """Return the held-out problems, and start the processes that score them."""
-    pool = closing.enter_context(make_pool(config.rewards, config.scoring))
+    pool = closing.enter_context(make_pool(config.rewards, config.scoring, cluster))
     return HeldOutSets(
         validation=HeldOut(splits.validation.examples, pool),
         test=HeldOut(splits.test.examples, pool),
-        probe=make_probe(config.probe, config, closing),
+        probe=make_probe(config.probe, config, closing, cluster),
     )
 
 
@@ -177,7 +188,8 @@ def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
     settings = {"dim": space.dim, "sigma": section.sigma, "population": section.population, "seed": config.run.seed}
     optimizer = make_optimizer(section.name, **merge(f"optimizer {section.name!r}", settings, section.options))
     splits = load_splits(config)
-    held_out = make_held_out(config, splits, closing)
+    closing.enter_context(joined(config.cluster, space))
+    held_out = make_held_out(config, splits, closing, config.cluster)
     backend = make_backend(config.backend, config.model.path, space, cluster=config.cluster)
     closing.callback(backend.close)
     splits, held_out = fit_problems(keep_prompts(config, backend), splits, held_out)
@@ -229,9 +241,11 @@ def _within_budget(config: RunConfig, backend: Backend, splits: Splits, fitness:
     return WithinBudget(fitness, backend, splits.train.examples, sampling, budget=budget, seed=seed)
 
 
-def make_probe(section: ProbeSection | None, config: Experiment, closing: ExitStack) -> HeldOut | None:
+def make_probe(
+    section: ProbeSection | None, config: Experiment, closing: ExitStack, cluster: ClusterSection | None = None
+) -> HeldOut | None:
     """Load the off-task probe and start the processes that score it, or return None when there is none."""
     if section is None:
         return None
     examples = load_dataset(section, size=section.size, seed=config.run.seed, key="probe.size").examples
-    return HeldOut(examples, closing.enter_context(make_pool(section.rewards, config.scoring)))
+    return HeldOut(examples, closing.enter_context(make_pool(section.rewards, config.scoring, cluster)))

@@ -14,6 +14,7 @@ from esalign.commands.build import keep_prompts, load_splits, make_backend, make
 from esalign.commands.hub import find_hub
 from esalign.config.run import RunConfig
 from esalign.data import Dataset
+from esalign.engines.cluster.ray_workers import joined
 from esalign.errors import ConfigError
 from esalign.fitness.completions import Completed, complete
 from esalign.registry import did_you_mean
@@ -69,7 +70,8 @@ def judge(
     _check_columns(by, datasets[split].examples)
     judged: list[Judged] = []
     with ExitStack() as closing:
-        pool = closing.enter_context(make_pool(config.rewards, config.scoring))
+        closing.enter_context(joined(config.cluster, *spaces))
+        pool = closing.enter_context(make_pool(config.rewards, config.scoring, config.cluster))
         for (name, adapter), space in zip(models, spaces, strict=True):
             found = _judge_one(config, pool, space, datasets[split], name=name, samples=samples, progress=progress)
             if adapter is not None and space is None:

@@ -112,6 +112,12 @@ class DistillConfig(Section):
         return f"{self.training.prompts} problems x {self.training.samples} rollouts each, {behaviour.name}{span}"
 
     @model_validator(mode="after")
+    def _scores_in_its_own_machine(self) -> "DistillConfig":
+        if self.scoring.place == "cluster":
+            raise ValueError("scoring.place is cluster, but a distillation has none: set scoring.place=run")
+        return self
+
+    @model_validator(mode="after")
     def _warm_up_fits(self) -> "DistillConfig":
         steps, updates = self.behaviour.steps, self.run.generations
         if self.behaviour.name != "student" and steps is not None and steps > updates:

@@ -126,3 +126,12 @@ class RunConfig(Section):
         number = fitness.prompts or ("as many as tell them apart" if fitness.name == "reward" else None)
         problems = f" x {number} problems{samples} {who}" if number else ""
         return f"{self.optimizer.population} candidates{problems}, {self.optimizer.name} on {self.backend.name}"
+
+    @model_validator(mode="after")
+    def _scores_where_there_are_machines(self) -> "RunConfig":
+        if self.scoring.place == "cluster" and self.cluster is None:
+            raise ValueError(
+                "scoring.place is cluster, but there is no section cluster: add one, e.g. cluster.workers=auto, or set "
+                "scoring.place=run"
+            )
+        return self

@@ -139,8 +139,17 @@ Rewards = Annotated[tuple[RewardSection, ...], BeforeValidator(_as_list), Field(
 class ScoringSection(Section):
     """How rewards are computed."""
 
+    place: Literal["run", "cluster"] = Field(
+        "run", description="Where: run is the run's own machine, cluster the machines of cluster; see docs/cluster.md."
+    )
     workers: int = Field(1, ge=0, description="Processes that score beside generation; 0 scores in the run's own.")
     timeout: float = Field(10.0, gt=0, description="Seconds that one completion's scoring may take.")
+
+    @model_validator(mode="after")
+    def _others_need_processes(self) -> "ScoringSection":
+        if self.place == "cluster" and not self.workers:
+            raise ValueError("workers is 0, which scores in the run's own process: expected at least 1 on a cluster")
+        return self
 
 
 class SamplingSection(Section):

@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import itertools
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -13,7 +13,7 @@ from esalign.errors import RewardError
 from esalign.rewards.here import judge_here
 from esalign.rewards.judge import Item, Outcome
 from esalign.rewards.load import Reward, RewardFunction, TrainerState, load_reward
-from esalign.rewards.scorers import Scorers, slow_modules
+from esalign.rewards.scorers import Scorers, slow_modules, start_scorers
 from esalign.types import Example
 
 
@@ -58,6 +58,7 @@ class RewardPool:
         workers: number of processes; 0 scores in this one, where code in C has no time limit.
         timeout: seconds for one reward of one completion.
         error_reward: what a failed reward counts as.
+        elsewhere: starts what scores, given the loaded rewards, in place of processes in this machine.
 
     Attributes:
         state: how far the run is, for rewards with a ``trainer_state``; whoever runs keeps it up to date.
@@ -73,6 +74,7 @@ class RewardPool:
         workers: int = 1,
         timeout: float = 10.0,
         error_reward: float = 0.0,
+        elsewhere: Callable[[Sequence[Reward]], Scorers] | None = None,
     ) -> None:
         if not rewards:
             raise RewardError("no reward was given, expected at least one")
@@ -86,8 +88,12 @@ class RewardPool:
         self._wants_ids = any("completion_ids" in reward.named for reward in self._rewards)
         self._numbers = itertools.count()
         self._batch = _Batch(self._numbers)
-        self._scorers = Scorers(self._rewards, workers=workers, timeout=timeout) if workers else None
-        if not workers:  # in workers this is done before they are timed, too
+        self._scorers: Scorers | None = None
+        if elsewhere is not None:
+            self._scorers = elsewhere(self._rewards)
+        elif workers:
+            self._scorers = start_scorers(self._rewards, workers=workers, timeout=timeout)
+        else:  # in workers this is done before they are timed, too
             for module in slow_modules(self._rewards):
                 with contextlib.suppress(ImportError):  # who needs the module says so when it scores
                     importlib.import_module(module)

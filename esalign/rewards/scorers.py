@@ -1,9 +1,10 @@
-"""The processes that score, and the threads of the run that keep them busy."""
+"""What scores blocks of completions, and the threads of the run that keep it busy."""
 
 import importlib
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from esalign import registry
 from esalign.errors import RewardError
@@ -15,22 +16,34 @@ MAX_BLOCK = 32
 """Items sent to a process at once. One by one, sending costs more than a cheap reward."""
 
 
+class BlockScorer(Protocol):
+    """What scores a block of items at a time: `esalign.rewards.process.Worker`, or one on another machine."""
+
+    def start(self) -> None:
+        """Get ready.
+
+        Raises:
+            RewardError: it cannot.
+        """
+
+    def score(self, items: Sequence[Item]) -> list[list[Outcome]]:
+        """Return ``outcomes[i][r]``, what reward r made of item i.
+
+        Raises:
+            RewardError: a reward breaks its contract, or nothing can score any more.
+        """
+
+
 class Scorers:
-    """Worker processes, each driven by a thread that takes work from a common queue.
+    """Each is driven by a thread that takes work from a common queue.
 
     Args:
-        rewards: what each of them scores with.
-        workers: number of processes, at least 1.
-        timeout: seconds for one reward of one completion.
-
-    Raises:
-        RewardError: a reward that cannot be sent to another process.
+        workers: what scores, at least one.
+        end: ends them, whatever they do.
     """
 
-    def __init__(self, rewards: Sequence[Reward], *, workers: int, timeout: float) -> None:
-        packed, count = pack(rewards), len(rewards)
-        self._template = Template(slow_modules(rewards))
-        self._workers = [Worker(self._template, packed, count=count, timeout=timeout) for _ in range(workers)]
+    def __init__(self, workers: Sequence[BlockScorer], end: Callable[[], None]) -> None:
+        self._workers, self._end = workers, end
         self._waiting: deque[tuple[int, Item]] = deque()
         self._open = 0
         self._outcomes: dict[int, list[Outcome]] = {}
@@ -62,17 +75,17 @@ class Scorers:
         return outcomes
 
     def close(self) -> None:
-        """End the processes and threads. Calling it twice is harmless."""
+        """End what scores, and the threads. Calling it twice is harmless."""
         with self._changed:
             if self._closed:
                 return
             self._closed = True
             self._changed.notify_all()
-        self._template.close()
+        self._end()
         for thread in self._threads:
             thread.join()
 
-    def _drive(self, worker: Worker) -> None:
+    def _drive(self, worker: BlockScorer) -> None:
         """Feed a worker until they are closed or a reward turns out to be broken."""
         try:
             worker.start()
@@ -98,6 +111,22 @@ class Scorers:
                 return []
             share = max(1, min(MAX_BLOCK, len(self._waiting) // (2 * len(self._workers))))
             return [self._waiting.popleft() for _ in range(share)]
+
+
+def start_scorers(rewards: Sequence[Reward], *, workers: int, timeout: float) -> Scorers:
+    """Start processes in this machine that score.
+
+    Args:
+        rewards: what each of them scores with.
+        workers: number of processes, at least 1.
+        timeout: seconds for one reward of one completion.
+
+    Raises:
+        RewardError: a reward that cannot be sent to another process.
+    """
+    packed, template = pack(rewards), Template(slow_modules(rewards))
+    processes = [Worker(template, packed, count=len(rewards), timeout=timeout) for _ in range(workers)]
+    return Scorers(processes, template.close)
 
 
 def slow_modules(rewards: Sequence[Reward]) -> list[str]:

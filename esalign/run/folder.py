@@ -30,6 +30,8 @@ MODEL = "model"
 PACKAGES = ("esalign", "numpy", "torch", "transformers", "peft", "cma", "nevergrad", "vllm", "llama-cpp-python", "ray")
 MAY_CHANGE = (  # keys, and whole sections
     "cluster",
+    "scoring.place",
+    "scoring.workers",
     "run.name",
     "run.dir",
     "run.generations",

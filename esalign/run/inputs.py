@@ -1,25 +1,20 @@
 """What a run began with, as hashes: its problems in their order, the code of its rewards, and its weights."""
 
 import hashlib
-import importlib
-import inspect
 import json
 import re
-import sysconfig
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from modulefinder import ModuleFinder
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from esalign import registry
 from esalign.assets import adapter_path, model_path
 from esalign.config.reading import leaves
 from esalign.config.sections import Experiment
+from esalign.rewards.code import find_code
 from esalign.types import Example
 
 WHOLE = 64 * 2**20  # bytes up to which a file is hashed whole
 STRIDE, SAMPLE = 4 * 2**20, 64 * 2**10  # of a larger one: so many bytes of every so many, 1 in 64
-_PACKAGE = 5  # what modulefinder calls a package
 _PATHS = re.compile(r"(model|student|teacher)\.(path|adapter)|.*\boptions\..*")
 """Keys whose values may name files on which a run's numbers depend."""
 
@@ -69,48 +64,6 @@ def _as_json(value: Any) -> Any:
         return sorted(map(str, value))
     text = str(value)
     return type(value).__name__ if " at 0x" in text else text
-
-
-def find_code(reward: str) -> Iterator[Path]:
-    """Yield the files of a reward's code: its own, and what it imports from beside it; of a package, those beside."""
-    place = reward.rpartition(":")[0]
-    if reward in registry.names(registry.REWARDS):
-        yield from _installed(Path(inspect.getfile(registry.find(registry.REWARDS, reward))))
-        return
-    is_file = place.endswith(".py")
-    file = Path(place).expanduser().resolve() if is_file else Path(inspect.getfile(importlib.import_module(place)))
-    root = file.parents[0 if is_file else place.count(".") + (file.name == "__init__.py")]
-    if not is_file and any(file.is_relative_to(folder) for folder in sysconfig.get_paths().values()):
-        yield from _installed(file)
-        return
-    finder = _Finder([str(root)])
-    finder.run_script(str(file)) if is_file else finder.import_hook(place)
-    yield from sorted({Path(found.__file__) for found in finder.modules.values() if found.__file__})
-
-
-def _installed(file: Path) -> list[Path]:
-    """Return a module's file, and those beside it where it is of a package."""
-    return sorted(file.parent.glob("*.py")) if (file.parent / "__init__.py").exists() else [file]
-
-
-class _Finder(ModuleFinder):
-    """Finds what code imports, also in folders that have no ``__init__.py``, which its base cannot enter."""
-
-    modules: dict[str, Any]
-
-    def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
-        try:
-            return super().find_module(name, path, parent)
-        except AttributeError:  # as the base meets such a folder
-            folder = next(Path(place) / name for place in path or self.path if (Path(place) / name).is_dir())
-            return None, str(folder), ("", "", _PACKAGE)
-
-    def load_package(self, fqname: str, pathname: str) -> Any:
-        if (Path(pathname) / "__init__.py").exists():
-            return super().load_package(fqname, pathname)
-        module: Any = self.add_module(fqname)
-        module.__path__ = [pathname]
-        return module
 
 
 def find_files(path: str) -> list[Path]:

@@ -6,11 +6,12 @@ import pickle
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from esalign import errors
+from esalign.config.cluster import ClusterSection
 from esalign.engines.cluster.admission import Admission, Candidate
 from esalign.engines.cluster.engine import Broken, Done, Engine, Hello, Kind, Refused
 from esalign.engines.cluster.lifeline import Lifeline
@@ -89,7 +90,7 @@ class RayWorkers:
         try:
             return getattr(self._actors[worker], method).remote(*arguments)
         except self._ray.exceptions.RayError as error:
-            raise WorkerLost(_one_line(error)) from error
+            raise WorkerLost(one_line(error)) from error
 
     def wait(self, futures: Sequence[Any], timeout: float) -> list[Any]:
         """Wait until at least one future is ready, or so many seconds. Returns those that are.
@@ -135,7 +136,7 @@ class RayWorkers:
         try:
             answer = self._ray.get(future)
         except self._ray.exceptions.RayError as error:
-            raise WorkerLost(_one_line(error)) from error
+            raise WorkerLost(one_line(error)) from error
         if isinstance(answer, Refused):
             kind = getattr(errors, answer.kind, BackendError)
             raise (BackendError if kind is MissingPackageError else kind)(answer.text)
@@ -220,7 +221,7 @@ def connect(address: str | None, size: int) -> bool:
             ray.init(address=address, **QUIET)
     except Exception as error:  # Ray that does not start in time raises no class of its own
         raise BackendError(
-            f"no Ray cluster at {address!r} (cluster.address): {_one_line(error)}; start one with `ray start --head`, "
+            f"no Ray cluster at {address!r} (cluster.address): {one_line(error)}; start one with `ray start --head`, "
             "or leave the address out to start one in this machine"
         ) from error
     return True
@@ -249,6 +250,28 @@ def _start(ray: Any, size: int) -> None:
             return
 
 
+@contextlib.contextmanager
+def joined(section: ClusterSection | None, *spaces: Space | None) -> Iterator[None]:
+    """Stay connected with a cluster, whoever comes and goes in it; without a section, do nothing.
+
+    Args:
+        section: the cluster.
+        *spaces: search spaces, the largest of which goes to each machine.
+
+    Raises:
+        BackendError: there is no cluster at the address.
+        MissingPackageError: Ray is not installed.
+    """
+    own = section is not None and connect(section.address, max(len(pickle.dumps(space)) for space in spaces))
+    try:
+        yield
+    finally:
+        if own:
+            import ray
+
+            ray.shutdown()
+
+
 def knock(address: str) -> None:
     """See whether somebody listens at ``host:port``. Ray itself would try for minutes, and say so to nobody.
 
@@ -260,7 +283,7 @@ def knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK).close()
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return an error's class and text, without the ids that Ray puts each on a line of its own."""
     lines = [line for line in str(error).splitlines() if not re.match(r"\s*\w+: \S*$", line)]
     return f"{type(error).__name__}: {' '.join(' '.join(lines).split())[:MOST_SAID]}"
