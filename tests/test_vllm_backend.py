@@ -356,9 +356,6 @@ def test_closed_engine_says_so(start: Any, space: SvdLora) -> None:
         backend.generate(draw(space, 1), ["3 + 4 ="], Sampling())
 
 
-# --- quantised models
-
-
 def has_4_bit_kernel() -> bool:
     """Tell whether vLLM's library for this CPU, AVX2 or AVX-512, has a kernel for 4-bit weights."""
     import torch
