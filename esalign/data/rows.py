@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,9 @@ _READERS: dict[str, Callable[[Path], list[Row]]] = {
 }
 
 
+_File = tuple[Path, Callable[[Path], list[Row]]]
+_COMPRESSED = {".bz2", ".gz", ".lz4", ".xz", ".zst"}
+_WHICH_FILES = {"cache_dir", "data_dir", "data_files", "revision", "token"}  # options that say no more than that
 _NOT_READ = {".arrow", ".gz", ".tsv", ".txt", ".xlsx", ".yaml", ".zip"}
 
 
@@ -141,7 +145,7 @@ def _read_dataset(source: str, *, config: str | None, split: str | None, options
         if saved:
             data = datasets.load_from_disk(str(path))
         else:
-            files = {} if options or not path.is_dir() else _list_files(place, config)
+            files = _list_files(place, config, options)
             if files:
                 return _read_files(files, source, split)
             data = datasets.load_dataset(place, config, split=split, **options)
@@ -152,27 +156,62 @@ def _read_dataset(source: str, *, config: str | None, split: str | None, options
     return [dict(row) for row in _take_split(data, source, split if saved else None)]
 
 
-def _list_files(folder: str, config: str | None) -> dict[str, list[Path]]:
-    """Return the files of each split of a folder, chosen as Hugging Face does; none where some are of other kinds.
+def _list_files(place: str, config: str | None, options: Mapping[str, Any]) -> dict[str, list[_File]]:
+    """Return the files of each split, chosen as Hugging Face does; none where some are of other kinds.
 
     ``datasets`` makes one type of all values of a column, so that "007" becomes 7 where another row has a number. So
-    what can be read as single files is.
+    what can be read as single files is, unless its author says what the types are. Parquet files have types.
     """
     import datasets
 
-    chosen = datasets.load_dataset_builder(folder, config).config.data_files or {}
-    files = {str(split): [Path(str(file)) for file in names] for split, names in chosen.items()}
-    kinds = {file.suffix.lower() for names in files.values() for file in names}
-    return files if kinds <= _READERS.keys() else {}
+    if options.keys() - _WHICH_FILES:
+        return {}
+    if snapshot := _find_snapshot(place, options.get("revision")):
+        chosen = {key: value for key, value in options.items() if key not in ("revision", "token")}
+        with suppress(Exception):  # it holds no data files: they may be prepared elsewhere in the cache
+            return _list_files(snapshot, config, chosen)
+    builder = datasets.load_dataset_builder(place, config, **options)
+    splits = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
+    readable = _READERS.keys() - (() if Path(place).is_dir() else {".parquet"})
+    if builder.info.features or not {_kind_of(file) for files in splits.values() for file in files} <= readable:
+        return {}
+    download = datasets.DownloadConfig(cache_dir=options.get("cache_dir"), token=options.get("token"))
+    fetch = datasets.DownloadManager(download_config=download).download_and_extract
+    return {split: [(Path(fetch(file)), _READERS[_kind_of(file)]) for file in files] for split, files in splits.items()}
 
 
-def _read_files(files: Mapping[str, list[Path]], source: str, split: str | None) -> list[Row]:
+def _find_snapshot(source: str, revision: str | None) -> str | None:
+    """Return the folder of a data set in the cache of a hub that cannot be reached; None where there is none."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"datasets--{source.replace('/', '--')}"
+    if not constants.HF_HUB_OFFLINE or not (folder / "snapshots").is_dir():
+        return None
+    named = folder / "refs" / (revision or "main")
+    if named.is_file() or revision:
+        wanted = folder / "snapshots" / (named.read_text().strip() if named.is_file() else str(revision))
+        return str(wanted) if wanted.is_dir() else None
+    newest = max((folder / "snapshots").iterdir(), key=lambda one: one.stat().st_mtime, default=None)
+    return None if newest is None else str(newest)
+
+
+def _kind_of(file: str) -> str:
+    """Return the ending of a file's name, without that of a compression.
+
+    >>> _kind_of("hf://datasets/a/b@main/data/train.jsonl.gz"), _kind_of("train.JSON")
+    ('.jsonl', '.json')
+    """
+    path = Path(file)
+    return (Path(path.stem) if path.suffix.lower() in _COMPRESSED else path).suffix.lower()
+
+
+def _read_files(files: Mapping[str, list[_File]], source: str, split: str | None) -> list[Row]:
     """Return the rows of a split of single files, of a slice such as ``train[:10%]``, or of several, ``train+test``."""
     from datasets import ReadInstruction
 
     if split is None or not set(split) & set("[+"):
         name = _choose_split(files, source, split)
-        return [row for file in files[name] for row in _read_file(file, _READERS[file.suffix.lower()])]
+        return [row for path, reader in files[name] for row in _read_file(path, reader)]
     rows = {name: _read_files(files, source, name) for name in files}
     parts = ReadInstruction.from_spec(split).to_absolute({name: len(held) for name, held in rows.items()})
     return [row for part in parts for row in rows[part.splitname][part.from_ : part.to]]
