@@ -9,7 +9,7 @@ from typing import Any
 from esalign.rewards.answers import as_text
 from esalign.rewards.final import Final, bare_words, choice_of, clauses_of, final_answer, number_of, words_of
 from esalign.rewards.lists import last_formula, values_in
-from esalign.rewards.number import Number, read_based, read_number, same_number
+from esalign.rewards.number import ABBREVIATED, Number, read_based, read_number, same_number
 from esalign.rewards.plain import plain
 
 PRELOAD = ("math_verify", "sympy")
@@ -32,10 +32,22 @@ _RELATION = re.compile(r"[<>≤≥≠≡∈∣|\\]|\bmod\b")
 _FORMULA = re.compile(r"(?<!\\)\$|\\[(\[]|\\begin\b")
 _EQUALS = re.compile(r"(?<![\\<>!])=")
 _MATRIX = re.compile(r"(?:\\left\s*\S)?\s*\\begin\b.*\\end\s*\{\w+\}(?:\s*\\right\s*[^\s.])?", re.DOTALL)
+_NAMES = (
+    r"(?:[cdkm]m|m(?=[\^²³/])|in|ft|yd|mi|k?g|mg|lbs?|oz|min|hr|rad"
+    r"|(?:(?:milli|centi|deci|kilo)?(?:met(?:er|re)|gram|lit(?:er|re))|mile|yard|inch|foot|feet|unit|second|minute|hour|day"
+    r"|year|degree|radian|dollar|cent|pound|ounce)(?:e?s)?)"
+)
+_POWER = r"(?:\s?\^\s?\{?[1-4]\}?|[²³])?"
+_SIZE = (
+    rf"(?:(?:square|cubic|sq\.?|cu\.?)\s+)?{_NAMES}{_POWER}(?:\s?(?:/|per\s)\s?(?:s|h|{_NAMES})(?![A-Za-z]){_POWER})?"
+)
 _UNIT = re.compile(  # after a formula, where math-verify takes cm^2 for c times m squared
     r"(?:\s|~|\\[,;: ])*(?<![A-Za-z\\])"
-    r"(?:(?:[cdkm]m|m(?=[\^²³/])|in|ft|yd|mi|kg|mg|lbs?|oz|min|hr)(?:\s?\^\s?\{?[1-4]\}?|[²³])?"
-    r"(?:\s?/\s?(?:s|h|hr|min|[cdk]?m)(?:\s?\^\s?\{?[1-4]\}?|[²³])?)?|mph|units?)(?=[\s.$]*$)"
+    rf"(?:\\(?:text|mathrm|mbox|textrm|operatorname)\s*\{{[\s~]*{_SIZE}[\s~]*\}}{_POWER}|{_SIZE}|mph)"
+    r"(?=[\s.$]*$|[.;!?]\s)"
+)
+_LAST_LETTERS = re.compile(  # which math-verify may take for a unit: \pi r^2 h, 2ab
+    rf"(?:[\d}}]|\s)\s*(?:[A-Za-z]|(?!{ABBREVIATED}(?![A-Za-z]))[A-Za-z]{{2,3}})[\s.$]*$"
 )
 _EXACT_DIGITS = 50
 _RELATIVE = 1e-6
@@ -129,7 +141,9 @@ def _verify(given: Final, answer: str) -> bool:
     from math_verify import verify
 
     formulas = dict.fromkeys((*_formulas(given), *_formulas(_without_unit(given))))
-    right, found = list(_parse_right(answer)), [value for one in formulas for value in _parse(one)]
+    units = not _ends_in_variable(answer)
+    right = list(_parse_right(answer, units=units))
+    found = [value for one in formulas for value in _parse(one, units=units)]
     if (number := number_of(given)) is not None:
         found.append(_quantity(number))
     pairs = [(one, other) for one in right for other in found if _is_quantity(one) and _is_quantity(other)]
@@ -180,21 +194,32 @@ def _formulas(final: Final) -> list[str]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _parse_right(answer: str) -> tuple[Any, ...]:
+def _ends_in_variable(answer: str) -> bool:
+    r"""Say whether the letters at the end of a right answer are variables, as the h of ``\pi r^2 h``, and no unit."""
+    if not _LAST_LETTERS.search(final_answer(answer).text):
+        return False
+    with_units, without = (_parse_right(answer, units=units) for units in (True, False))
+    kept, whole = (set(getattr(parsed[0], "free_symbols", ())) if parsed else set() for parsed in (with_units, without))
+    return kept < whole and len(whole) > 1
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_right(answer: str, *, units: bool = True) -> tuple[Any, ...]:
     final = _without_unit(final_answer(answer))
     formulas = _formulas(final) if "$" in final.text or final.place == "box" else [f"${final.text}$"]
-    parsed = next((found for one in (*formulas, *_formulas(final)) if (found := _parse(one))), ())
+    parsed = next((found for one in (*formulas, *_formulas(final)) if (found := _parse(one, units=units))), ())
     if not parsed and not re.search(r"\w", final.text):
         raise ValueError(f"there is no mathematics in the right answer {answer!r:.80}")
     sides = _EQUALS.split(str(parsed[-1])) if parsed else []
-    if len(sides) > 2 and not all(len(_parse(f"${side}$")) > 1 for side in sides):
+    if len(sides) > 2 and not all(len(_parse(f"${side}$", units=units)) > 1 for side in sides):
         parsed = parsed[-1:]  # math-verify would take what stands right of the last sign for all of it
     return parsed
 
 
 @functools.lru_cache(maxsize=4096)  # candidates often give the same answer
-def _parse(text: str) -> tuple[Any, ...]:
+def _parse(text: str, *, units: bool = True) -> tuple[Any, ...]:
     """Return what a formula is, and its text; the text alone where math-verify does not understand all of it."""
+    from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would warn of the time limit that is not set
@@ -203,4 +228,6 @@ def _parse(text: str) -> tuple[Any, ...]:
     for pattern, sign in _SIGNS:
         text = pattern.sub(sign, text)
     # its ExprExtractionConfig, left out here, would take any number out of a formula that it does not understand
-    return tuple(parse(text, [LatexExtractionConfig()], extraction_mode="first_match", parsing_timeout=None))
+    own = NormalizationConfig(basic_latex=True, units=units, malformed_operators=True, nits=True)
+    config = LatexExtractionConfig(normalization_config=own)
+    return tuple(parse(text, [config], extraction_mode="first_match", parsing_timeout=None))

@@ -63,7 +63,16 @@ _OPERATOR_LEFT = re.compile(
     )\ *$""",
     re.VERBOSE,
 )
+ABBREVIATED = (  # what may stand at a number without a space and be no variables, as those of 2ab are
+    r"(?i:[cdkm]m|k?g|mg|lbs?|oz|ft|in|yd|mi|hrs?|min|sec|[mk]ph|kmh|[mcd]?l|[km]?w|kwh|k?hz|[mg]hz|[kmgt]b|[ap]m|th|st|nd"
+    r"|rd|deg|rad|mol|k?pa|ev|db|k?cal|usd|eur|gbp|inr|cad|aud|yrs?|m?s|bps|pts?|rpm|psi|ha|px|bn|mn|pcs|k?[jnv]|ma|per|to"
+    r"|or|and|x\d)"
+)
 _OPERATOR_RIGHT = re.compile(
+    rf"""
+      (?!{ABBREVIATED}(?![A-Za-z]))[A-Za-z]{{2,3}}(?![A-Za-z.'’])   # _ab
+    | \ (?:[bcdefijotuv]|a(?=[\s.]*$|\ [a-z](?![A-Za-z])))(?![A-Za-z'’]|\.[a-z])   # _ a b
+    |"""
     r"""
       \ *[*^×·÷√π{}\\]                 # _ * 3, _^3, _\sqrt{3}
     | \ \+ | \+\ *[\dA-Za-z(\\]        # _ + 3, but not the "+" of "12+ people"
