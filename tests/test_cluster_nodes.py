@@ -199,7 +199,7 @@ def test_a_reward_that_a_machine_cannot_load_ends_the_run_in_one_line(nodes, tmp
             made.score(EXAMPLES, COMPLETIONS)
 
 
-def test_a_run_goes_on_with_its_rewards_scored_on_the_cluster(nodes, tmp_path, monkeypatch):
+def test_a_run_goes_on_with_its_rewards_scored_on_the_cluster(nodes, tmp_path, monkeypatch, capfd):
     cluster = {"workers": 1, "unit": 8, "cut_for": 2}
     alone = write_quick_run(tmp_path, run__name="alone")
     stopped = write_quick_run(tmp_path, run__name="moved")
@@ -210,3 +210,4 @@ def test_a_run_goes_on_with_its_rewards_scored_on_the_cluster(nodes, tmp_path, m
     run_quickly(moved, monkeypatch, resume=True)
     assert reproducible(tmp_path / "runs" / "moved") == reproducible(tmp_path / "runs" / "alone")
     assert not actors()
+    assert "died" not in "".join(capfd.readouterr()), "Ray told of ends as of failures"

@@ -14,6 +14,7 @@ from runs import reproducible, write_run
 pytest.importorskip("ray")
 
 CLUSTER = {"workers": 1, "cpus": 0.2, "cut_for": 2, "unit": 4, "address": "local"}
+THERE = ("scoring.place=cluster", "scoring.workers=2")
 WEIGHTS = "adapter/adapter_model.safetensors"
 
 
@@ -26,14 +27,14 @@ def start(mark, *arguments):
 def test_a_killed_run_goes_on_with_fewer_workers_and_leaves_nothing_behind(tmp_path):
     file, mark = write_run(tmp_path, cluster=CLUSTER, run__generations=24), uuid.uuid4().hex
     killed, whole = tmp_path / "runs" / "killed", tmp_path / "runs" / "whole"
-    victim, metrics = start(mark, file, "run.name=killed", "cluster.workers=2"), killed / "metrics.jsonl"
+    victim, metrics = start(mark, file, "run.name=killed", "cluster.workers=2", *THERE), killed / "metrics.jsonl"
     assert wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, 300.0)
     victim.kill()
     assert victim.wait() == -signal.SIGKILL
     assert 3 <= metrics.read_text().count("\n") < 25, "killed too late, so this shows nothing"
     # workers end at once; two agents of a Ray that the run had started look for their server for a while
     assert wait_until(lambda: not marked(mark), 120.0), commands_of(marked(mark))
-    for arguments in (("run.name=whole",), ("run.name=killed", "--resume")):
+    for arguments in (("run.name=whole",), ("run.name=killed", *THERE, "--resume")):
         assert start(mark, file, *arguments).wait(600) == 0
     assert reproducible(killed) == reproducible(whole)
     assert (killed / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()

@@ -2,6 +2,7 @@
 
     python examples/benchmarks/cluster.py simulate            # efficiency with and without faults, driver, bytes
     python examples/benchmarks/cluster.py real --workers 1 2  # tokens per second of real engines on this machine
+    python examples/benchmarks/cluster.py cost                # time to accuracy on 16 to 128 GPUs beside GRPO, a model
 
 The simulation draws lengths of completions from those that the embedded model wrote on its own problems, scaled to a
 mean of 300 tokens. A unit takes a worker ``0.05 s + 0.012 s x longest completion + tokens / 12,000``: a start, a step
@@ -35,7 +36,21 @@ from esalign.space import SvdLora
 from esalign.testing.workers import SimulatedWorkers
 from esalign.types import Completion, Sampling
 
-START, STEP, THROUGHPUT, MEAN_TOKENS = 0.05, 0.012, 12_000.0, 300.0
+
+@dataclass(frozen=True)
+class Speed:
+    """What a worker takes: seconds to start a unit, seconds a step, and tokens a second at most."""
+
+    start: float = 0.05
+    step: float = 0.012
+    throughput: float = 12_000.0
+
+    def seconds(self, longest: float, tokens: float, batches: float = 1.0) -> float:
+        """Return the time for so many tokens, in batches whose longest completions are this long."""
+        return batches * (self.start + self.step * longest) + tokens / self.throughput
+
+
+MEAN_TOKENS = 300.0
 LOADING = 45.0  # seconds until a worker that died is back
 SLOWER = 10.0
 DIM = 1792  # search vector of rank 8 on four layers of each of 28 blocks
@@ -65,6 +80,7 @@ class World:
     """Simulated engines with their faults, and what they did."""
 
     lengths: Any  # (candidates, prompts)
+    speed: Speed = Speed()
     slow: frozenset[int] = frozenset()
     deaths: list[float] = field(default_factory=list)
     busy: float = 0.0
@@ -75,7 +91,7 @@ class World:
     def seconds(self, unit: Unit) -> float:
         """Return what an engine takes for a unit."""
         table = self.lengths[unit.candidates.start : unit.candidates.stop, unit.prompts.start : unit.prompts.stop]
-        return START + STEP * table.max() + table.sum() / THROUGHPUT
+        return self.speed.seconds(table.max(), table.sum())
 
     def answer(self, worker: int, unit: Unit, now: float) -> tuple[float, Any]:
         """Return when a worker answers, and what."""
@@ -104,10 +120,12 @@ def simulate(
     deaths: int = 0,
     generations: int = 6,
     seed: int = 0,
+    speed: Speed = Speed(),
 ) -> dict[str, float]:
     """Run generations. Returns the means of the later ones, by which time workers' speeds are known."""
     rng, rows = np.random.default_rng(seed), []
-    world = World(np.zeros((0, 0)), frozenset(rng.choice(workers, round(stragglers * workers), replace=False).tolist()))
+    slow = frozenset(rng.choice(workers, round(stragglers * workers), replace=False).tolist())
+    world = World(np.zeros((0, 0)), speed, slow)
     crew = SimulatedWorkers(world.answer, lambda _worker, now: (LOADING if now else 0.0, None))
     scheduler = Scheduler(crew, workers, warn=lambda _text: None)
     usual = 1.0
@@ -120,9 +138,9 @@ def simulate(
         scheduler.run(units, lambda _unit, seconds, useful=useful: useful.append(seconds) or 1)
         driver, wall = time.process_time() - began - world.own, crew.clock() - clock
         usual = wall
-        alone = START * world.lengths.size / 1024 + world.lengths.sum() / THROUGHPUT
-        alone += STEP * world.lengths.max() * world.lengths.size / 1024
-        longest = START + (STEP + 1 / THROUGHPUT) * world.lengths.max()
+        top = world.lengths.max()
+        alone = speed.seconds(top, world.lengths.sum(), world.lengths.size / 1024)
+        longest = speed.seconds(top, top)
         most = min(alone / workers / longest, 1 - stragglers * (1 - 1 / SLOWER))
         shares = np.array([world.busy, sum(useful), alone]) / workers / wall
         rows.append((wall, *shares, most, driver))
@@ -191,6 +209,44 @@ def run_simulation() -> None:
     print(f"\na completion that comes back takes {size:,.0f} bytes and {1e6 * seconds:.0f} us of the driver")
 
 
+# --- time to accuracy on many GPUs: arithmetic with measured parts, for Qwen2.5-32B in bfloat16 on H100 SXM ---
+
+GENERATIONS, CANDIDATES, PROBLEMS = 10, 24, 96  # plain ESSA to 90 % of the best gain, 559,000 tokens: comparison.md
+STEPS, ROLLOUTS = 27, 128  # GRPO to the same; answers a step: comparison.md, "Where the lines cross"
+TRAINED = 103 / 72  # tokens that GRPO trains on, prompts too, for each that it generates: the same place
+BACKWARD = 3.0  # a token trained on costs three forward passes (one forward, and twice that backward): the same place
+DEAR = 5.0  # a generated token is as dear as so many that are read: between the columns of the same place
+WEIGHTS = 32.5e9  # the model's
+GPUS_PER_WORKER = 2  # 66 GB of weights take two GPUs of 80 GB: docs/paper.md
+FLOPS, MEMORY = 989e12, 3.35e12  # a GPU's a second in bfloat16, dense, and bytes a second: NVIDIA's data sheet
+USED, READ = 0.4, 0.6  # share of both that programs reach: assumed
+NETWORK = 50e9  # bytes a second between machines, 400 Gb/s: assumed
+PAPER = {16: (200, 400), 128: (20, 150)}  # minutes of ESSA and GRPO to 0.835 on PRM800K: arXiv 2507.04453
+
+
+def run_cost() -> None:
+    """Print the minutes of both on 16 to 128 GPUs, and what GRPO's are made of."""
+    lengths = measure_lengths()
+    reading = 2 * WEIGHTS / (USED * FLOPS * GPUS_PER_WORKER)  # seconds of a worker for a token that is read
+    step = 2 * WEIGHTS / (READ * MEMORY * GPUS_PER_WORKER)  # all weights, two bytes each
+    speed = Speed(step=step, throughput=1 / (DEAR * reading))
+    trained = STEPS * ROLLOUTS * MEAN_TOKENS * TRAINED * BACKWARD * reading
+    # Each step, gradients are summed over all machines (sent twice) and the engines get the new weights.
+    synchronising = STEPS * 3 * 2 * WEIGHTS / NETWORK
+    print(f"a worker: {1e3 * step:.0f} ms a step, {speed.throughput:,.0f} tokens/s at most, {1 / reading:,.0f} read")
+    columns = "GPUs, ESSA, GRPO, its rollouts, back-propagation, synchronisation, ratio, paper"
+    print("\n| " + " | ".join(columns.split(", ")) + " |\n" + "|---" * 8 + "|")
+    for gpus in (16, 32, 64, 128):
+        workers = gpus // GPUS_PER_WORKER
+        shape = {"workers": workers, "fewest": 256, "speed": speed}
+        essa = GENERATIONS * simulate(lengths, candidates=CANDIDATES, prompts=PROBLEMS, **shape)["wall"]
+        rollouts = STEPS * simulate(lengths, candidates=1, prompts=ROLLOUTS, **shape)["wall"]
+        parts = (rollouts, trained / workers, synchronising)
+        minutes = [f"{seconds / 60:.1f}" for seconds in (essa, sum(parts), *parts)]
+        paper = "{} against {}".format(*PAPER[gpus]) if gpus in PAPER else ""
+        print(f"| {gpus} | {' | '.join(minutes)} | {sum(parts) / essa:.1f} | {paper} |", flush=True)
+
+
 def run_real(counts: list[int], backend: str, candidates: int, prompts: int) -> None:
     """Print tokens per second of one engine and of clusters."""
     space = SvdLora.from_pretrained(adapter_path("embedded"))
@@ -221,7 +277,7 @@ def speed(engine: Backend, vectors: Any, asked: list[Any], sampling: Sampling) -
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("simulate", "real"))
+    parser.add_argument("what", choices=("simulate", "real", "cost"))
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--backend", default="torch")
     parser.add_argument("--candidates", type=int, default=24)
@@ -229,5 +285,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if given.what == "simulate":
         run_simulation()
+    elif given.what == "cost":
+        run_cost()
     else:
         run_real(given.workers, given.backend, given.candidates, given.prompts)

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 
 PATIENCE = 10.0  # seconds to reach the other end, and of silence until a machine counts as gone
@@ -25,8 +26,17 @@ class Lifeline:
         host, port = self._server.getsockname()[:2]
         return host, port
 
-    def close(self) -> None:
-        """Let go: whoever holds on ends."""
+    def close(self, patience: float = 0.0) -> None:
+        """Let go: whoever holds on ends.
+
+        Args:
+            patience: seconds to wait for those that are ending anyway: Ray calls it a failure if they end by this.
+        """
+        deadline = time.monotonic() + patience
+        for one in self._held:
+            one.settimeout(max(0.0, deadline - time.monotonic()))
+            with contextlib.suppress(OSError):
+                one.recv(1)  # the system closes the other end when its process is no more
         for one in (self._server, *self._held):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)

@@ -186,7 +186,7 @@ class RayWorkers:
         for worker in list(self._actors):
             self.stop(worker)
         if self._lifeline is not None:
-            self._lifeline.close()
+            self._lifeline.close(FAREWELL)
         if self._own:
             self._ray.shutdown()
 

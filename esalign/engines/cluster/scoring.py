@@ -10,7 +10,7 @@ from typing import Any
 
 from esalign.config.cluster import ClusterSection
 from esalign.engines.cluster.lifeline import Address, Lifeline, hold_on
-from esalign.engines.cluster.ray_workers import connect, one_line
+from esalign.engines.cluster.ray_workers import FAREWELL, connect, one_line
 from esalign.errors import EsalignWarning, RewardError
 from esalign.rewards.code import pack_with_code
 from esalign.rewards.judge import Item, Outcome
@@ -25,7 +25,7 @@ SILENCE = 60.0  # seconds without an outcome, or a word, after which an actor is
 def start_on_cluster(rewards: Sequence[Reward], *, section: ClusterSection, workers: int, timeout: float) -> Scorers:
     """Start processes on the cluster's machines that score, as many on one as on the other.
 
-    They take no core away from engines, as those beside the run take none.
+    They take no core away from engines, as those beside the run take none. Whoever joined the cluster leaves it.
 
     Args:
         rewards: what each of them scores with; the user's code is sent.
@@ -39,7 +39,7 @@ def start_on_cluster(rewards: Sequence[Reward], *, section: ClusterSection, work
         RewardError: a reward that cannot be sent.
     """
     packed = pack_with_code(rewards)
-    own = connect(section.address, 0)
+    connect(section.address, 0)
     import ray
 
     distant = (section.address or "").startswith("ray://")
@@ -56,9 +56,7 @@ def start_on_cluster(rewards: Sequence[Reward], *, section: ClusterSection, work
         for machine in machines:
             machine.close()
         if lifeline is not None:
-            lifeline.close()
-        if own:
-            ray.shutdown()
+            lifeline.close(FAREWELL)
 
     return Scorers([machine for machine in machines for _ in range(machine.processes)], end)
 
