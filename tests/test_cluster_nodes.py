@@ -56,8 +56,8 @@ def nodes():
     assert shared_memory() <= before
 
 
-def add_node(cluster):
-    return cluster.add_node(num_cpus=2, object_store_memory=STORE)
+def add_node(cluster, **settings):
+    return cluster.add_node(num_cpus=2, object_store_memory=STORE, **settings)
 
 
 def commands_of(processes):
@@ -197,6 +197,20 @@ def test_a_reward_that_a_machine_cannot_load_ends_the_run_in_one_line(nodes, tmp
             RewardError, match=r"machine .*: reward 'esalign_reward_local:judge': its module fails: Asse"
         ):
             made.score(EXAMPLES, COMPLETIONS)
+
+
+def test_a_machine_with_another_esalign_is_named(nodes, tmp_path):
+    (tmp_path / "esalign-0.0.1.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: esalign\nVersion: 0.0.1\n"
+    (tmp_path / "esalign-0.0.1.dist-info" / "METADATA").write_text(metadata)
+    outdated = add_node(nodes, env_vars={"PYTHONPATH": str(tmp_path)})
+    section = ScoringSection(place="cluster", workers=8)
+    said = pytest.raises(RewardError, match=r"machine .* has esalign 0\.0\.1, this one .*: install the same version")
+    with make_pool([RewardSection(name="exact-match")], section, ON_ALL) as made, said:
+        for _ in range(600):  # the others may be done before it has come
+            made.score([Example("p", {"answer": "1"})], ["1"])
+            time.sleep(0.1)
+    nodes.remove_node(outdated)
 
 
 def test_a_run_goes_on_with_its_rewards_scored_on_the_cluster(nodes, tmp_path, monkeypatch, capfd):
