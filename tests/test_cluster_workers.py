@@ -162,8 +162,17 @@ def test_a_process_ends_when_the_other_end_of_its_line_does():
 def test_a_cluster_is_checked_when_the_configuration_is_read():
     with pytest.raises(ValidationError, match="never has min_workers"):
         ClusterSection(workers=2, min_workers=3)
-    with pytest.raises(ValidationError, match="at least 1 worker"):
-        ClusterSection(workers=0)
+    for workers in (0, "many", 2.5, True):
+        with pytest.raises(
+            ValidationError, match=r"1 validation error(.|\n)*auto or a whole number, at least 1 worker"
+        ):
+            ClusterSection(workers=workers)
+    for gpus in (1.5, 0.00001):  # Ray would refuse them in a traceback
+        with pytest.raises(ValidationError, match=r"a whole number of GPUs, or of one GPU a share of at least 0\.0001"):
+            ClusterSection(gpus=gpus)
+    with pytest.raises(ValidationError, match=r"greater than or equal to 0\.0001"):
+        ClusterSection.model_validate({"groups": [{"workers": 1, "cpus": 0.00001}]})
+    assert (ClusterSection(gpus=2.0).gpus, ClusterSection(gpus=0.5, cpus=1.5).cpus) == (2.0, 1.5)
     with pytest.raises(ValidationError, match="not both"):
         ClusterSection.model_validate({"groups": [{"workers": 2}], "workers": 2})
     grouped = ClusterSection.model_validate({"groups": [{"workers": 2, "backend": "llama-cpp"}, {"workers": 1}]})

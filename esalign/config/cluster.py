@@ -1,12 +1,23 @@
 """The schema of a cluster: how many engines, what each needs, and what happens when some are missing."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from esalign.config.sections import BackendSection, Section
 
+LEAST = 0.0001  # of a GPU or a core: Ray counts no finer
+
+
+def _check_gpus(gpus: float) -> float:
+    if 0 < gpus < LEAST or (gpus > 1 and gpus % 1):
+        raise ValueError(f"expected a whole number of GPUs, or of one GPU a share of at least {LEAST:f}")
+    return gpus
+
+
 Workers = int | Literal["auto"]
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_check_gpus)]
+Cpus = Annotated[float, Field(ge=LEAST)]
 
 
 class GroupSection(Section):
@@ -16,8 +27,8 @@ class GroupSection(Section):
     backend: BackendSection | None = Field(
         None, description="Their engine, or its name alone; none, and a dtype that it leaves out: as in backend."
     )
-    gpus: float | None = Field(None, ge=0, description="GPUs of each.")
-    cpus: float = Field(1.0, gt=0, description="CPU cores of each.")
+    gpus: Gpus | None = Field(None, description="GPUs of each.")
+    cpus: Cpus = Field(1.0, description="CPU cores of each.")
     label: str | None = Field(None, description="What they are called where workers are named; none: as their engine.")
 
     @field_validator("backend", mode="before")
@@ -30,12 +41,11 @@ class ClusterSection(Section):
     """Many engines as one, on any number of machines; see docs/cluster.md."""
 
     workers: Workers = Field("auto", description="Engines: a number, or auto for all that fit, anew each generation.")
-    gpus: float | None = Field(
+    gpus: Gpus | None = Field(
         None,
-        ge=0,
         description="GPUs of each; none: 1 where there are GPUs and backend.device is not cpu, else 0.",
     )
-    cpus: float = Field(1.0, gt=0, description="CPU cores of each.")
+    cpus: Cpus = Field(1.0, description="CPU cores of each.")
     groups: tuple[GroupSection, ...] = Field((), description="Workers of several kinds, in place of workers and gpus.")
     address: str | None = Field(
         None,
@@ -55,10 +65,15 @@ class ClusterSection(Section):
         "equal on clusters of any size, bit by bit, with engines that round by batch, too.",
     )
 
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and (type(value) is not int or value < 1):
+            raise ValueError("expected auto or a whole number, at least 1 worker")
+        return value
+
     @model_validator(mode="after")
     def _enough_workers(self) -> "ClusterSection":
-        if isinstance(self.workers, int) and self.workers < 1:
-            raise ValueError(f"a cluster has at least 1 worker, or auto, not {self.workers}")
         if self.groups and (self.workers, self.gpus, self.cpus) != ("auto", None, 1.0):
             raise ValueError("a cluster has groups, or workers with gpus and cpus, not both: say it in each group")
         count = sum(group.workers for group in self.groups) or self.workers
