@@ -41,5 +41,17 @@ def test_a_killed_run_goes_on_with_fewer_workers_and_leaves_nothing_behind(tmp_p
     assert wait_until(lambda: not marked(mark)), commands_of(marked(mark))
 
 
+def test_a_process_that_joined_a_cluster_ends_by_sigterm_without_a_trace():
+    mark = uuid.uuid4().hex
+    code = "from esalign.engines.cluster.ray_workers import connect; connect('local', 0); input(1)"
+    told = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], env=os.environ | {MARK: mark}, **told) as joined:
+        assert joined.stdout.read(1) == b"1"
+        joined.terminate()
+        assert joined.wait(60) == 128 + signal.SIGTERM
+        assert joined.stderr.read() == b""
+    assert wait_until(lambda: not marked(mark), 30.0), commands_of(marked(mark))
+
+
 def commands_of(processes):
     return [Path(f"/proc/{number}/cmdline").read_text().replace("\0", " ")[:200] for number in processes]

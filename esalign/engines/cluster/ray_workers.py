@@ -4,7 +4,10 @@ import contextlib
 import os
 import pickle
 import re
+import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -214,17 +217,33 @@ def connect(address: str | None, size: int) -> bool:
         return False
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
-        if address == "local":
-            _start(ray, size)
-        else:
-            knock(address)
-            ray.init(address=address, **QUIET)
+        with _orderly_sigterm():
+            if address == "local":
+                _start(ray, size)
+            else:
+                knock(address)
+                ray.init(address=address, **QUIET)
     except Exception as error:  # Ray that does not start in time raises no class of its own
         raise BackendError(
             f"no Ray cluster at {address!r} (cluster.address): {one_line(error)}; start one with `ray start --head`, "
             "or leave the address out to start one in this machine"
         ) from error
     return True
+
+
+@contextlib.contextmanager
+def _orderly_sigterm() -> Iterator[None]:
+    """Let SIGTERM, which batch systems send, close what is open: Ray makes of it a trace of addresses and an abort."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # no other one may
+            signal.signal(signal.SIGTERM, _exit if before in (signal.SIG_DFL, None) else before)
+
+
+def _exit(number: int, _frame: Any) -> None:
+    sys.exit(128 + number)  # as shells say it
 
 
 def _start(ray: Any, size: int) -> None:
