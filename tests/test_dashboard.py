@@ -125,6 +125,16 @@ def test_the_stage_is_shown_until_the_next_generation(dashboard):
     assert "judging the result" not in frame(dashboard)
 
 
+def test_the_workers_of_a_cluster_are_shown_with_what_happened_to_them(tmp_path):
+    dashboard = LiveDashboard(make_console())
+    dashboard.start(make_about(), tmp_path, 0)
+    found = row(1)
+    happened = {"workers": 3, "worker_tokens_per_second": 5210.0, "lost": 1, "redone": 2, "waited": 4.2}
+    dashboard.generation({**found, "machine": {**found["machine"], **happened}})
+    shown = " ".join(frame(dashboard, width=100).split())
+    assert "3 workers, 5,210 tokens/s while they work 1 lost 2 units redone waited 4.2 s" in shown
+
+
 def test_warnings_stay_above_the_panel(tmp_path):
     console = make_console()
     with LiveDashboard(console) as dashboard:

@@ -27,6 +27,7 @@ LEAST_STORE = 200_000_000  # bytes of the object store of a cluster that is star
 KNOCK = 10.0  # seconds until an address counts as dead
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 MOST_SAID = 1000  # characters of what Ray says of a failure, whose cause comes last
+_AUTH = "RAY_AUTH_MODE"  # to an explicit address Ray brings no token by itself
 FAREWELL = 5.0  # seconds that engines have to free what they hold
 
 
@@ -224,9 +225,11 @@ def connect(address: str | None, size: int) -> bool:
                 knock(address)
                 ray.init(address=address, **QUIET)
     except Exception as error:  # Ray that does not start in time raises no class of its own
+        asks = address not in ("local", "auto") and isinstance(error, ConnectionError) and _AUTH not in os.environ
+        token = f"; where it asks for a token, set {_AUTH}=token and let this machine have it in ~/.ray/auth_token"
         raise BackendError(
             f"no Ray cluster at {address!r} (cluster.address): {one_line(error)}; start one with `ray start --head`, "
-            "or leave the address out to start one in this machine"
+            f"or leave the address out to start one in this machine{token if asks else ''}"
         ) from error
     return True
 

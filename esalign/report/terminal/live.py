@@ -143,6 +143,9 @@ class LiveDashboard:
             yield progress.words.work, Text(state)
             tokens, speed = compact(row["tokens"].get("generated")), compact(progress.tokens_per_second)
             yield "tokens", Text(f"{tokens} generated   {speed} per second")
+            if (machine := row.get("machine") or {}).get("workers"):
+                happened = f"{machine.get('lost', 0):g} lost   {machine.get('redone', 0):g} units redone"
+                yield "workers", Text(f"{workers(machine)}   {happened}   waited {duration(machine.get('waited', 0))}")
         yield "time", Text(self._time(progress))
 
     def _time(self, progress: RunProgress) -> str:
@@ -158,8 +161,6 @@ class LiveDashboard:
             parts.append(f"peak memory {memory(machine.get('peak_rss_mib'))}")
         if machine.get("peak_gpu_mib"):
             parts.append(f"GPU {memory(machine['peak_gpu_mib'])}")
-        if machine.get("workers"):
-            parts.append(f"{workers(machine)}, {machine.get('lost', 0):g} lost")
         return "   ".join(parts)
 
     def _sample_lines(self, width: int) -> Iterator[tuple[str, str]]:
