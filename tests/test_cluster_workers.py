@@ -18,15 +18,17 @@ from quick_runs import write_quick_run
 
 from esalign.config.cluster import ClusterSection
 from esalign.config.distill import DistillConfig
+from esalign.config.sections import BackendSection
 from esalign.engines.cluster.admission import GRACE, Admission, Candidate, compare
 from esalign.engines.cluster.backend import _check_scores
 from esalign.engines.cluster.engine import Engine, Hello, Kind, Refused, _versions
 from esalign.engines.cluster.lifeline import Lifeline
+from esalign.engines.cluster.make import make_cluster
 from esalign.engines.cluster.packing import blocks, needed, open_block, pack, unpack
 from esalign.engines.cluster.ray_workers import connect
 from esalign.engines.cluster.units import BLOCK, Unit, cut
 from esalign.engines.cluster.workers import Unfit, WrongAnswer
-from esalign.errors import BackendError, MissingPackageError
+from esalign.errors import BackendError, ConfigError, MissingPackageError
 from esalign.types import Completion
 
 
@@ -241,6 +243,29 @@ def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch):
         with pytest.raises(BackendError, match=f"no Ray cluster at '{address}'"):
             connect(address, 0)
     assert len(asked) == 3
+
+
+def test_a_cluster_that_lets_nobody_in_may_want_a_token(monkeypatch):
+    def refuse(**_options):
+        raise ConnectionError("Failed to connect to Ray cluster")
+
+    stub = SimpleNamespace(is_initialized=lambda: False, init=refuse)
+    monkeypatch.setitem(sys.modules, "ray", stub)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        there = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(BackendError, match="asks for a token, set RAY_AUTH_MODE=token"):
+            connect(there, 0)
+    with pytest.raises(BackendError) as nobody:
+        connect(there, 0)
+    assert "token" not in str(nobody.value)
+
+
+def test_an_engine_of_no_known_name_is_refused_before_anything_starts(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    section = ClusterSection(groups=[{"workers": 1}, {"workers": 1, "backend": "tirch"}])
+    with pytest.raises(ConfigError, match="unknown backend 'tirch', did you mean 'torch'"):
+        make_cluster(BackendSection(name="torch"), "model", None, section)
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch):

@@ -5,6 +5,7 @@ from esalign.config.sections import BackendSection
 from esalign.engines.cluster.backend import ClusterBackend
 from esalign.engines.cluster.engine import Kind
 from esalign.protocols import Space
+from esalign.registry import BACKENDS, entry_point
 
 
 def make_cluster(backend: BackendSection, model: str, space: Space | None, section: ClusterSection) -> ClusterBackend:
@@ -18,8 +19,11 @@ def make_cluster(backend: BackendSection, model: str, space: Space | None, secti
 
     Raises:
         BackendError: there is no cluster, or too few workers come.
+        ConfigError: an engine of no known name.
         MissingPackageError: Ray is not installed.
     """
+    for name in dict.fromkeys((backend.name, *(group.backend.name for group in section.groups if group.backend))):
+        entry_point(BACKENDS, name)  # before anything starts
     if section.groups:
         kinds = [
             _kind(group.backend or backend, backend, model, group)

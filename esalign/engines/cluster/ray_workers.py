@@ -225,7 +225,7 @@ def connect(address: str | None, size: int) -> bool:
                 knock(address)
                 ray.init(address=address, **QUIET)
     except Exception as error:  # Ray that does not start in time raises no class of its own
-        asks = address not in ("local", "auto") and isinstance(error, ConnectionError) and _AUTH not in os.environ
+        asks = type(error) is ConnectionError and _AUTH not in os.environ  # somebody listens, and does not let us in
         token = f"; where it asks for a token, set {_AUTH}=token and let this machine have it in ~/.ray/auth_token"
         raise BackendError(
             f"no Ray cluster at {address!r} (cluster.address): {one_line(error)}; start one with `ray start --head`, "
