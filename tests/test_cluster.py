@@ -86,13 +86,19 @@ def write_plugin(folder):
         (folder / name).write_text(text)
 
 
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    """The folder in which the faulty engines are installed."""
+    folder = tmp_path_factory.mktemp("plugin")
+    write_plugin(folder)
+    return folder
+
+
 @pytest.fixture(scope="module", autouse=True)
-def clean_machine(tmp_path_factory):
+def clean_machine(plugin):
     """One Ray for the module; afterwards no process and no shared memory of it is left."""
     mark, before = uuid.uuid4().hex, shared_memory()
     os.environ[MARK] = mark
-    plugin = tmp_path_factory.mktemp("plugin")
-    write_plugin(plugin)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(plugin), prepend=os.pathsep)
         connect("local", 0)
@@ -249,7 +255,10 @@ def bring_up_after_hang(cluster):
     cluster.encode(f"a prompt that is new {uuid.uuid4().hex}")
 
 
-def test_workers_that_lie_are_outdated_or_die_at_start_change_nothing_and_are_told_of(space, candidates):
+def test_workers_that_lie_are_outdated_or_die_at_start_change_nothing_and_are_told_of(
+    space, candidates, plugin, monkeypatch
+):
+    monkeypatch.syspath_prepend(plugin)  # here too, as a cluster refuses an engine of no known name
     alone, few = TorchBackend(model_path("embedded"), space, device="cpu"), candidates[:2]
     groups = [{"workers": 1, "cpus": CPUS}, *({"workers": 1, "cpus": CPUS, "backend": name} for name in FAULTS)]
     with warnings.catch_warnings(record=True) as told:
