@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esalign.files import write_atomically
-from esalign.report.words import Words, gain
+from esalign.report.words import Words, score
 from esalign.run.verify import Verification
 
 if TYPE_CHECKING:
@@ -34,16 +34,6 @@ class CardFacts:
     words: Words
 
 
-def comparison_table(result: "Result") -> str:
-    """Return the start and the result on every held-out set as a Markdown table."""
-    head = ["| held-out problems | start | result | gain (paired) | problems |", "|---|---|---|---|---|"]
-    rows = [
-        f"| {name} | {c.start} | {c.result} | {gain(c.gain)} | {c.start.count} |"
-        for name, c in result.comparisons.items()
-    ]
-    return "\n".join(head + rows)
-
-
 def write_card(folder: Path, run: str, facts: CardFacts, result: "Result", verification: Verification | None) -> None:
     """Write the README.md that says what was made, how it was made and how it did.
 
@@ -54,6 +44,10 @@ def write_card(folder: Path, run: str, facts: CardFacts, result: "Result", verif
         result: how the run ended.
         verification: how what was saved compares with what was meant; None until it is known.
     """
+    table = [
+        f"| {name} | {c.start} | {c.result} | {score(c.gain, '+.3f')} | {c.start.count} |"
+        for name, c in result.comparisons.items()
+    ]
     kl = [] if result.kl is None else [f"KL to the start: {result.kl:.4f} nats per token."]
     lines = [
         *facts.settings,
@@ -72,7 +66,9 @@ tags: [{", ".join(facts.tags)}]
 
 {facts.summary}
 
-{comparison_table(result)}
+| held-out problems | start | result | gain (paired) | problems |
+|---|---|---|---|---|
+{chr(10).join(table)}
 
 All intervals are 95 %. The result is {facts.words.result_of(result.generation)}, chosen on validation problems of
 their own.

@@ -3,7 +3,7 @@
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from esalign.fitness.completions import ERROR_EXAMPLES, ERRORS
@@ -75,21 +75,7 @@ class Words:
 
 SEARCH = Words("generation", "search", "mean of the search distribution", "aligned")
 DISTILLATION = Words("update", "training", "student", "student")
-
-
 WORDS = {"search": SEARCH, "distillation": DISTILLATION}
-
-
-def words_for(config: Mapping[str, Any]) -> Words:
-    """Return the words for a run of a resolved configuration: one with a student is a distillation."""
-    words = DISTILLATION if "student" in config else SEARCH
-    chosen = (config.get("run") or {}).get("select_by") or "reward"
-    return words if chosen == "reward" else replace(words, measure=measure_name(chosen))
-
-
-def measure_name(measure: str) -> str:
-    """Return a measure for people: 'minus reverse KL' for ``minus-reverse-kl``."""
-    return measure.replace("-", " ").replace(" kl", " KL")
 
 
 def as_estimate(value: Mapping[str, Any] | None) -> Estimate | None:
@@ -112,14 +98,9 @@ def number(value: float | None, spec: str = ".3f") -> str:
     return text if text.strip("-0.") else format(0.0, spec)
 
 
-def score(value: Estimate | None) -> str:
+def score(value: Estimate | None, spec: str = ".3f") -> str:
     """Return '0.412 [0.381, 0.443]'."""
-    return MISSING if value is None else f"{number(value.mean)} {bounds(value)}"
-
-
-def gain(value: Estimate) -> str:
-    """Return '+0.162 [+0.131, +0.193]'."""
-    return f"{number(value.mean, '+.3f')} {bounds(value, '+.3f')}"
+    return MISSING if value is None else f"{number(value.mean, spec)} {bounds(value, spec)}"
 
 
 def bounds(value: Estimate, spec: str = ".3f") -> str:
@@ -179,8 +160,8 @@ def workers(machine: Mapping[str, Any]) -> str:
 
 
 def set_name(name: str) -> str:
-    """Return the name of a held-out set for people: 'test, greedy' for ``test/greedy``."""
-    return {"probe": "off-task probe"}.get(name, measure_name(name).replace("/", ", "))
+    """Return the name of a held-out set or a measure for people: 'minus reverse KL' for ``minus-reverse-kl``."""
+    return {"probe": "off-task probe"}.get(name, name.replace("-", " ").replace(" kl", " KL").replace("/", ", "))
 
 
 def prompt_text(prompt: Any) -> str:
@@ -230,14 +211,6 @@ def concerns(row: Mapping[str, Any], *, max_tokens: int | None) -> dict[str, str
     if (row.get("fitness") or {}).get("std") == 0:
         found["flat"] = "all candidates have the same fitness, so nothing can be learned from this generation"
     return found
-
-
-def step_effect(step: FirstStep) -> str:
-    """Say what the first step of a search does to completions."""
-    return (
-        f"sigma {step.sigma:g} changes {step.changed:.0%} of greedy completions; {step.broken:.0%} of them are empty, "
-        f"cut or repeat themselves, {step.broken_at_start:.0%} at the start"
-    )
 
 
 def concerns_of_step(step: FirstStep, proposed: float | None) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from esalign.run.statistics import Estimate
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 HALF, WIDE = 5.2, 10.7  # inches; both come out with the same size of type
 HEIGHT = 2.5
 LEFT, RIGHT, BOTTOM, TOP, LEGEND = 0.62, 0.16, 0.46, 0.08, 0.3  # margins, inches; LEGEND: on top, with a legend
-MOST_MARKERS = 60
 # Okabe and Ito's palette, which the colour-blind can tell apart. Each becomes the page's variable of that name.
 BLUE, ORANGE, GREEN, GREY, INK, GRID = "#0072b2", "#d55e00", "#009e73", "#777777", "#222222", "#dddddd"
 VARIABLES = {BLUE: "blue", ORANGE: "orange", GREEN: "green", GREY: "grey", INK: "ink", GRID: "grid"}
@@ -56,14 +55,12 @@ class Plot:
         caption: below it: how to read it.
         svg: the drawing.
         wide: whether it takes the page's whole width.
-        name: id of the title.
     """
 
     title: str
     caption: str
     svg: str
     wide: bool = False
-    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,38 +90,34 @@ def draw(
     height: float = HEIGHT,
     *,
     left: float = LEFT,
-    top: float = TOP,
+    legend: bool = False,
 ) -> str:
-    """Return the SVG of one pair of axes, in margins that are the same for all, so that plots line up."""
+    """Return one pair of axes as a part of a page: SVG of no fixed size, in the page's font and named colours.
+
+    Margins are the same for all, so that plots line up; a legend stands above the axes, where it hides nothing.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height))
+        top = LEGEND if legend else TOP
         figure.subplots_adjust(left / width, BOTTOM / height, 1 - RIGHT / width, 1 - top / height)
-        paint(figure.add_subplot())
+        axes = figure.add_subplot()
+        paint(axes)
+        if legend:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=4)
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return adopt(buffer.getvalue())
-
-
-def adopt(svg: str) -> str:
-    """Return matplotlib's SVG as a part of a page: no prolog, no fixed size, the page's font and named colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font: \1 var(--font)", svg)
     for color, name in VARIABLES.items():
         svg = svg.replace(color, f"var(--{name})")
     return svg
-
-
-def named(plot: Plot, name: str) -> Plot:
-    """Return a plot whose ids are its own on a page of several, and whose drawing is named by its title."""
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", plot.svg)
-    return replace(plot, svg=svg.replace("<svg", f'<svg role="img" aria-labelledby="{name}"', 1), name=name)
 
 
 def set_labels(axes: "Axes", x: str, y: str, *, integer: bool = False) -> None:
@@ -136,11 +129,6 @@ def set_labels(axes: "Axes", x: str, y: str, *, integer: bool = False) -> None:
         from matplotlib.ticker import MaxNLocator
 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def add_legend(axes: "Axes") -> None:
-    """Put the legend above the axes, where it hides nothing."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=4)
 
 
 def drawable(value: Estimate | None) -> Estimate:

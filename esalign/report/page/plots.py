@@ -10,17 +10,14 @@ from esalign.report.page.drawing import (
     BLUE,
     GREY,
     LEFT,
-    LEGEND,
     ORANGE,
     TIME_UNITS,
     TOKEN_UNITS,
     WIDE,
     Axis,
     Plot,
-    add_legend,
     draw,
     drawable,
-    named,
     scaled,
     set_labels,
 )
@@ -99,7 +96,7 @@ def draw_plots(rows: Rows, comparisons: Mapping[str, Mapping[str, Estimate]], wo
         plots += _fitness_plots(searched, words)
         plots += _series_plots(searched, words)
         plots.append(_speed_plot(rows, searched, words))
-    return [named(plot, f"plot-{number}") for number, plot in enumerate(plots, start=1)]
+    return plots
 
 
 def _validation_plots(rows: Rows, words: Words) -> list[Plot]:
@@ -116,7 +113,7 @@ def _validation_plots(rows: Rows, words: Words) -> list[Plot]:
             f"The {words.learner} on validation problems. The band is the 95 % interval over the problems; the dashed "
             "line is the start, with its own interval. The ring marks the best, which becomes the result "
             "unless its gain over the start is within the noise.",
-            draw(lambda axes: _paint_scores(axes, steps, scores, words, note=True), WIDE, TALL, top=LEGEND),
+            draw(lambda axes: _paint_scores(axes, steps, scores, words, note=True), WIDE, TALL, legend=True),
             wide=True,
         ),
         Plot(
@@ -163,7 +160,6 @@ def _paint_scores(axes: "Axes", axis: Axis, scores: Sequence[Estimate], words: W
         where, text = (x[best], scores[best].high), f"best {scores[best].mean:.3f}"
         axes.annotate(text, where, (0, 5), textcoords="offset points", ha=side, color=ORANGE)
         axes.margins(y=0.12)
-        add_legend(axes)
 
 
 def _comparison_plots(comparisons: Mapping[str, Mapping[str, Estimate]], words: Words) -> list[Plot]:
@@ -180,7 +176,7 @@ def _comparison_plots(comparisons: Mapping[str, Mapping[str, Estimate]], words: 
             left = max(LEFT, 0.2 + LETTER * max(len(set_name(name)) for name in sets))
             height = 0.9 + 0.55 * len(sets)
             paint = partial(_paint_pairs, sets=sets, label=label, words=words)
-            svg = draw(paint, WIDE, height, left=left, top=LEGEND)
+            svg = draw(paint, WIDE, height, left=left, legend=True)
             plots.append(Plot(title, caption, svg, wide=True))
     return plots
 
@@ -200,7 +196,6 @@ def _paint_pairs(axes: "Axes", sets: Mapping[str, Mapping[str, Estimate]], label
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     set_labels(axes, label, "")
-    add_legend(axes)
 
 
 def _fitness_plots(rows: Rows, words: Words) -> list[Plot]:
@@ -216,10 +211,9 @@ def _fitness_plots(rows: Rows, words: Words) -> list[Plot]:
         axes.plot(steps, best, color=ORANGE, linewidth=1, label="best")
         axes.plot(steps, mean, color=BLUE, label="mean")
         set_labels(axes, words.step, "fitness", integer=True)
-        add_legend(axes)
 
     caption = "Mean, standard deviation and best of a generation's candidates, on problems that they share."
-    return [Plot("Fitness", caption, draw(paint, WIDE, TALL, top=LEGEND), wide=True)]
+    return [Plot("Fitness", caption, draw(paint, WIDE, TALL, legend=True), wide=True)]
 
 
 def _series_plots(rows: Rows, words: Words) -> list[Plot]:

@@ -1,8 +1,8 @@
 """From a run's files to the words, tables and plots of its page."""
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from esalign.config.reading import leaves
@@ -15,7 +15,6 @@ from esalign.report.words import (
     concerns,
     count,
     duration,
-    gain,
     judge_gain,
     memory,
     number,
@@ -31,7 +30,6 @@ LONGEST_TEXT = 4000  # characters of a prompt or a completion that are shown
 SHOWN_GENERATIONS = 8
 SHOWN_CHANGES = 20  # of the problems gained, and of those lost
 PROBE = "probe"
-REPLACED = ("Cc", "Cs")  # control characters and lone surrogates
 
 Pairs = list[tuple[str, str]]
 
@@ -52,11 +50,11 @@ def render(files: RunFiles) -> str:
         headline=headline(files),
         status=status(files),
         comparisons=comparison_rows(files),
-        plots=[(plot, Markup(plot.svg)) for plot in plots],  # noqa: S704  (our own drawing; its texts are escaped)
+        plots=[(plot, Markup(_named(plot.svg, f"plot-{i}"))) for i, plot in enumerate(plots, 1)],  # noqa: S704  (our own)
         forgetting=forgetting(files),
         accounting=accounting(files),
         concerns=all_concerns(files),
-        verification=verification(files),
+        verification=(files.result or {}).get("verification"),
         notes=[(str(note.get("kind", "")), clean(str(note.get("text", "")))) for note in files.notes],
         changes=changes(files),
         completions=completions(files),
@@ -65,23 +63,11 @@ def render(files: RunFiles) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Headline:
-    """The numbers and the one sentence to remember.
+def headline(files: RunFiles) -> Mapping[str, Any]:
+    """Return what to remember of the run's test; while it goes on, of its validation so far.
 
-    Args:
-        numbers: label, mean and interval of each.
-        kind: the verdict's.
-        text: in words.
+    Under ``numbers`` stand label, mean and interval of each, under ``kind`` the verdict's, under ``text`` one sentence.
     """
-
-    numbers: Sequence[tuple[str, str, str]]
-    kind: str
-    text: str
-
-
-def headline(files: RunFiles) -> Headline:
-    """Return what the run achieved on the test; while it goes on, its validation so far."""
     for name, sides in files.comparisons.items():
         verdict = judge_gain(sides["gain"], int((files.result or {}).get("generation") or 0))
         problems = f"{count(sides['gain'].count)} unseen problems ({set_name(name)})"
@@ -91,18 +77,19 @@ def headline(files: RunFiles) -> Headline:
             (files.words.result, number(after.mean), bounds(after)),
             ("gain", number(change.mean, "+.3f"), bounds(change, "+.3f")),
         ]
-        return Headline(numbers, verdict.kind, f"Mean reward on {problems}. {_sentence(verdict.text)}")
+        text = f"Mean reward on {problems}. {verdict.text[0].upper()}{verdict.text[1:]}."
+        return {"numbers": numbers, "kind": verdict.kind, "text": text}
     scores = [(row["generation"], as_estimate(row["validation"])) for row in files.rows if row.get("validation")]
     known = [(generation, value) for generation, value in scores if value is not None]
     if not known:
-        return Headline((), "", "Nothing was validated yet.")
+        return {"numbers": (), "kind": "", "text": "Nothing was validated yet."}
     generation, best = max(known, key=lambda pair: pair[1].mean)
     start = known[0][1]
     numbers = [
         ("start", number(start.mean), bounds(start)),
         (f"best so far, {files.words.step} {generation}", number(best.mean), bounds(best)),
     ]
-    return Headline(numbers, "", f"Mean reward on {count(best.count)} validation problems.")
+    return {"numbers": numbers, "kind": "", "text": f"Mean reward on {count(best.count)} validation problems."}
 
 
 def status(files: RunFiles) -> str:
@@ -128,7 +115,7 @@ def comparison_rows(files: RunFiles) -> list[Mapping[str, Any]]:
             "count": count(sides["gain"].count),
             "start": score(sides["start"]),
             "result": score(sides["result"]),
-            "gain": gain(sides["gain"]),
+            "gain": score(sides["gain"], "+.3f"),
             "verdict": judge_gain(sides["gain"], generation),
         }
         for name, sides in files.comparisons.items()
@@ -184,14 +171,6 @@ def all_concerns(files: RunFiles) -> list[str]:
     return [*files.broken, *(f"{text} ({_spread(when[kind], files.words.step)})" for kind, text in texts.items())]
 
 
-def verification(files: RunFiles) -> Mapping[str, Any] | None:
-    """Return how the saved adapter compared with the engine."""
-    found = (files.result or {}).get("verification")
-    if not found:
-        return None
-    return {"good": bool(found.get("good", True)), "note": str(found.get("note", ""))}
-
-
 def changes(files: RunFiles) -> Mapping[str, Any] | None:
     """Return what became of the test problems: counts, form, and the texts of those gained and lost."""
     found = files.changes
@@ -229,8 +208,10 @@ def clean(text: str) -> str:
     return kept if len(kept) <= LONGEST_TEXT else f"{kept[:LONGEST_TEXT]} … ({count(len(kept) - LONGEST_TEXT)} more)"
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+def _named(svg: str, name: str) -> str:
+    """Return a drawing whose ids are its own on a page of several, and that is named by the title of that id."""
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-labelledby="{name}"', 1)
 
 
 def _answer(sample: Mapping[str, Any]) -> Mapping[str, str]:
@@ -254,7 +235,7 @@ def _change_of(change: Change) -> Mapping[str, str]:
 
 
 def _change(sides: Mapping[str, Estimate]) -> str:
-    return f"{number(sides['start'].mean)} → {number(sides['result'].mean)}, {gain(sides['gain'])}"
+    return f"{number(sides['start'].mean)} → {number(sides['result'].mean)}, {score(sides['gain'], '+.3f')}"
 
 
 def _loss(change: Estimate) -> str:

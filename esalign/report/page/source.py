@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,7 +10,7 @@ from esalign.errors import CheckpointError
 from esalign.files import read_json_lines
 from esalign.fitness.completions import ERROR_EXAMPLES, ERRORS
 from esalign.report.changes import Changes, find_changes
-from esalign.report.words import Words, as_estimate, words_for
+from esalign.report.words import DISTILLATION, SEARCH, Words, as_estimate, set_name
 from esalign.run.statistics import Estimate
 from esalign.run.texts import COMPLETIONS
 
@@ -50,7 +50,9 @@ class RunFiles:
     @property
     def words(self) -> Words:
         """What this kind of run calls its things."""
-        return words_for(self.config)
+        words = DISTILLATION if "student" in self.config else SEARCH
+        chosen = (self.config.get("run") or {}).get("select_by") or "reward"
+        return words if chosen == "reward" else replace(words, measure=set_name(chosen))
 
     @property
     def comparisons(self) -> dict[str, dict[str, Estimate]]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from esalign.fitness.completions import add_errors
-from esalign.report.terminal.tables import ONE_LINE_WIDTH, STYLES, show_fact
-from esalign.report.words import concerns, count, duration, gain, judge_gain, number, one_line, score
+from esalign.report.terminal.tables import ONE_LINE_WIDTH, STYLES, make_table, show_fact
+from esalign.report.words import concerns, count, duration, judge_gain, number, one_line, score
 from esalign.run.instructions import MODES
 from esalign.run.judged import Judged, compare, group_by
 from esalign.run.statistics import estimate, paired_difference
@@ -84,7 +84,7 @@ def _main_cells(one: Judged, start: Judged, *, compared: bool) -> Iterator[tuple
         yield from (("", ""), ("", ""))
     elif compared:
         against = compare(one, start)
-        yield gain(against.gain), STYLES[judge_gain(against.gain, 1).kind]
+        yield score(against.gain, "+.3f"), STYLES[judge_gain(against.gain, 1).kind]
         yield f"{against.gained} / {against.lost}", ""
     mean, median = (number(float(found), ",.0f") for found in (one.lengths.mean(), np.median(one.lengths)))
     yield f"{mean} mean, {median} median", ""
@@ -164,7 +164,7 @@ def _column_table(judged: Sequence[Judged], column: str, *, wide: bool) -> "Tabl
             cells = [count(number_of), score(estimate(before))]
             for one in others:
                 after = scores(one, value)
-                cells += [score(estimate(after)), gain(paired_difference(after, before))]
+                cells += [score(estimate(after)), score(paired_difference(after, before), "+.3f")]
             label = "none" if value is None else one_line(str(value), 60)
             table.add_row(Text(label), *(_cell(cell, wide=wide) for cell in cells))
     return table
@@ -192,17 +192,3 @@ def _cell(text: str, style: str = "", *, wide: bool) -> "Text":
 
     mark = r" (?=\[)" if "[" in text else r"(?<=,) "
     return Text(text if wide else re.sub(mark, "\n", text), style)
-
-
-def make_table(first: str, heads: Sequence[str], caption: str) -> "Table":
-    """Return an empty table with its heads; what the columns mean stands below it."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), caption=Text(caption))
-    table.caption_style, table.caption_justify = "", "left"
-    table.add_column(Text(first), overflow="fold")
-    for head in heads:
-        table.add_column(Text(head), overflow="fold", no_wrap="/" not in head)  # paths are folded
-    return table

@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from esalign.report.terminal.judged import make_table
-from esalign.report.terminal.tables import show_fact
+from esalign.report.terminal.tables import make_table, show_fact
 from esalign.report.words import duration, number
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from esalign.report.words import (
     compact,
     count,
     duration,
-    gain,
     judge_gain,
     memory,
     number,
@@ -22,7 +21,6 @@ from esalign.report.words import (
     prompt_text,
     score,
     set_name,
-    step_effect,
 )
 from esalign.run.texts import COMPLETIONS
 
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 
 ONE_LINE_WIDTH = 130  # columns from which a mean and its interval fit side by side
 LABEL_WIDTH = 12
-NAME_WIDTH = 14  # of a held-out set; the five columns then fill 80
 STYLES = {"better": "bold green", "worse": "bold red", "unclear": "bold", "none": "bold"}
 PROBE = "probe"
 SHOWN_GAINED, SHOWN_LOST, SHOWN_TEXT = 3, 1, 60  # problems, and characters of each of their texts
@@ -99,23 +96,17 @@ def show_changes(console: "Console", changes: Changes | None) -> None:
 
 def comparison_table(result: "Result", words: Words, *, wide: bool) -> "Table":
     """Return a table of the held-out sets: start, result, paired gain, each with its 95 % interval."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.caption = "means with 95 % intervals; gains are paired, problem by problem"
-    table.caption_style, table.caption_justify = "", "left"
-    table.add_column("held-out set", min_width=NAME_WIDTH)
-    for title in ("start", words.result, "gain", "verdict"):
-        table.add_column(title, no_wrap=True)
+    heads = ("start", words.result, "gain", "verdict")
+    table = make_table("held-out set", heads, "means with 95 % intervals; gains are paired, problem by problem")
     for name, comparison in result.comparisons.items():
         verdict = judge_gain(comparison.gain, result.generation)
         cells = [
             f"{set_name(name)}, {count(comparison.gain.count)} problems",
             score(comparison.start),
             score(comparison.result),
-            gain(comparison.gain),
+            score(comparison.gain, "+.3f"),
         ]
         if not wide:
             cells = [re.sub(r",? (?=\[|[\d,]+ problems)", "\n", cell) for cell in cells]
@@ -129,13 +120,14 @@ def comparison_table(result: "Result", words: Words, *, wide: bool) -> "Table":
 def show_plan(console: "Console", plan: "Plan") -> None:
     """Print what a run would do, as a dry run found by one real batch."""
     training, validation, test = plan.problems
-    config = plan.config
+    config, step = plan.config, plan.step
     adapts = config.fitness.name == "reward" and config.fitness.prompts is None
     about = "at least about" if adapts else "about"  # more problems where candidates come near each other
     facts = {
         "search": f"{config.run.generations} generations, {config.describe()}",
         "dimension": f"{count(plan.dim)} singular values are searched",
-        "first step": step_effect(plan.step),
+        "first step": f"sigma {step.sigma:g} changes {step.changed:.0%} of greedy completions; {step.broken:.0%} of "
+        f"them are empty, cut or repeat themselves, {step.broken_at_start:.0%} at the start",
         "problems": f"{count(training)} to train on, {count(validation)} for validation, {count(test)} for the test",
         "resolution": f"gains below {number(plan.resolution)} on the {count(validation)} validation problems are noise",
         "tokens": f"{about} {compact(plan.tokens)} generated tokens in all generations",
@@ -191,6 +183,20 @@ def _facts(result: "Result", words: Words) -> Sequence[tuple[str, str]]:
         ("time", f"{work} of {words.work}, {judgements} of judgements"),
         ("memory", f"{memory(machine.get('peak_rss_mib'))} at its peak{gpu}"),
     )
+
+
+def make_table(first: str, heads: Sequence[str], caption: str) -> "Table":
+    """Return an empty table with its heads; what the columns mean stands below it."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), caption=Text(caption))
+    table.caption_style, table.caption_justify = "", "left"
+    table.add_column(Text(first), overflow="fold")
+    for head in heads:
+        table.add_column(Text(head), overflow="fold", no_wrap="/" not in head)  # paths are folded
+    return table
 
 
 def show_fact(console: "Console", label: str, text: str, style: str = "") -> None:
