@@ -7,7 +7,7 @@ import pytest
 import torch
 from distill_models import load_pair, make_pair_folders
 
-from esalign.distill.behaviour import Schedule, Speculative, Temperature, TrustRegion, student_alone, teacher_first
+from esalign.distill.behaviour import Schedule, Speculative, Temperature, TrustRegion, student_alone
 from esalign.distill.decoder import Decoder
 from esalign.distill.divergence import coarsen, reverse_kl
 from esalign.distill.forced import completion_logits, in_batches
@@ -152,7 +152,7 @@ def test_budgets_lead_from_the_student_to_the_teacher(llama):
         rollouts = roll_out(llama, PROMPTS, TrustRegion(Schedule(budget)), RolloutOptions(max_tokens=10), seed=1)
         betas.append(float(torch.cat([r.stats["beta"] for r in rollouts]).mean()))
     assert betas[0] < betas[1] < betas[2]
-    teacher = roll_out(llama, PROMPTS, teacher_first(3), RolloutOptions(max_tokens=10), seed=1)
+    teacher = roll_out(llama, PROMPTS, TrustRegion(Schedule(inf, 3, "constant")), RolloutOptions(max_tokens=10), seed=1)
     assert float(torch.cat([r.stats["beta"] for r in teacher]).min()) == 1.0
 
 
@@ -284,7 +284,9 @@ def test_student_ends_by_its_own_id_when_the_teacher_has_another(tmp_path):
     pair = load_pair(make_pair_folders(tmp_path, eos=(3, 90)))
     assert pair.vocabulary.end == 1
     assert set(pair.vocabulary.merged) == {40, 50, 60, 70, 3, 90}
-    rollouts = roll_out(pair, PROMPTS * 3, teacher_first(1), RolloutOptions(max_tokens=40), seed=0)
+    rollouts = roll_out(
+        pair, PROMPTS * 3, TrustRegion(Schedule(inf, 1, "constant")), RolloutOptions(max_tokens=40), seed=0
+    )
     assert any(rollout.finished for rollout in rollouts)
     assert {rollout.token_ids[-1] for rollout in rollouts if rollout.finished} == {1}
 

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from esalign.assets import model_path
+from esalign.config import Experiment
 from esalign.config.cluster import ClusterSection
 from esalign.config.run import RunConfig
-from esalign.config.sections import BackendSection, Experiment, ProbeSection, RewardSection, ScoringSection
+from esalign.config.sections import BackendSection, ProbeSection, RewardSection, ScoringSection
 from esalign.data import Dataset, MiniBatches, Splits, load_dataset, make_splits
 from esalign.data.lengths import keep_fitting
 from esalign.data.notes import Note
@@ -30,7 +30,6 @@ from esalign.run.evaluate import HeldOut
 from esalign.run.evolution import Evolution
 from esalign.run.learner import HeldOutSets
 from esalign.run.self_test import self_test
-from esalign.run.trackers import Tracker, make_tracker
 from esalign.space import make_space
 
 
@@ -52,19 +51,6 @@ def resolve(config: RunConfig) -> RunConfig:
             "fitness": fitness.model_copy(update=missing),
         }
     )
-
-
-def open_space(config: RunConfig) -> Space:
-    """Return the search space of a resolved configuration."""
-    section = config.space
-    settings = {
-        "model": model_path(config.model.path),
-        "adapter": config.model.adapter,
-        "tie": section.tie,
-        "tie_over": section.tie_over,
-        "tie_seed": section.tie_seed,
-    }
-    return make_space(str(section.name), **merge(f"space {section.name!r}", settings, section.options))
 
 
 def make_backend(
@@ -160,15 +146,6 @@ def fit_problems(
     )
 
 
-def open_tracker(config: Experiment, folder: Path, closing: ExitStack) -> Tracker | None:
-    """Start the tracker that the configuration names, if any."""
-    run = config.run
-    tracker = make_tracker(run.tracker, name=run.name, folder=folder, config=config.model_dump(mode="json"))
-    if tracker is not None:
-        closing.callback(tracker.finish)
-    return tracker
-
-
 @dataclass(frozen=True)
 class SearchParts:
     """What a search is made of."""
@@ -183,7 +160,15 @@ def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
     config = resolve(config)
     for reward in config.rewards:
         load_reward(reward.name, **reward.options)
-    space = open_space(config)
+    chosen = config.space
+    settings: dict[str, Any] = {
+        "model": model_path(config.model.path),
+        "adapter": config.model.adapter,
+        "tie": chosen.tie,
+        "tie_over": chosen.tie_over,
+        "tie_seed": chosen.tie_seed,
+    }
+    space = make_space(str(chosen.name), **merge(f"space {chosen.name!r}", settings, chosen.options))
     section = config.optimizer
     settings = {"dim": space.dim, "sigma": section.sigma, "population": section.population, "seed": config.run.seed}
     optimizer = make_optimizer(section.name, **merge(f"optimizer {section.name!r}", settings, section.options))

@@ -14,8 +14,8 @@ from esalign.commands.hub import find_hub
 from esalign.config.distill import DistillConfig
 from esalign.data import MiniBatches, Splits
 from esalign.data.lengths import keep_fitting
-from esalign.distill.learner import Distillation, measures_for
-from esalign.distill.models import load_student, make_judge, make_pair, save_student
+from esalign.distill.learner import Distillation
+from esalign.distill.models import load_student, make_judge, make_pair
 from esalign.distill.rollout import Pair
 from esalign.distill.trainer import Trainer
 from esalign.engines.loading import LoadedModel, load_model
@@ -25,7 +25,6 @@ from esalign.report.words import DISTILLATION
 from esalign.run.folder import ADAPTER, MODEL, Outcome, alone_in, choose_folder, noting_resume
 from esalign.run.learner import HeldOutSets
 from esalign.run.reporter import Reporter
-from esalign.run.result import Result
 from esalign.run.verify import REQUIRED_AGREEMENT, Verification
 
 
@@ -78,7 +77,13 @@ def run_distill(
         )
         if result is None:
             return Outcome(folder)
-        return write_outcome(config, folder, parts, result, reporter)
+        student, whole = parts.student, config.student.tuning == "full"
+        saved = folder / (MODEL if whole else ADAPTER)
+        student.model.save_pretrained(saved)
+        if whole:
+            student.tokenizer.save_pretrained(saved)
+        check = partial(_verify, config, saved, parts)
+        return finish(folder, saved, result, check, name=config.run.name, facts=_facts(config), reporter=reporter)
 
 
 def make_parts(config: DistillConfig, closing: ExitStack) -> StudentParts:
@@ -106,7 +111,7 @@ def make_parts(config: DistillConfig, closing: ExitStack) -> StudentParts:
         pair,
         engine,
         student.tokenizer.decode,
-        measures=measures_for(config.rewards, config.run.reverse_kl_prompts),
+        rewarded=bool(config.rewards),
         reverse_kl_prompts=config.run.reverse_kl_prompts,
         sequences=min(16, training.sequences),
     )
@@ -130,17 +135,6 @@ def warn_of_templates(parts: StudentParts, reporter: Reporter) -> None:
             "student and teacher have different chat templates; both read prompts in the student's, so the teacher may "
             "judge worse than it can: give both tokenizers one template"
         )
-
-
-def write_outcome(
-    config: DistillConfig, folder: Path, parts: StudentParts, result: Result, reporter: Reporter
-) -> Outcome:
-    """Write the student as it is, check that it completes the same when it is read back, and report."""
-    whole = config.student.tuning == "full"
-    saved = save_student(parts.student, config.student, folder / (MODEL if whole else ADAPTER))
-    check = partial(_verify, config, saved, parts)
-    name, facts = config.run.name, _facts(config)
-    return finish(folder, saved, result, check, name=name, facts=facts, reporter=reporter)
 
 
 def _verify(config: DistillConfig, saved: Path, parts: StudentParts) -> Verification:

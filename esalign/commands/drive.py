@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-from esalign.commands.build import open_tracker
+from esalign.config import Experiment
 from esalign.config.distill import DistillConfig
 from esalign.config.run import RunConfig
 from esalign.data import Splits
@@ -21,6 +21,7 @@ from esalign.run.learner import HeldOutSets, Learner
 from esalign.run.reporter import About, Reporter
 from esalign.run.result import Result
 from esalign.run.run import Run, order_measures
+from esalign.run.trackers import make_tracker
 from esalign.run.verify import Verification
 
 C = TypeVar("C", RunConfig, DistillConfig)
@@ -59,6 +60,10 @@ def drive(
     for note in splits.notes if not resume else ():
         if note.kind in ("dropped", "changed"):
             reporter.warn(f"{note.kind}: {note.text}")
+    settings = config.model_dump(mode="json")
+    tracker = make_tracker(config.run.tracker, name=config.run.name, folder=folder, config=settings)
+    if tracker is not None:
+        closing.callback(tracker.finish)
     run = Run(
         learner,
         folder,
@@ -68,13 +73,13 @@ def drive(
         flat_limit=flat_limit,
         kl_prompts=kl_prompts,
         reporter=reporter,
-        tracker=open_tracker(config, folder, closing),
+        tracker=tracker,
         interrupts=interrupts,
     )
     return run.execute()
 
 
-def _hash(config: RunConfig | DistillConfig, splits: Splits, held_out: HeldOutSets) -> dict[str, str]:
+def _hash(config: Experiment, splits: Splits, held_out: HeldOutSets) -> dict[str, str]:
     problems = {
         "training": splits.train.examples,
         "validation": held_out.validation.examples,

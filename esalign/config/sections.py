@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -203,37 +203,3 @@ class RunSection(Section):
         32, ge=1, description="Validation problems on which the saved adapter is compared with the engine."
     )
     tracker: Literal["none", "trackio", "wandb", "tensorboard"] = Field("none", description="Where to send metrics.")
-
-
-class Experiment(Protocol):
-    """What the configurations of all kinds of runs share: how they are judged, and where they lie."""
-
-    @property
-    def data(self) -> DataSection:
-        """The problems."""
-
-    @property
-    def rewards(self) -> tuple[RewardSection, ...]:
-        """What judges completions."""
-
-    @property
-    def scoring(self) -> ScoringSection:
-        """How it does."""
-
-    @property
-    def sampling(self) -> SamplingSection:
-        """How completions are decoded."""
-
-    @property
-    def probe(self) -> ProbeSection | None:
-        """The off-task probe."""
-
-    @property
-    def run(self) -> RunSection:
-        """Length and folder."""
-
-    def describe(self) -> str:
-        """Say in a few words what a generation does."""
-
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
-        """Return all keys and values."""

@@ -58,14 +58,10 @@ def generate_rows(source: str, *, options: Mapping[str, Any], size: int, seed: i
     if left < WORTH_PROCESSES:
         return rows + _pose(task, source, options, range(start + len(rows), stop))
     rest = range(start + len(rows), stop)
-    bounds = np.linspace(rest.start, stop, num_cores() + 1).astype(int).tolist()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    bounds = np.linspace(rest.start, stop, cores + 1).astype(int).tolist()
     apart = _generate_apart(source, options, seed, list(itertools.pairwise(bounds)))
     return rows + (_pose(task, source, options, rest) if apart is None else apart)
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pose(task: Any, source: str, options: Mapping[str, Any], indices: range) -> list[Row]:

@@ -81,7 +81,7 @@ class _Pool:
             if key in self.taken:
                 self.overlapping += 1
                 continue
-            columns = "" if is_task(self.source) else canonical_columns(example)
+            columns = "" if is_task(self.source) else _canonical_json(example.columns)
             alike = self.seen.setdefault(key, {})
             if columns in alike:
                 self.duplicates += 1
@@ -242,11 +242,6 @@ def _canonical_values(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _canonical_values(inner) for key, inner in value.items()}
     return [_canonical_values(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def canonical_columns(example: Example) -> str:
-    """Return the columns of a problem as text, equal where `canonical` would have texts equal."""
-    return _canonical_json(example.columns)
 
 
 def _differing(one: Example, other: Example) -> set[str]:

@@ -85,11 +85,6 @@ def student_alone() -> TrustRegion:
     return TrustRegion(Schedule(0.0))
 
 
-def teacher_first(steps: int | None) -> TrustRegion:
-    """Return the warm-up in which the teacher samples, then the student."""
-    return TrustRegion(Schedule(inf, steps, "constant"))
-
-
 @dataclass(frozen=True)
 class Temperature:
     """The student at another temperature, which warms up to 1.
@@ -150,7 +145,9 @@ def make_behaviour(section: BehaviourSection) -> Behaviour:
         return Temperature(Schedule(section.temperature, steps, section.schedule, end=1.0))
     if section.name == "speculative":
         return Speculative(section.top, steps)
-    return student_alone() if section.name == "student" else teacher_first(steps)
+    if section.name == "student":
+        return student_alone()
+    return TrustRegion(Schedule(inf, steps, "constant"))  # the teacher samples, then the student
 
 
 def _without_beta(logprobs: Tensor, student: Tensor) -> Blend:

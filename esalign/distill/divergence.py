@@ -6,14 +6,11 @@ merging tokens can only lower a divergence (data processing inequality), never b
 moving mass off the support. Without the tail it would.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import log
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
-
-DivergenceName: TypeAlias = Literal["reverse_kl", "forward_kl", "jensen_shannon"]
 
 
 def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
@@ -39,9 +36,11 @@ def jensen_shannon(student: Tensor, teacher: Tensor) -> Tensor:
     return (_kl(student, mixture) + _kl(teacher, mixture)) / 2
 
 
-def divergence(name: DivergenceName) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the divergence of a name."""
-    return {"reverse_kl": reverse_kl, "forward_kl": forward_kl, "jensen_shannon": jensen_shannon}[name]
+DIVERGENCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "reverse_kl": reverse_kl,
+    "forward_kl": forward_kl,
+    "jensen_shannon": jensen_shannon,
+}
 
 
 def top_support(logprobs: Tensor, size: int) -> Tensor:

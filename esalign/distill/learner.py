@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -26,8 +25,8 @@ class Distillation:
         pair: student and teacher.
         backend: the student as a backend of one candidate without search vector, which judges it as any other model.
         decode: from token ids to text.
-        measures: what it is judged by, the first deciding; see `measures_for`.
-        reverse_kl_prompts: held-out problems for the reverse KL.
+        rewarded: whether rewards judge it, and decide.
+        reverse_kl_prompts: held-out problems for the reverse KL; 0 leaves it out.
         sequences: completions decoded together for it.
     """
 
@@ -38,17 +37,17 @@ class Distillation:
         backend: Backend,
         decode: Callable[[Sequence[int]], str],
         *,
-        measures: tuple[str, ...],
+        rewarded: bool,
         reverse_kl_prompts: int = 64,
         sequences: int = 16,
     ) -> None:
         self._trainer, self._pair, self._backend, self._decode = trainer, pair, backend, decode
-        self._measures, self._reverse_kl_prompts, self._sequences = measures, reverse_kl_prompts, sequences
+        self._rewarded, self._reverse_kl_prompts, self._sequences = rewarded, reverse_kl_prompts, sequences
 
     @property
     def measures(self) -> tuple[str, ...]:
         """Reward where there are rewards, and minus the reverse KL to the teacher."""
-        return self._measures
+        return (*([REWARD] if self._rewarded else []), *([MINUS_REVERSE_KL] if self._reverse_kl_prompts else []))
 
     @property
     def fingerprint(self) -> str:
@@ -106,11 +105,6 @@ class Distillation:
     def load_state_dict(self, state: State) -> None:
         """Continue from there."""
         self._trainer.load_state_dict(state)
-
-
-def measures_for(rewards: Sequence[Any], reverse_kl_prompts: int) -> tuple[str, ...]:
-    """Return what a student is judged by: reward where there are rewards, and the reverse KL unless it is left out."""
-    return (*([REWARD] if rewards else []), *([MINUS_REVERSE_KL] if reverse_kl_prompts else []))
 
 
 def held_out_reverse_kl(

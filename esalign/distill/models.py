@@ -1,6 +1,5 @@
-"""Student and teacher: checked against each other, the student made to learn, judged and saved."""
+"""Student and teacher: checked against each other, the student made to learn, and judged."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,14 +70,6 @@ def _with_new_adapter(loaded: LoadedModel, section: StudentSection, *, seed: int
             return get_peft_model(loaded.model, lora).eval()
         except ValueError as error:
             raise DistillationError(f"{loaded.label} has no layers {section.target_modules}: name its own") from error
-
-
-def save_student(student: LoadedModel, section: StudentSection, folder: Path) -> Path:
-    """Write what was learnt: a PEFT folder, or with full tuning the whole model and its tokenizer."""
-    student.model.save_pretrained(folder)
-    if section.tuning == "full":
-        student.tokenizer.save_pretrained(folder)
-    return folder
 
 
 def make_judge(student: LoadedModel, vocabulary: SharedVocabulary, *, sequences: int) -> Backend:

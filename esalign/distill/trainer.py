@@ -12,8 +12,8 @@ from torch import Tensor
 from esalign.config.distill import BehaviourSection, LossSection, TrainingSection
 from esalign.data import MiniBatches
 from esalign.distill.behaviour import TrustRegion, make_behaviour
+from esalign.distill.divergence import DIVERGENCES, append_tail
 from esalign.distill.forced import completion_logits, in_batches
-from esalign.distill.loss import supervised_losses, token_losses
 from esalign.distill.rollout import Pair, Rollout, RolloutOptions, roll_out
 from esalign.errors import CheckpointError, DistillationError
 from esalign.seeds import Use, derive
@@ -110,15 +110,22 @@ class Trainer:
         return {"loss": loss, "grad_norm": norm, "learning_rate": rate}
 
     def _losses(self, rollouts: Sequence[Rollout], step: int) -> Tensor:
-        """Return the loss at every completed token, shape (tokens,)."""
-        vocabulary = self._pair.vocabulary
+        """Return the loss at every completed token, nats, shape (tokens,): a divergence, backpropagated through itself.
+
+        No importance weights: the prefixes are those that the behaviour visited, and that is all it decides. A sampled
+        log-ratio as an advantage would have no gradient in expectation on a support; the divergence itself has.
+        """
         logits = completion_logits(
             self._pair.student, [(rollout.prompt_ids, rollout.token_ids) for rollout in rollouts]
         )
-        section = self._section
+        student, section = self._pair.vocabulary.logprobs(logits), self._section
         if section.name == "sft" and (section.steps is None or step < section.steps):
-            return supervised_losses(logits, rollouts, vocabulary)
-        return token_losses(logits, rollouts, vocabulary, self._loss.divergence)
+            drawn = torch.tensor([token for rollout in rollouts for token in rollout.token_ids], device=logits.device)
+            return -student.gather(-1, drawn[:, None])[:, 0]
+        supports = [rollout.support for rollout in rollouts if rollout.support is not None]
+        if supports:
+            student = append_tail(student.gather(-1, torch.cat(supports)))
+        return DIVERGENCES[self._loss.divergence](student, torch.cat([rollout.teacher for rollout in rollouts]))
 
     def _describe(self, rollouts: Sequence[Rollout], step: int) -> dict[str, Any]:
         """Return the numbers that tell the story of the rollouts, means over their tokens."""

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,18 +15,6 @@ from esalign.types import Array, Completion, Example, Sample, Sampling
 
 SHOWN_SAMPLES = 3
 ERRORS, ERROR_EXAMPLES = "errors/", "error_examples"  # in a row of metrics
-
-
-class Judged(Protocol):
-    """Completions that were scored."""
-
-    @property
-    def errors(self) -> Mapping[str, int]:
-        """Number of completions whose scoring failed or timed out, by reward and kind."""
-
-    @property
-    def error_examples(self) -> Mapping[str, str]:
-        """One message of each."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +148,12 @@ def refuse_unscored(completed: Completed) -> Completed:
     return completed
 
 
-def add_errors(row: Mapping[str, Any], judged: Judged) -> dict[str, Any]:
+def add_errors(row: Mapping[str, Any], errors: Mapping[str, int], examples: Mapping[str, str]) -> dict[str, Any]:
     """Return a row of metrics with scorings that failed added: how many by ``errors/<name>``, and a message of each."""
-    if not judged.errors:
+    if not errors:
         return dict(row)
-    counts = {f"{ERRORS}{name}": row.get(f"{ERRORS}{name}", 0.0) + count for name, count in judged.errors.items()}
-    return {**row, **counts, ERROR_EXAMPLES: {**judged.error_examples, **row.get(ERROR_EXAMPLES, {})}}
+    counts = {f"{ERRORS}{name}": row.get(f"{ERRORS}{name}", 0.0) + count for name, count in errors.items()}
+    return {**row, **counts, ERROR_EXAMPLES: {**examples, **row.get(ERROR_EXAMPLES, {})}}
 
 
 def make_samples(

@@ -124,7 +124,7 @@ class SurrogateFitness:
         self._fresh["generated_tokens"] += completed.generated_tokens
         self._fresh["prompt_tokens"] += self._samples * sum(len(prompt) for prompt in prompts)
         self._shown = make_samples(examples, completed)
-        self._errors = add_errors(self._errors, completed)
+        self._errors = add_errors(self._errors, completed.errors, completed.error_examples)
         table = completed.rewards[0].reshape(self._prompts, self._samples)
         rewards.append(table)
         empty = [not completion.token_ids for completion in completed.rows[0]]  # nothing to score

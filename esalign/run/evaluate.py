@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from esalign.fitness.budget import divergence
 from esalign.fitness.completions import complete, make_samples, refuse_unscored
 from esalign.protocols import Backend
 from esalign.rewards import RewardPool, TrainerState
@@ -91,5 +92,4 @@ def kl_to_start(backend: Backend, vector: Array, examples: Sequence[Example], sa
     if not sequences:
         return 0.0
     of_vector, of_start = backend.score(np.stack([vector, np.zeros_like(vector)]), sequences)
-    log_ratio = np.concatenate(of_start).astype(np.float64) - np.concatenate(of_vector)
-    return float(np.mean(np.expm1(log_ratio) - log_ratio))
+    return float(divergence(np.concatenate(of_start).astype(np.float64)[None] - np.concatenate(of_vector))[0])

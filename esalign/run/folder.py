@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from esalign.config.reading import leaves, load_config, read_yaml
-from esalign.config.sections import Experiment, Section
+from esalign.config import Experiment
+from esalign.config.reading import leaves, load_config
+from esalign.config.sections import Section
 from esalign.errors import CheckpointError
 from esalign.files import write_atomically, write_json
 from esalign.run.checkpoint import Checkpoints
@@ -24,6 +25,9 @@ ENVIRONMENT = "environment.json"
 INPUTS = "inputs.json"
 DATA = "data.json"
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+COMPLETIONS = "completions.jsonl"  # of start and result for every test problem, side by side for people to read
 RESULT = "result.json"
 ADAPTER = "adapter"
 MODEL = "model"
@@ -135,21 +139,6 @@ def prepare_folder(folder: Path, config: Section, inputs: Mapping[str, str], *, 
     write_atomically(folder / CONFIG, text.encode())
     write_json(folder / ENVIRONMENT, environment())
     return known
-
-
-def read_base(folder: Path) -> str:
-    """Return the base model of a run's adapter: ``model.path`` of its configuration, or ``student.path``.
-
-    Raises:
-        CheckpointError: the folder holds no run.
-    """
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"'{folder}' is not a run: it holds no {CONFIG}")
-    content = read_yaml(folder / CONFIG)
-    try:
-        return str((content.get("model") or content["student"])["path"])
-    except (KeyError, TypeError):
-        raise CheckpointError(f"'{folder / CONFIG}' is not a run's: it names no model.path or student.path") from None
 
 
 def write_result(folder: Path, result: Result, verification: Verification | None) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from esalign.assets import adapter_path, model_path
+from esalign.config import Experiment
 from esalign.config.reading import leaves
-from esalign.config.sections import Experiment
 from esalign.rewards.code import find_code
 from esalign.types import Example
 

@@ -1,29 +1,11 @@
 """What transformers and peft alone make of a model and an adapter: what every engine is held to."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any
 
 from esalign.engines.loading import LoadedModel, load_model
 
 BATCH = 64  # prompts that transformers completes at once
-
-
-class Answered(TypedDict):
-    """Greedy completions, as token ids; or the obstacle to them."""
-
-    obstacle: str | None
-    completions: list[list[int]]
-
-
-class Scored(TypedDict):
-    """Log-probabilities (nats) of given completions' tokens, and of the likeliest token at each place; or the obstacle.
-
-    Each is (sequences, tokens).
-    """
-
-    obstacle: str | None
-    given: list[list[float]]
-    likeliest: list[list[float]]
 
 
 def find_obstacle(model: str) -> str | None:
@@ -43,8 +25,12 @@ def find_obstacle(model: str) -> str | None:
 
 def complete(
     model: str, adapter: str | None, prompts: Sequence[Sequence[int]], *, max_tokens: int, dtype: str
-) -> Answered:
-    """Complete prompts (token ids) greedily, up to and including the end of sequence."""
+) -> dict[str, Any]:
+    """Complete prompts (token ids) greedily, up to and including the end of sequence.
+
+    Returns:
+        ``obstacle``: why it cannot be done, or None; ``completions``: token ids of each prompt's.
+    """
     if obstacle := find_obstacle(model):
         return {"obstacle": obstacle, "completions": []}
     loaded = load_model("model", model, adapter, dtype=dtype)
@@ -58,8 +44,13 @@ def complete(
 
 def score(
     model: str, adapter: str | None, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], *, dtype: str
-) -> Scored:
-    """Score (prompt, completion) pairs of token ids, teacher-forced, on the CPU: the GPU is the engine's."""
+) -> dict[str, Any]:
+    """Score (prompt, completion) pairs of token ids, teacher-forced, on the CPU: the GPU is the engine's.
+
+    Returns:
+        ``obstacle``: why it cannot be done, or None; ``given`` and ``likeliest``: log-probabilities (nats) of the
+        completions' tokens, and of the likeliest token at each place, (sequences, tokens).
+    """
     import torch
 
     if obstacle := find_obstacle(model):

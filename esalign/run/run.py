@@ -1,26 +1,27 @@
 """One run of any learner: advance, validate, keep the best, checkpoint, and judge the result on unseen problems."""
 
 import itertools
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from esalign.errors import CheckpointError, ConfigError
-from esalign.files import JsonLines
+from esalign.files import JsonLines, read_json_lines, write_atomically
 from esalign.fitness.completions import SHOWN_SAMPLES, add_errors
 from esalign.rewards import TrainerState
 from esalign.run.checkpoint import Checkpoints
 from esalign.run.evaluate import HeldOut, HeldOutResult
+from esalign.run.folder import CHECKPOINTS, COMPLETIONS, METRICS, SAMPLES
 from esalign.run.learner import REWARD, HeldOutSets, Learner, Step
 from esalign.run.reporter import About, Reporter
 from esalign.run.result import Comparison, Result
-from esalign.run.statistics import Estimate, estimate, paired_difference, within_noise
-from esalign.run.texts import write_texts
+from esalign.run.statistics import estimate, paired_difference, within_noise
 from esalign.run.trackers import Tracker, flatten
 from esalign.seeds import Use, derive
 from esalign.types import Array, Sample, Sampling, State
@@ -96,9 +97,9 @@ class Run:
         self._measures = order_measures(learner.measures, about.limits.select_by)
         folder.mkdir(parents=True, exist_ok=True)
         self._stage = ""  # what the user waits for, outside the search
-        self._checkpoints = Checkpoints(folder / "checkpoints")
-        self._metrics = JsonLines(folder / "metrics.jsonl")
-        self._samples = JsonLines(folder / "samples.jsonl")
+        self._checkpoints = Checkpoints(folder / CHECKPOINTS)
+        self._metrics = JsonLines(folder / METRICS)
+        self._samples = JsonLines(folder / SAMPLES)
         self._progress = Progress(best=learner.snapshot())
         state = self._checkpoints.load_last()
         if state is not None:
@@ -184,14 +185,14 @@ class Run:
         row: dict[str, Any] = {
             "generation": 0,
             **validation_row({}, results),
-            **{name: interval(result.estimate) for name, result in held_out.items()},
+            **{name: asdict(result.estimate) for name, result in held_out.items()},
             **self._totals(),
         }
         for result in held_out.values():
-            row = add_errors(row, result)
+            row = add_errors(row, result.errors, result.error_examples)
         self._metrics.append(row)
         self._append_samples(0, _first_samples(results)[:SHOWN_SAMPLES])
-        write_texts(self._folder, "start", _first_samples(held_out))
+        self._write_texts("start", _first_samples(held_out))
         self._checkpoints.save(self._state(), 0)
         self._stage = ""
         self._reporter.generation(row)
@@ -205,7 +206,7 @@ class Run:
             chosen, generation = progress.start, 0
         self._learner.restore(chosen)
         results = self._judge_held_out()
-        write_texts(self._folder, "result", _first_samples(results))
+        self._write_texts("result", _first_samples(results))
         comparisons = {
             name: Comparison(
                 start=estimate(progress.start_scores[name]),
@@ -310,6 +311,13 @@ class Run:
         for sample in samples:
             self._samples.append({"generation": generation, **sample.row()})
 
+    def _write_texts(self, state: str, samples: Sequence[Sample]) -> None:
+        """Write what the start or the result completes for each test problem; what the other one wrote stays."""
+        file = self._folder / COMPLETIONS
+        kept = [row for row in read_json_lines(file) if row.get("state") != state]
+        rows = [*kept, *({"state": state, "problem": i, **sample.row()} for i, sample in enumerate(samples))]
+        write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
     def _totals(self) -> dict[str, Any]:
         """Return tokens so far, and apart under ``machine`` what depends on the machine and is not reproducible."""
         progress = self._progress
@@ -369,7 +377,7 @@ def validation_row(row: Mapping[str, Any], results: Mapping[str, HeldOutResult])
     """Return a row with ``validation``, by the measure that decides, ``validation/<measure>`` of others, and errors."""
     keys = ("validation", *(f"validation/{name}" for name in list(results)[1:]))
     for key, result in zip(keys, results.values(), strict=True):
-        row = {**add_errors(row, result), key: interval(result.estimate)}
+        row = {**add_errors(row, result.errors, result.error_examples), key: asdict(result.estimate)}
     return dict(row)
 
 
@@ -388,8 +396,3 @@ def peak_memory() -> dict[str, float]:
     if torch is not None and torch.cuda.is_available():
         peak["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return peak
-
-
-def interval(value: Estimate) -> dict[str, float]:
-    """Return an estimate as a metrics row holds it."""
-    return {"mean": value.mean, "low": value.low, "high": value.high, "count": value.count}

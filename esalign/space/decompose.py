@@ -53,7 +53,9 @@ def cached_svd(matrix: Array, rank: int) -> tuple[Svd, str]:
 
     whole = np.ascontiguousarray(matrix, dtype="<f4")
     digest = hashlib.sha256(str(whole.shape).encode() + whole.tobytes()).hexdigest()
-    file = cache_folder() / "svd" / f"{digest[:32]}-{rank}-{METHOD}.safetensors"
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = Path(os.environ.get("ESALIGN_CACHE") or Path(home) / "esalign")
+    file = cache / "svd" / f"{digest[:32]}-{rank}-{METHOD}.safetensors"
     try:
         kept = load_file(file)
         return (kept["U"], kept["S"], kept["Vt"]), digest
@@ -66,12 +68,6 @@ def cached_svd(matrix: Array, rank: int) -> tuple[Svd, str]:
     except OSError:
         pass  # a cache that cannot be written costs time, not the run
     return (U, S, Vt), digest
-
-
-def cache_folder() -> Path:
-    """Return where esalign keeps what can be made again: ``ESALIGN_CACHE``, or the user's cache folder."""
-    own = os.environ.get("ESALIGN_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esalign"
 
 
 def _top(U: Array, S: Array, Vt: Array, rank: int) -> Svd:

@@ -11,11 +11,9 @@ from esalign.files import read_json_lines
 from esalign.fitness.completions import ERROR_EXAMPLES, ERRORS
 from esalign.report.changes import Changes, find_changes
 from esalign.report.words import DISTILLATION, SEARCH, Words, as_estimate, set_name
+from esalign.run.folder import COMPLETIONS, CONFIG, DATA, ENVIRONMENT, METRICS, RESULT, SAMPLES
 from esalign.run.statistics import Estimate
-from esalign.run.texts import COMPLETIONS
 
-CONFIG, ENVIRONMENT, DATA, RESULT = "config.yaml", "environment.json", "data.json", "result.json"
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 NESTED = ("fitness", "validation", "probe", "tokens", "machine")  # entries of a metrics row that hold several numbers
 Fits: TypeAlias = Callable[[str, Any], bool]
 """Whether an entry, key and value, has the shape that the page takes for granted."""

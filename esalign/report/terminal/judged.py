@@ -173,7 +173,9 @@ def _column_table(judged: Sequence[Judged], column: str, *, wide: bool) -> "Tabl
 def _concerns(one: Judged, start: Judged, max_tokens: int) -> Iterator[str]:
     rewards = one.rewards
     row = {"truncated": one.completed.truncated, "abstained": float(np.isnan(rewards).mean())}
-    yield from concerns(add_errors(row, one.completed), max_tokens=max_tokens).values()
+    yield from concerns(
+        add_errors(row, one.completed.errors, one.completed.error_examples), max_tokens=max_tokens
+    ).values()
     if one is start:
         return
     longer, before = compare(one, start).longer, float(start.lengths.mean())

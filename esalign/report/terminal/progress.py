@@ -8,6 +8,7 @@ from typing import Any
 
 from esalign.files import read_json_lines
 from esalign.report.words import WORDS, as_estimate, concerns, sum_errors
+from esalign.run.folder import METRICS, SAMPLES
 from esalign.run.reporter import About
 from esalign.run.statistics import Estimate
 
@@ -43,7 +44,7 @@ class RunProgress:
         self.best: tuple[int, Estimate] | None = None
         self.validated: tuple[int, Estimate] | None = None
         self.received = clock()
-        for row in read_json_lines(folder / "metrics.jsonl"):
+        for row in read_json_lines(folder / METRICS):
             self.add(row)
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -104,7 +105,7 @@ class RunProgress:
         import json
 
         try:
-            with (self.folder / "samples.jsonl").open("rb") as file:
+            with (self.folder / SAMPLES).open("rb") as file:
                 file.seek(0, 2)
                 file.seek(max(file.tell() - TAIL_BYTES, 0))
                 lines = file.read().split(b"\n")

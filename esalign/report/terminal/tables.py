@@ -22,7 +22,7 @@ from esalign.report.words import (
     score,
     set_name,
 )
-from esalign.run.texts import COMPLETIONS
+from esalign.run.folder import COMPLETIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
