@@ -46,10 +46,6 @@ class JsonLines:
             stream.flush()
             os.fsync(stream.fileno())
 
-    def read(self) -> list[Any]:
-        """Return all whole lines, as `read_json_lines` does."""
-        return read_json_lines(self._file)
-
     def keep_until(self, generation: int) -> None:
         """Drop the lines of later generations, and a torn last line, as a killed run leaves them."""
         if not self._file.exists():

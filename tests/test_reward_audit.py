@@ -7,31 +7,12 @@ from quick_runs import Recorder, run_quickly, write_quick_run
 
 from esalign.commands.align import plan
 from esalign.errors import RewardError
-from esalign.rewards import RewardPool, audit, load_reward, preview
+from esalign.rewards import RewardPool, audit, load_reward
 from esalign.types import Example
 
 
 def function(name):
     return f"{Path(__file__).parent / 'reward_functions.py'}:{name}"
-
-
-def test_preview_shows_a_reward_that_never_likes_the_right_answer():
-    data = [Example("p", {"answer": "42"})] * 3
-    reward = load_reward("regex-match", pattern="<think>")
-    seen = preview(reward, data, ["<think>", "raise"])
-    assert [outcome.value for outcome in seen.right] == [0.0, 0.0, 0.0]
-    assert [outcome.value for outcome in seen.completions] == [1.0, 0.0]
-    assert seen.concerns == ("the reward gave none of the 3 right answers more than 0",)
-
-
-def test_preview_shows_failures_and_abstentions():
-    data = [Example("p", {"answer": "raise"}), Example("p", {"answer": "1"})]
-    seen = preview(load_reward(function("misbehaving")), data, ["abstain", "abstain"])
-    assert seen.concerns == (
-        "the reward failed on 1 of 2 right answers: KeyError: 'no such thing'",
-        "the reward abstained on all 2 completions",
-    )
-    assert preview(load_reward("math"), data[1:], ["1"]).concerns == ()
 
 
 # ---- texts that must earn nothing
@@ -111,6 +92,20 @@ def test_a_reward_that_fails_on_an_empty_completion_is_told_of():
 def test_a_reward_that_likes_no_form_of_the_right_answer_is_told_of():
     (found,) = audit_of("regex-match", {"pattern": "<think>"}, SUMS)
     assert found.startswith("reward regex-match gives none of 8 right answers, in 5 forms, more than 0")
+
+
+def test_a_reward_that_fails_or_abstains_on_right_answers_is_told_of():
+    data = [Example("p", {"answer": "raise"}), Example("p", {"answer": "1"})]
+    assert audit_of(function("misbehaving"), {}, data)[0] == (
+        "reward misbehaving/error on right answers: KeyError: 'no such thing'"
+    )
+
+    def silent(completions):
+        return [None for _ in completions]
+
+    assert audit_of(silent, {}, data) == [
+        "reward silent abstains on the right answers of all 2 problems that were tried"
+    ]
 
 
 def test_a_dry_run_refuses_answers_that_no_text_can_equal(tmp_path):

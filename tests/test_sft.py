@@ -125,7 +125,7 @@ def test_only_answers_and_their_ends_are_labelled(model: Path) -> None:
     engine = TorchBackend(model, device="cpu")
     chat = [{"role": "user", "content": "2 + 2 ="}]
     shown = [Demonstration("2 + 2 =", " 4"), Demonstration(chat, "4")]
-    for demonstration, row in zip(shown, tokenize(shown, tokenizer, max_length=64), strict=True):
+    for demonstration, row in zip(shown, tokenize(shown, tokenizer, max_length=64)[0], strict=True):
         length = len(engine.encode(demonstration.prompt))
         assert tuple(row["input_ids"][:length]) == engine.encode(demonstration.prompt)
         assert row["labels"][:length] == [NOT_LEARNT] * length
@@ -137,7 +137,7 @@ def test_only_answers_and_their_ends_are_labelled(model: Path) -> None:
 def test_prompts_that_leave_no_room_for_answers_are_refused(model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     shown = [Demonstration("1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 =", "8"), Demonstration("1 =", "1")]
-    assert len(tokenize(shown, tokenizer, max_length=8)) == 1
+    assert len(tokenize(shown, tokenizer, max_length=8)[0]) == 1
     with pytest.raises(DataError, match="raise max_length"):
         tokenize(shown[:1], tokenizer, max_length=8)
 

@@ -14,7 +14,6 @@ from esalign.engines.loading import load_tokenizer
 from esalign.errors import AdapterError, DataError
 from esalign.sft.demonstrations import (
     Demonstration,
-    describe_lengths,
     load_demonstrations,
     read_demonstrations,
     tokenize,
@@ -97,12 +96,11 @@ def test_what_max_length_leaves_out_and_cuts_is_counted(model: Path) -> None:
     tokenizer = load_tokenizer(str(model))
     sizes = ((1, 1), (1, 60), (9, 1), (30, 1))
     shown = [Demonstration("1 + " * n + "1 =", "5" * long, f"row {n}") for n, long in sizes]
-    dropped, cut = describe_lengths(shown, tokenizer, max_length=20)
+    rows, (dropped, cut) = tokenize(shown, tokenizer, max_length=20)
     assert dropped.text == "2 of 4 rows: their prompts have max_length (20) tokens or more, such as row 9"
     assert cut.text.startswith("the answers of 1 of 4 rows at max_length (20)")
-    rows = tokenize(shown, tokenizer, max_length=20)
     assert [row["labels"][-1] == tokenizer.eos_token_id for row in rows] == [True, False]
-    assert not describe_lengths(shown, tokenizer, max_length=200)
+    assert not tokenize(shown, tokenizer, max_length=200)[1]
 
 
 def test_the_counts_and_the_columns_are_told_by_the_command(model: Path, tmp_path: Path) -> None:
@@ -210,8 +208,8 @@ def test_prompts_are_learnt_as_engines_read_them(model: Path) -> None:
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = load_tokenizer(str(model))
-    [plain] = tokenize([Demonstration("2 + 2 =", "4")], tokenizer, max_length=64)
+    [plain], _ = tokenize([Demonstration("2 + 2 =", "4")], tokenizer, max_length=64)
     end = tokenizer.eos_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, 1)])
-    [row] = tokenize([Demonstration("2 + 2 =", "4")], tokenizer, max_length=64)
+    [row], _ = tokenize([Demonstration("2 + 2 =", "4")], tokenizer, max_length=64)
     assert row == plain

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from esalign.engines.checks import Given
+from esalign.engines.sampling import choose
 from esalign.engines.stops import StopStrings
 from esalign.engines.text import TextCodec
 from esalign.types import Array, Completion, Sampling
 from esalign_llama_cpp.decoder import Group
-from esalign_llama_cpp.sampling import choose, log_probabilities
 
 
 class Completions:
@@ -68,7 +68,7 @@ class Scores:
         """Note the log-probabilities, and feed the completion once the prompt is read."""
         start = self._filled[member]
         stop = self._filled[member] = start + len(logits)
-        self.values[member][start:stop] = log_probabilities(logits, self._given[member].wanted[start:stop])
+        self.values[member][start:stop] = _log_probabilities(logits, self._given[member].wanted[start:stop])
         return self._given[member].completion[:-1] if start == 0 else ()
 
 
@@ -82,3 +82,10 @@ def group_by_prompt(prompts: Sequence[tuple[int, ...]], members: Sequence[int]) 
     for member in members:
         groups.setdefault(prompts[member], []).append(member)
     return [Group(prompt, tuple(equal)) for prompt, equal in groups.items()]
+
+
+def _log_probabilities(logits: Array, wanted: Array) -> Array:
+    """Return the log-probabilities of wanted tokens, ids of shape (tokens, k), from logits (tokens, vocab), float32."""
+    peak = logits.max(axis=1, keepdims=True)
+    norm = peak + np.log(np.exp(logits - peak).sum(axis=1, keepdims=True, dtype=np.float64))
+    return (np.take_along_axis(logits, wanted, axis=1) - norm).astype(np.float32)

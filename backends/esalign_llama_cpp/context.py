@@ -162,16 +162,3 @@ class Context:
         if self._pointer is not None:
             self._api.llama_free(self._pointer)
             self._pointer = None
-
-
-def read_logits(context: Context, ids: list[int]) -> Array:
-    """Return the logits after each of a few tokens, shape (tokens, vocab), from an empty cache."""
-    context.clear()
-    count = len(ids)
-    context.token[:count] = ids
-    context.position[:count] = np.arange(count)
-    context.sequence[:count] = 0
-    context.wanted[:count] = 1
-    logits = context.decode(count).copy()
-    context.clear()
-    return logits

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from esalign.protocols import Space
 from esalign.types import Array
-from esalign_llama_cpp.context import GRANULARITY, Context, Settings
+from esalign_llama_cpp.context import CACHE_BYTES, GRANULARITY, Context, Settings
 from esalign_llama_cpp.decoder import Consumer, Decoder, Group
 from esalign_llama_cpp.model import GgufModel
-from esalign_llama_cpp.options import count_sequences
+from esalign_llama_cpp.options import DEFAULT_SEQUENCES
 from esalign_llama_cpp.switch import Method, make_switch
 
 SingularValues = list[tuple[Array, Array]]
@@ -23,7 +23,7 @@ class Engine:
         method: how to switch candidates.
         sequences: completed together; None for a default.
         context: the most tokens of a sequence; None for the model's own context.
-        kv_bytes: memory for the key-value cache where sequences is None.
+        kv_bytes: memory for the key-value cache where sequences is None, the common beginning's included.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Engine:
         self._sequences = sequences
         self._kv_bytes = kv_bytes
         self._context: Context | None = None
-        self._switch = make_switch(space, model, method)
+        self._switch = None if space is None else make_switch(space, model, method)
 
     def run(self, values: SingularValues, groups: Sequence[Group], consumer: Consumer, *, longest: int) -> None:
         """Feed groups to a candidate.
@@ -58,7 +58,10 @@ class Engine:
         if not groups:
             return
         context = self._open_context(longest)
-        self._switch.select(values, context)
+        if self._switch is None:  # the bare model, whose only candidate is the empty vector
+            context.clear()
+        else:
+            self._switch.select(values, context)
         Decoder(context).run(groups, consumer)
 
     def _open_context(self, longest: int) -> Context:
@@ -66,7 +69,9 @@ class Engine:
         if self._context is None or self._context.tokens < longest:
             self._close_context()
             tokens = self._limit if self._fixed_context else -(-longest // GRANULARITY) * GRANULARITY
-            count = count_sequences(self._sequences, self.model, self.settings, tokens, self._kv_bytes)
+            each = tokens * self.model.kv_width * CACHE_BYTES[self.settings.kv_type]
+            room = min(DEFAULT_SEQUENCES, self.settings.batch - 1, int(self._kv_bytes / each) - 1)
+            count = self._sequences or max(1, room)
             self._context = Context(self.model, self.settings, sequences=count + 1, tokens=tokens)
         return self._context
 
@@ -78,5 +83,6 @@ class Engine:
     def close(self) -> None:
         """Free contexts, adapter and model, in this order: each uses the next."""
         self._close_context()
-        self._switch.close()
+        if self._switch is not None:
+            self._switch.close()
         self.model.close()

@@ -12,7 +12,7 @@ from esalign.errors import AdapterError, BackendError
 from esalign.space import SvdLora
 from esalign.space.adapter import Adapter, read_adapter, write_adapter
 from esalign.types import Array
-from esalign_llama_cpp.context import Context, Settings, read_logits
+from esalign_llama_cpp.context import Context, Settings
 from esalign_llama_cpp.library import load_library
 from esalign_llama_cpp.lora import write_gguf_adapter
 from esalign_llama_cpp.model import GgufModel
@@ -96,7 +96,7 @@ def _factored_logits(model: GgufModel, space: SvdLora, ids: list[int]) -> Array:
     switch = make_switch(space, model, "auto")
     try:
         switch.select(values, context)
-        return read_logits(context, ids)
+        return _read_logits(context, ids)
     finally:
         context.close()
         switch.close()
@@ -156,11 +156,24 @@ def _logits(model: GgufModel, adapter: Path | None, ids: list[int]) -> Array:
         if adapter is not None:
             handle = load_adapter(model, adapter)
             context.use(handle)
-        return read_logits(context, ids)
+        return _read_logits(context, ids)
     finally:
         context.close()
         if handle is not None:
             free_adapter(model, handle)
+
+
+def _read_logits(context: Context, ids: list[int]) -> Array:
+    """Return the logits after each of a few tokens, shape (tokens, vocab), from an empty cache."""
+    context.clear()
+    count = len(ids)
+    context.token[:count] = ids
+    context.position[:count] = np.arange(count)
+    context.sequence[:count] = 0
+    context.wanted[:count] = 1
+    logits = context.decode(count).copy()
+    context.clear()
+    return logits
 
 
 def _peft_logits(folder: Path, adapter: Adapter, ids: list[int]) -> Array:

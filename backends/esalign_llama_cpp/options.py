@@ -4,7 +4,7 @@ import os
 import sys
 
 from esalign.errors import BackendError
-from esalign_llama_cpp.context import CACHE_BYTES, MOST_SEQUENCES, Settings
+from esalign_llama_cpp.context import MOST_SEQUENCES, Settings
 from esalign_llama_cpp.model import ALL_LAYERS, GgufModel
 
 DEFAULT_SEQUENCES = 32
@@ -69,19 +69,3 @@ def make_settings(
         raise BackendError("kv_type 'q8_0' needs flash_attention: leave it out, or switch it on")
     outputs = min(batch, max(MOST_SEQUENCES, LOGITS_ELEMENTS // model.vocab_size))
     return Settings(threads, batch, outputs, kind, flash, kv_unified)
-
-
-def count_sequences(asked: int | None, model: GgufModel, settings: Settings, tokens: int, kv_bytes: float) -> int:
-    """Return how many sequences are answered together.
-
-    Args:
-        asked: by the user; None for as many as the memory allows, up to 32.
-        model: the model.
-        settings: of its contexts.
-        tokens: of one sequence.
-        kv_bytes: memory for all of them, the one of the common beginning included.
-    """
-    if asked is not None:
-        return asked
-    each = tokens * model.kv_width * CACHE_BYTES[settings.kv_type]
-    return max(1, min(DEFAULT_SEQUENCES, settings.batch - 1, int(kv_bytes / each) - 1))

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -106,32 +106,10 @@ def make_sides(space: Space, model: GgufModel) -> list[Side]:
     return sides
 
 
-class Switch(Protocol):
-    """Holds the adapter that is in use.
-
-    One context uses it at a time: it must be closed before another one is selected for, and before `close`.
-    """
-
-    def select(self, values: list[tuple[Array, Array]], context: Context) -> None:
-        """Let a context answer for a candidate, given its singular values per module. Its cache is emptied."""
-
-    def close(self) -> None:
-        """Free the adapter."""
-
-
-class NoSwitch:
-    """The bare model, where there is no space: its only candidate is the empty vector."""
-
-    def select(self, values: list[tuple[Array, Array]], context: Context) -> None:  # noqa: ARG002  (none to use)
-        """Empty the cache."""
-        context.clear()
-
-    def close(self) -> None:
-        """There is nothing to free."""
-
-
 class InPlaceSwitch:
     """One adapter, loaded once, whose memory is rewritten for every candidate.
+
+    One context uses it at a time: it must be closed before another one is selected for, and before `close`.
 
     Raises:
         LayoutError: a check of llama.cpp's memory failed.
@@ -202,15 +180,13 @@ class FileSwitch:
         self._file.close()
 
 
-def make_switch(space: Space | None, model: GgufModel, method: Method) -> Switch:
+def make_switch(space: Space, model: GgufModel, method: Method) -> InPlaceSwitch | FileSwitch:
     """Return the way to switch: in place unless a check fails or another one is asked for.
 
     Raises:
         AdapterError: a layer of the space has no place in the model's architecture.
         BackendError: the space is of another model, or the method asked for does not work.
     """
-    if space is None:
-        return NoSwitch()
     sides = make_sides(space, model)
     if method == "files":
         return FileSwitch(model, sides)

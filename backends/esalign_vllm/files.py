@@ -8,6 +8,7 @@ from pathlib import Path
 
 from esalign.protocols import Space
 from esalign.space.adapter import Adapter, write_adapter
+from esalign.space.adapter_config import plain_config
 from esalign.types import Array
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (each folder in it is made by mkdtemp, for the user alone)
@@ -30,13 +31,5 @@ def write_candidate(space: Space, vector: Array, folder: Path) -> Path:
     folded = space.fold(vector)
     modules = tuple(replace(module, B=module.scaling * module.B, scaling=1.0) for module in folded.modules)
     rank = max(module.rank for module in modules)
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
-        "bias": "none",
-        "r": rank,
-        "lora_alpha": rank,
-        "target_modules": sorted({module.name.rpartition(".")[2] for module in modules}),
-    }
-    return write_adapter(Adapter(config, modules), folder)
+    names = sorted({module.name.rpartition(".")[2] for module in modules})
+    return write_adapter(Adapter(plain_config(None, names, rank=rank, alpha=rank), modules), folder)

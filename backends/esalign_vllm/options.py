@@ -1,12 +1,12 @@
 """Options of the engine: which go through to vLLM's ``LLM()``, which the backend sets itself, which are mistakes."""
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from esalign.errors import BackendError, ConfigError
+from esalign.registry import did_you_mean
 
 OWN = ("mode", "slots", "seed", "chat_template_kwargs")
 SET_BY_BACKEND = (
@@ -37,8 +37,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         if name in SET_BY_BACKEND:
             raise ConfigError(f"option {name!r} of backend 'vllm' is set by the backend: leave it out")
         if name not in known:
-            close = difflib.get_close_matches(name, sorted(known.union(OWN)), n=1)
-            hint = f", did you mean {close[0]!r}?" if close else "; see the arguments of vllm.LLM"
+            hint = did_you_mean(name, sorted(known.union(OWN))) or "; see the arguments of vllm.LLM"
             raise ConfigError(f"backend 'vllm' has no option {name!r}{hint}")
 
 

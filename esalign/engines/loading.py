@@ -45,6 +45,36 @@ class LoadedModel:
         """Ids that end a completion, the model's own first choice first."""
         return list_ends(self.model.generation_config, self.tokenizer)
 
+    def complete(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        """Return greedy completions of prompts (token ids), up to and including the end of sequence."""
+        import torch
+
+        width = max(len(prompt) for prompt in prompts)
+        # Shape (prompts, tokens), padded on the left, where no attention falls.
+        ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        with torch.inference_mode():
+            output = self.model.generate(
+                input_ids=torch.tensor(ids, device=self.model.device),
+                attention_mask=torch.tensor(mask, device=self.model.device),
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                eos_token_id=list(self.ends) or None,
+                pad_token_id=0,
+            )
+        rows: list[list[int]] = output[:, width:].tolist()
+        stops = [next((at + 1 for at, token in enumerate(row) if token in self.ends), len(row)) for row in rows]
+        return [row[:stop] for row, stop in zip(rows, stops, strict=True)]
+
+    def log_probabilities(self, prompt: Sequence[int], completion: Sequence[int]) -> "torch.Tensor":
+        """Return those of all tokens at each place of a completion, teacher-forced, shape (tokens, vocab), float32."""
+        import torch
+
+        ids = torch.tensor([[*prompt, *completion]], device=self.model.device)
+        with torch.inference_mode():
+            logits = self.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        return logits.float().log_softmax(dim=-1)
+
 
 def load_model(
     role: str,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from esalign.types import Array
+from esalign.types import Array, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,3 +48,34 @@ def invert(mass: "Tensor", uniforms: "Tensor") -> "Tensor":
     below = torch.nextafter(total, torch.zeros_like(total))
     at = torch.minimum(uniforms.to(total.dtype) * total, below)
     return torch.searchsorted(cumulative, at[:, None], right=True)[:, 0]
+
+
+def choose(logits: Array, sampling: Sampling, uniform: float | None) -> int:
+    """Return the next token: greedily, or where a number in [0, 1) falls in the distribution function of what is left.
+
+    The function is inverted in the vocabulary's order, so that candidates that are alike draw alike.
+
+    Args:
+        logits: shape (vocab,).
+        sampling: temperature, top-k and the nucleus, which apply in this order.
+        uniform: the number; None, or a temperature of 0, for the likeliest token.
+
+    >>> choose(np.log([0.2, 0.5, 0.3]), Sampling(temperature=1.0), 0.69)
+    1
+    >>> choose(np.log([0.2, 0.5, 0.3]), Sampling(temperature=1.0, top_p=0.6), 0.69)
+    2
+    """
+    if uniform is None or sampling.temperature == 0.0:
+        return int(logits.argmax())
+    scaled = logits.astype(np.float64) / sampling.temperature
+    if 0 < sampling.top_k < len(scaled):
+        least = np.partition(scaled, -sampling.top_k)[-sampling.top_k]
+        scaled = np.where(scaled < least, -np.inf, scaled)
+    probabilities = np.exp(scaled - scaled.max())
+    probabilities /= probabilities.sum()
+    if sampling.top_p < 1.0:  # the fewest tokens that together reach it
+        order = np.argsort(-probabilities, kind="stable")
+        ordered = probabilities[order]
+        probabilities[order[ordered.cumsum() - ordered >= sampling.top_p]] = 0.0
+    cumulative = probabilities.cumsum()
+    return min(int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right")), len(logits) - 1)

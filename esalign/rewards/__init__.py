@@ -3,6 +3,5 @@
 from esalign.rewards.audit import audit
 from esalign.rewards.load import Reward, TrainerState, load_reward
 from esalign.rewards.pool import RewardPool, Scores
-from esalign.rewards.preview import Preview, preview
 
-__all__ = ["Preview", "Reward", "RewardPool", "Scores", "TrainerState", "audit", "load_reward", "preview"]
+__all__ = ["Reward", "RewardPool", "Scores", "TrainerState", "audit", "load_reward"]

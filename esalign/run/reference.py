@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from esalign.engines.loading import LoadedModel, load_model
+from esalign.engines.loading import load_model
 
 BATCH = 64  # prompts that transformers completes at once
 
@@ -34,11 +34,8 @@ def complete(
     if obstacle := find_obstacle(model):
         return {"obstacle": obstacle, "completions": []}
     loaded = load_model("model", model, adapter, dtype=dtype)
-    completed = []
-    for start in range(0, len(prompts), BATCH):
-        for row in _generate(loaded, prompts[start : start + BATCH], max_tokens):
-            end = next((position for position, token in enumerate(row) if token in loaded.ends), len(row))
-            completed.append(row[: end + 1])
+    batches = (prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH))
+    completed = [row for batch in batches for row in loaded.complete(batch, max_tokens)]
     return {"obstacle": None, "completions": completed}
 
 
@@ -58,31 +55,7 @@ def score(
     loaded = load_model("model", model, adapter, dtype=dtype, device="cpu")
     given, likeliest = [], []
     for prompt, completion in sequences:
-        with torch.inference_mode():
-            logits = loaded.model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
-        table = logits.float().log_softmax(dim=-1)  # (tokens, vocab)
+        table = loaded.log_probabilities(prompt, completion)  # (tokens, vocab)
         given.append(table.gather(1, torch.tensor(completion)[:, None])[:, 0].tolist())
         likeliest.append(table.max(dim=1).values.tolist())
     return {"obstacle": None, "given": given, "likeliest": likeliest}
-
-
-def _generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
-    """Return the generated tokens of one batch, padding behind their ends included."""
-    import torch
-
-    width = max(len(prompt) for prompt in prompts)
-    device = loaded.model.device
-    # Shape (prompts, tokens), padded on the left, where no attention falls.
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    with torch.inference_mode():
-        rows = loaded.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            eos_token_id=list(loaded.ends) or None,
-            pad_token_id=0,
-        )
-    generated: list[list[int]] = rows[:, width:].tolist()
-    return generated

@@ -166,7 +166,7 @@ class Run:
     def _validate_last(self) -> None:
         """Validate the step that a resumed run ends with, as its limit was lowered to what is done already."""
         number = self._progress.done
-        rows: list[dict[str, Any]] = [*self._metrics.read(), {"generation": number}]
+        rows: list[dict[str, Any]] = [*read_json_lines(self._folder / METRICS), {"generation": number}]
         row = self._validate(number, next(one for one in rows if one["generation"] == number))
         totals = self._totals()
         self._metrics.keep_until(number - 1)

@@ -110,43 +110,42 @@ def _as_answer(value: Any, where: str) -> Any:
     return last["content"]
 
 
-def tokenize(demonstrations: Sequence[Demonstration], tokenizer: Any, *, max_length: int) -> list[dict[str, list[int]]]:
-    """Return ``input_ids`` and ``labels`` of each demonstration; what is longer than max_length is cut.
+def tokenize(
+    demonstrations: Sequence[Demonstration], tokenizer: Any, *, max_length: int
+) -> tuple[list[dict[str, list[int]]], list[Note]]:
+    """Return ``input_ids`` and ``labels`` of the demonstrations; what is longer than max_length is cut.
 
     Prompt and answer are tokenised apart. An engine reads the prompt's tokens and continues them, so a token that
     spans the border of the two, which tokenising them together may give, would never be seen there.
 
+    Returns:
+        A row for each demonstration whose prompt leaves room for an answer; and how many are left out or cut.
+
     Raises:
         DataError: a chat that the template does not take, or prompts so long that no answer is left within max_length.
     """
-    rows = []
-    for prompt, answer in _encode_all(demonstrations, tokenizer):
-        if len(prompt) < max_length:
-            labels = [NOT_LEARNT] * len(prompt) + answer
-            rows.append({"input_ids": (prompt + answer)[:max_length], "labels": labels[:max_length]})
+    rows, out, cut = [], [], []
+    for demonstration, (prompt, answer) in zip(demonstrations, _encode_all(demonstrations, tokenizer), strict=True):
+        if len(prompt) >= max_length:
+            out.append(demonstration)
+            continue
+        if len(prompt) + len(answer) > max_length:
+            cut.append(demonstration)
+        labels = [NOT_LEARNT] * len(prompt) + answer
+        rows.append({"input_ids": (prompt + answer)[:max_length], "labels": labels[:max_length]})
     if not rows:
         raise DataError(
             f"all {len(demonstrations)} prompts have max_length ({max_length}) tokens or more, which leaves no room "
             "for answers: raise max_length"
         )
-    return rows
-
-
-def describe_lengths(demonstrations: Sequence[Demonstration], tokenizer: Any, *, max_length: int) -> list[Note]:
-    """Return how many demonstrations `tokenize` leaves out, and how many answers it cuts."""
-    sizes = [(len(prompt), len(prompt) + len(answer)) for prompt, answer in _encode_all(demonstrations, tokenizer)]
-    out = [place for place, (prompt, _) in enumerate(sizes) if prompt >= max_length]
-    cut = [place for place, (prompt, whole) in enumerate(sizes) if prompt < max_length < whole]
     notes = []
     if out:
-        text = f"{part_of(len(out), sizes)}: their prompts have max_length ({max_length}) tokens or more"
-        notes.append(Note("dropped", f"{text}, such as {demonstrations[out[0]].where}"))
+        text = f"{part_of(len(out), demonstrations)}: their prompts have max_length ({max_length}) tokens or more"
+        notes.append(Note("dropped", f"{text}, such as {out[0].where}"))
     if cut:
-        text = (
-            f"the answers of {part_of(len(cut), sizes)} at max_length ({max_length}) tokens: their ends are not learnt"
-        )
-        notes.append(Note("cut", f"{text}, such as {demonstrations[cut[0]].where}"))
-    return notes
+        text = f"the answers of {part_of(len(cut), demonstrations)} at max_length ({max_length}) tokens"
+        notes.append(Note("cut", f"{text}: their ends are not learnt, such as {cut[0].where}"))
+    return rows, notes
 
 
 def _encode_all(demonstrations: Sequence[Demonstration], tokenizer: Any) -> list[tuple[list[int], list[int]]]:

@@ -17,7 +17,7 @@ from esalign.config.sft import SftOptions
 from esalign.data import Note
 from esalign.engines.loading import keep_soft_cap
 from esalign.errors import AdapterError, ConfigError, MissingPackageError
-from esalign.sft.demonstrations import Demonstration, describe_lengths, read_demonstrations, tokenize
+from esalign.sft.demonstrations import Demonstration, read_demonstrations, tokenize
 from esalign.sft.targets import choose_targets
 from esalign.types import Example
 
@@ -182,12 +182,11 @@ def _build_trainer(
         raise ConfigError(f"model '{model}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     keep_soft_cap(base)
     targets, missing = choose_targets(base, options.target_modules, f"the model {model!r}")
-    notes = describe_lengths(shown, tokenizer, max_length=options.max_length)
+    records, notes = tokenize(shown, tokenizer, max_length=options.max_length)
     if missing:
         adapted = ", ".join(targets)
         text = f"the model has no layers {', '.join(missing)}: {adapted} are adapted; target_modules can name others"
         notes.append(Note("dropped", text))
-    records = tokenize(shown, tokenizer, max_length=options.max_length)
     if tokenizer.pad_token is None:  # any token will do: it is neither attended to nor learnt
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     lora = LoraConfig(

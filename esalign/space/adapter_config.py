@@ -80,7 +80,7 @@ def kept(config: Config) -> dict[str, Any]:
     return {**said, "inference_mode": True, "init_lora_weights": True}
 
 
-def plain_config(model: str, names: Sequence[str], *, rank: int, alpha: float) -> dict[str, Any]:
+def plain_config(model: str | None, names: Sequence[str], *, rank: int, alpha: float) -> dict[str, Any]:
     """Return the configuration of a LoRA of a causal language model that adapts exactly these layers."""
     return {
         "peft_type": "LORA",

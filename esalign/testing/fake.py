@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from esalign.engines.checks import as_asked, check_choice, check_positive, check_sequences, opened
-from esalign.engines.sampling import seed_sequence
+from esalign.engines.encoding import Encoding
+from esalign.engines.sampling import choose, seed_sequence
 from esalign.engines.text import TextCodec
 from esalign.protocols import Space
 from esalign.types import Array, Completion, Message, OnCompletion, Prompt, Sampling, Sequences, as_candidates
@@ -21,7 +22,7 @@ Completions: TypeAlias = Mapping[str, str] | Callable[[Array, str], str | None]
 """What is written: {prompt: completion}, or a function of (search vector of shape (dim,), prompt)."""
 
 
-class FakeBackend:
+class FakeBackend(Encoding):
     """A tiny language model over bytes, which can be told what to write.
 
     Its random weights read the prompt, and a candidate shifts its hidden state; so completions differ with prompt and
@@ -77,7 +78,7 @@ class FakeBackend:
             chat_template_kwargs=None,
             label=f"model '{model}'",
         )
-        self._model: _ByteModel | None = _ByteModel(self.dim, seed)
+        self._engine: _ByteModel | None = _ByteModel(self.dim, seed)
 
     def generate(
         self,
@@ -87,7 +88,7 @@ class FakeBackend:
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """Complete every prompt with every candidate; see `esalign.protocols.Backend`."""
-        opened(self._model)
+        opened(self._engine)
         table = as_candidates(candidates, self.dim)
         encoded = self._codec.encode_prompts(prompts, sampling.max_tokens)
         rows: list[list[Completion]] = []
@@ -103,28 +104,18 @@ class FakeBackend:
         self, candidates: Array, sequences: Sequences, support: Sequence[Array] | None = None
     ) -> list[list[Array]]:
         """Give the teacher-forced log-probabilities of given completions; see `esalign.protocols.Backend`."""
-        opened(self._model)
+        opened(self._engine)
         given = check_sequences(self._codec, sequences, support)
         rows = [[self._score(candidate, *one) for one in given] for candidate in as_candidates(candidates, self.dim)]
         return as_asked(rows, support)
 
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the token ids that the engine feeds for a prompt: the bytes of its text."""
-        opened(self._model)
-        return self._codec.encode(prompt)
-
-    @property
-    def context(self) -> int | None:
-        """The most tokens of a prompt and its completion."""
-        return self._codec.context
-
     def close(self) -> None:
         """Free the weights. Calling it twice is harmless."""
-        self._model = None
+        self._engine = None
 
     def _complete(self, candidate: Array, prompt: tuple[int, ...], sampling: Sampling, j: int) -> Completion:
         """Complete prompt j, shape (dim,) being the candidate's."""
-        writing = Writing(opened(self._model), candidate, prompt, self._told(candidate, prompt), self._confidence)
+        writing = Writing(opened(self._engine), candidate, prompt, self._told(candidate, prompt), self._confidence)
         uniforms = np.random.default_rng(seed_sequence(sampling.seed, sampling.offset + j)).random(sampling.max_tokens)
         for uniform in uniforms:
             writing.append(choose(writing.logits(), sampling, float(uniform)))
@@ -135,7 +126,7 @@ class FakeBackend:
 
     def _score(self, candidate: Array, prompt: tuple[int, ...], completion: tuple[int, ...], wanted: Array) -> Array:
         """Return the log-probabilities of the wanted ids (tokens, k) at each place of a completion, float32."""
-        writing = Writing(opened(self._model), candidate, prompt, self._told(candidate, prompt), self._confidence)
+        writing = Writing(opened(self._engine), candidate, prompt, self._told(candidate, prompt), self._confidence)
         scores = np.empty(wanted.shape, dtype=np.float32)
         for place, token in enumerate(completion):
             logits = writing.logits()
@@ -233,25 +224,3 @@ class Writing:
 
     def _read(self, token: int) -> None:
         self._hidden = FADE * self._hidden + self._model.embedding[token]
-
-
-def choose(logits: Array, sampling: Sampling, uniform: float) -> int:
-    """Return the next token: greedily, or where a number in [0, 1) falls in the distribution function of what is left.
-
-    >>> choose(np.log([0.2, 0.5, 0.3]), Sampling(temperature=1.0), 0.69)
-    1
-    >>> choose(np.log([0.2, 0.5, 0.3]), Sampling(temperature=1.0, top_p=0.6), 0.69)
-    2
-    """
-    if sampling.temperature == 0.0:
-        return int(logits.argmax())
-    scaled = logits / sampling.temperature
-    if 0 < sampling.top_k < len(scaled):
-        scaled = np.where(scaled < np.sort(scaled)[-sampling.top_k], -np.inf, scaled)
-    probabilities = np.exp(scaled - np.logaddexp.reduce(scaled))
-    if sampling.top_p < 1.0:
-        order = np.argsort(-probabilities, kind="stable")
-        before = np.cumsum(probabilities[order]) - probabilities[order]
-        probabilities[order[before >= sampling.top_p]] = 0.0
-    cumulative = np.cumsum(probabilities)
-    return min(int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right")), len(logits) - 1)
