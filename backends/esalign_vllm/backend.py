@@ -1,5 +1,6 @@
 """The vLLM engine behind the `Backend` protocol."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling, Seq
 from esalign_vllm.basis import MODES
 from esalign_vllm.decoding import generation_parameters
 from esalign_vllm.engine import Engine, start_engine
-from esalign_vllm.environment import import_vllm
+from esalign_vllm.environment import quietly
 from esalign_vllm.fit import check_fit, check_kernels, load_config, load_generation_config
 from esalign_vllm.options import check_device, check_options, choose_dtype, default_arguments
 from esalign_vllm.requests import Request
@@ -69,7 +70,9 @@ class VllmBackend(Encoding):
         check_choice("mode", mode, ("auto", *MODES))
         check_count("slots", slots)
         check_version(installed_version())
-        import_vllm()
+        if "vllm" not in sys.modules:  # once imported, it keeps its logger
+            with quietly():
+                from vllm import LLM  # noqa: F401  (a lazy module: most of it is imported by this name)
         on_cpu = check_device(device)
         check_options(options)
         self.label = str(model)

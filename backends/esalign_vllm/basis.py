@@ -8,8 +8,6 @@ and a candidate's row of the table holds s_A, then s_B, of one layer after the o
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,28 +25,6 @@ BARE = "bare"
 NAMES = "names"
 
 
-@dataclass(frozen=True)
-class LayerFactors:
-    """The frozen factors of one adapted layer, float32.
-
-    Args:
-        down: shape (rank, in).
-        core: shape (rank, rank).
-        up: shape (out, rank), alpha / rank folded in.
-        start: column of the table at which s_A begins; s_B follows it.
-    """
-
-    down: Array
-    core: Array
-    up: Array
-    start: int
-
-    @property
-    def rank(self) -> int:
-        """Rank of the layer's update."""
-        return len(self.down)
-
-
 def write_basis(space: Space, file: Path) -> None:
     """Write the factors of a space to a safetensors file."""
     from safetensors.numpy import save_file
@@ -59,23 +35,6 @@ def write_basis(space: Space, file: Path) -> None:
         tensors[f"{number}.core"] = np.ascontiguousarray(module.core)
         tensors[f"{number}.up"] = np.ascontiguousarray(module.scaling * module.b.U, dtype=np.float32)
     save_file(tensors, file, metadata={NAMES: json.dumps([module.name for module in space.modules])})
-
-
-def read_basis(file: Path) -> dict[str, LayerFactors]:
-    """Return the factors by the names of the layers in the Hugging Face model, in the order of the space."""
-    from safetensors import safe_open
-
-    with safe_open(file, framework="numpy") as content:
-        names = json.loads(content.metadata()[NAMES])
-        return dict(_number_layers(names, {key: content.get_tensor(key) for key in content.keys()}))  # noqa: SIM118  (no mapping)
-
-
-def _number_layers(names: list[str], tensors: Mapping[str, Array]) -> Iterator[tuple[str, LayerFactors]]:
-    start = 0
-    for number, name in enumerate(names):
-        down, core, up = (tensors[f"{number}.{part}"] for part in ("down", "core", "up"))
-        yield name, LayerFactors(down, core, up, start)
-        start += 2 * len(down)
 
 
 def tabulate(space: Space, candidates: Array) -> Array:

@@ -3,7 +3,6 @@
 import logging
 import os
 import random
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,14 +43,6 @@ def quietly() -> Iterator[None]:
         finally:
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
-
-
-def import_vllm() -> None:
-    """Import vLLM, quietly unless the user's environment says otherwise. Once imported, it keeps its logger."""
-    if "vllm" in sys.modules:
-        return
-    with quietly():
-        from vllm import LLM  # noqa: F401  (a lazy module: most of it is imported by this name)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esalign_vllm.basis import SHARED_BASIS, SLOTS, LayerFactors, read_basis
-from esalign_vllm.shared_basis import NoAdapter, SharedBasis, SliceFactors, table_columns
+from esalign_vllm.basis import SHARED_BASIS, SLOTS
+from esalign_vllm.shared_basis import LayerFactors, NoAdapter, SharedBasis, read_basis, table_columns
 
 
 class Unsupported(Exception):  # noqa: N818  (a finding, which the backend turns into a fallback or an error)
@@ -33,7 +33,7 @@ class AdaptedLayer:
 
     name: str
     module: Any
-    parts: tuple[tuple[int, SliceFactors], ...]
+    parts: tuple[tuple[int, LayerFactors], ...]
 
 
 class Population:
@@ -137,7 +137,7 @@ class Population:
             for number, part in layer.parts:
                 self._write_up(layer.module.lora_b_stacked[number], slots, part, rows)
 
-    def _write_up(self, stack: Tensor, slots: Tensor, part: SliceFactors, rows: Tensor) -> None:
+    def _write_up(self, stack: Tensor, slots: Tensor, part: LayerFactors, rows: Tensor) -> None:
         """Write ``up diag(s_B) core diag(s_A)`` of each candidate into its slot."""
         values_a, values_b = rows[:, part.columns].to(stack.device).split(part.rank, dim=1)  # each (population, rank)
         inner = values_b[:, :, None] * part.core.to(stack.device) * values_a[:, None, :]  # (population, rank, rank)
@@ -183,7 +183,7 @@ def _cut(name: str, layer: LayerFactors, module: Any) -> Iterator[LayerFactors]:
     sizes = [size * module.tp_size for size in module.output_slices]
     if sum(sizes) != len(layer.up):
         raise Unsupported(f"{name} has parts of {sizes} features, which are not the {len(layer.up)} of the adapter's")
-    for rows in np.split(layer.up, np.cumsum(sizes)[:-1]):
+    for rows in layer.up.split(sizes):
         yield replace(layer, up=rows)
 
 
@@ -197,7 +197,7 @@ def _rename(manager: Any, names: list[str]) -> list[str]:
     return renamed if len(renamed) == len(names) else names
 
 
-def _slice_parts(name: str, module: Any, factors: list[LayerFactors | None]) -> Iterator[tuple[int, SliceFactors]]:
+def _slice_parts(name: str, module: Any, factors: list[LayerFactors | None]) -> Iterator[tuple[int, LayerFactors]]:
     """Yield the number and the factors of each adapted part of a layer, sliced for this worker.
 
     Raises:
@@ -216,14 +216,14 @@ def _slice_parts(name: str, module: Any, factors: list[LayerFactors | None]) -> 
                 raise Unsupported(
                     f"{name} maps {expected} to {width} features, the adapter {down.shape[1]} to {up.shape[0]}"
                 )
-            yield number, SliceFactors(down, torch.from_numpy(layer.core), up, layer.start, offset)
+            yield number, replace(layer, down=down, up=up, offset=offset)
         offset += width
 
 
 def _slice_factors(module: Any, factors: list[LayerFactors | None]) -> tuple[list[Any], list[Any]]:
-    """Return ``down`` and ``up`` of each part as tensors, cut by vLLM's own rules under tensor parallelism."""
-    downs: list[Any] = [None if layer is None else torch.from_numpy(layer.down) for layer in factors]
-    ups: list[Any] = [None if layer is None else torch.from_numpy(layer.up) for layer in factors]
+    """Return ``down`` and ``up`` of each part, cut by vLLM's own rules under tensor parallelism."""
+    downs: list[Any] = [None if layer is None else layer.down for layer in factors]
+    ups: list[Any] = [None if layer is None else layer.up for layer in factors]
     if module.tp_size == 1:
         return downs, ups
     if module.n_slices == 1:

@@ -7,35 +7,39 @@ U_B as blocks of a matrix. Since only diagonal matrices differ between candidate
 as it slices any LoRA, and the partial sums add up.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from esalign_vllm.basis import NAMES
+
 
 @dataclass(frozen=True)
-class SliceFactors:
-    """The factors of one part of a (possibly fused) layer, already sliced for this worker.
+class LayerFactors:
+    """The frozen factors of one adapted layer, or of a part of a layer that vLLM fused, float32.
 
     Args:
         down: shape (rank, in).
         core: shape (rank, rank).
-        up: shape (out, rank).
+        up: shape (out, rank), alpha / rank folded in.
         start: column of the table at which s_A begins; s_B follows it.
-        offset: first column of the layer's output that this part writes.
+        offset: first column of the fused layer's output that this part writes.
     """
 
     down: Tensor
     core: Tensor
     up: Tensor
     start: int
-    offset: int
+    offset: int = 0
 
     @property
     def rank(self) -> int:
-        """Rank of the part's update."""
+        """Rank of the update."""
         return int(self.down.shape[0])
 
     @property
@@ -44,7 +48,21 @@ class SliceFactors:
         return list(range(self.start, self.start + 2 * self.rank))
 
 
-def table_columns(parts: Sequence[SliceFactors]) -> list[int]:
+def read_basis(file: Path) -> dict[str, LayerFactors]:
+    """Return the factors that `write_basis` wrote, by the layers' names in the Hugging Face model, in their order."""
+    from safetensors import safe_open
+
+    layers: dict[str, LayerFactors] = {}
+    start = 0
+    with safe_open(file, framework="pt") as content:
+        for number, name in enumerate(json.loads(content.metadata()[NAMES])):
+            down, core, up = (content.get_tensor(f"{number}.{part}") for part in ("down", "core", "up"))
+            layers[name] = LayerFactors(down, core, up, start)
+            start += 2 * len(down)
+    return layers
+
+
+def table_columns(parts: Sequence[LayerFactors]) -> list[int]:
     """Return a candidate's columns in the order that a layer's table has them: s_A of all its parts, then s_B."""
     values_a = [column for part in parts for column in part.columns[: part.rank]]
     values_b = [column for part in parts for column in part.columns[part.rank :]]
@@ -67,7 +85,7 @@ class SharedBasis:
     """
 
     def __init__(
-        self, wrapper: Any, table: Tensor, parts: Sequence[SliceFactors], *, out: int, dtype: torch.dtype
+        self, wrapper: Any, table: Tensor, parts: Sequence[LayerFactors], *, out: int, dtype: torch.dtype
     ) -> None:
         self.wrapper = wrapper
         self.slots = wrapper._token_lora_indices  # noqa: SLF001  (static buffer; its public view changes length)

@@ -2,7 +2,7 @@
 
 For each target W = U S V^T, and r of its directions, the update of a search vector x is
 
-    U_r diag(scale * x) V_r^T        scale = rms(S_r) / sqrt(number of targets); or each direction's own S, not rms
+    U_r diag(scale * x) V_r^T        scale = rms(S_r) / sqrt(number of targets)
 
 so that the zero vector is the model itself, bit for bit, and one step size suits models of few layers and of many:
 random changes of the layers add up as their squares do. Engines get it as factors of the usual kind:
@@ -10,7 +10,6 @@ V_A = V_r, s_A = 1, M = I, U_B = U_r and s_B = scale * x.
 """
 
 import hashlib
-from typing import Literal
 
 import numpy as np
 
@@ -35,7 +34,6 @@ class BaseSvd(FactoredSpace):
             attention.
         layers: numbers of the blocks; None for all.
         skip: leave out so many of the largest directions, and take the next ones.
-        unit: by which singular values a layer's directions are scaled: by their ``rms``, or ``each`` by its own.
 
     Raises:
         BackendError: the model's weights cannot be read.
@@ -55,7 +53,6 @@ class BaseSvd(FactoredSpace):
         targets: str | list[str] | None = None,
         layers: list[int] | None = None,
         skip: int = 0,
-        unit: Literal["rms", "each"] = "rms",
     ) -> None:
         if adapter is not None:
             raise ConfigError(
@@ -67,11 +64,9 @@ class BaseSvd(FactoredSpace):
         for name, value, least in (("rank", rank, 1), ("skip", skip, 0)):
             if value < least:
                 raise ConfigError(f"space 'base-svd': {name} is {value}, expected at least {least}")
-        if unit not in ("rms", "each"):
-            raise ConfigError(f"space 'base-svd': unit is {unit!r}, expected 'rms' or 'each'")
         weights = open_weights(model_path(model))
         names = choose_layers(sorted(weights.names, key=layer_order), targets, layers, label=f"model '{model}'")
-        digest = hashlib.sha256(f"base-svd {rank} {skip} {unit}".encode())
+        digest = hashlib.sha256(f"base-svd {rank} {skip} rms".encode())
         modules: list[SvdModule] = []
         for name in names:
             matrix = weights.read(name)
@@ -83,20 +78,19 @@ class BaseSvd(FactoredSpace):
             (U, S, Vt), weights_hash = cached_svd(matrix, rank + skip)
             digest.update(f"{name} {weights_hash}".encode())
             part = U[:, skip:], S[skip:], Vt[skip:]
-            modules.append(_make_module(name, part, unit, layers=len(names), start=rank * len(modules)))
+            modules.append(_make_module(name, part, layers=len(names), start=rank * len(modules)))
         start = Adapter(
             plain_config(model, names, rank=rank, alpha=rank), tuple(_start_of(module) for module in modules)
         )
         super().__init__(start, modules, digest.hexdigest())
 
 
-def _make_module(name: str, svd: Svd, unit: str, *, layers: int, start: int) -> SvdModule:
+def _make_module(name: str, svd: Svd, *, layers: int, start: int) -> SvdModule:
     """Return U diag(0) I diag(1) Vt, whose zeros the search vector moves."""
     U, S, Vt = svd
     rank = len(S)
     one = np.eye(rank, dtype=np.float32)
-    values = S.astype(np.float64)
-    scale = (np.sqrt(np.mean(values**2)) if unit == "rms" else values) / np.sqrt(layers)
+    scale = float(np.sqrt(np.mean(S.astype(np.float64) ** 2)) / np.sqrt(layers))
     a = Factor(one, np.ones(rank, np.float32), Vt, 1.0, start, 0)
     b = Factor(U, np.zeros(rank, np.float32), one, scale, start, rank)
     return SvdModule(name, 1.0, a, b)

@@ -28,7 +28,7 @@ class Factor:
         U: shape (rows, rank), float32, orthonormal columns.
         s: shape (rank,), float32.
         Vt: shape (rank, columns), float32, orthonormal rows.
-        scale: unit of the search vector, one for all or of shape (count,).
+        scale: unit of the search vector.
         start: index of the factor's first entry in the search vector.
         count: number of its entries: it moves ``s[:count]``.
     """
@@ -36,7 +36,7 @@ class Factor:
     U: Array
     s: Array
     Vt: Array
-    scale: float | Array
+    scale: float
     start: int
     count: int
 
@@ -94,7 +94,7 @@ class FactoredSpace:
         self._values = np.concatenate([factor.s for factor in factors]).astype(np.float64)
         begins = self._ends - widths
         self._columns = np.concatenate([begin + np.arange(f.count) for begin, f in zip(begins, factors, strict=True)])
-        self._scale = np.concatenate([np.broadcast_to(factor.scale, factor.count) for factor in factors])
+        self._scale = np.repeat([factor.scale for factor in factors], [factor.count for factor in factors])
 
     def singular_values(self, candidates: Array) -> list[tuple[Array, Array]]:
         """Return per module s_A and s_B of candidates (population, dim), each (population, rank), float32.
