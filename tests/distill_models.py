@@ -5,8 +5,9 @@ from typing import Any
 
 from models import make_model
 
+from esalign.distill.models import make_pair
 from esalign.distill.rollout import Pair
-from esalign.distill.vocabulary import share_vocabulary
+from esalign.engines.loading import LoadedModel
 
 
 def make_pair_folders(folder: Path, architecture: str = "llama", **teacher: Any) -> tuple[Path, Path]:
@@ -24,10 +25,7 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 def load_pair(folders: tuple[Path, Path]) -> Pair:
     """Return the two models with what they share."""
-    (student, ours), (teacher, theirs) = map(load, folders)
-    vocabulary = share_vocabulary(
-        tokenizers=(ours, theirs),
-        rows=(student.config.vocab_size, teacher.config.vocab_size),
-        ends=(student.generation_config.eos_token_id, teacher.generation_config.eos_token_id),
+    student, teacher = (
+        LoadedModel(*load(folder), label=role) for folder, role in zip(folders, ("student", "teacher"), strict=True)
     )
-    return Pair(student, teacher, vocabulary)
+    return make_pair(student, teacher)

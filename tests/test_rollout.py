@@ -11,9 +11,11 @@ from esalign.distill.behaviour import Schedule, Speculative, Temperature, TrustR
 from esalign.distill.decoder import Decoder
 from esalign.distill.divergence import coarsen, reverse_kl
 from esalign.distill.forced import completion_logits, in_batches
+from esalign.distill.models import make_pair
 from esalign.distill.rollout import RolloutOptions, roll_out
 from esalign.distill.trust_region import trust_region_blend
-from esalign.distill.vocabulary import SharedVocabulary, share_vocabulary
+from esalign.distill.vocabulary import SharedVocabulary
+from esalign.engines.loading import LoadedModel
 from esalign.engines.sampling import draw_uniforms, invert
 from esalign.errors import DistillationError
 
@@ -267,8 +269,9 @@ def test_tokenizers_with_equal_tokens_but_other_merges_are_refused():
         def __call__(self, text, **_):
             return {"input_ids": self._ids}
 
+    student, teacher = LoadedModel(None, Tokenizer([0, 1]), "student"), LoadedModel(None, Tokenizer([1, 0]), "teacher")
     with pytest.raises(DistillationError, match=r"cut 'The answer is 42\.' differently"):
-        share_vocabulary(tokenizers=(Tokenizer([0, 1]), Tokenizer([1, 0])), rows=(2, 2), ends=([1], [1]))
+        make_pair(student, teacher)
 
 
 def test_teacher_with_fewer_rows_than_tokens_is_refused(tmp_path):

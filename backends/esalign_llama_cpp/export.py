@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from esalign.engines.loading import keep_soft_cap
-from esalign.errors import AdapterError, BackendError
+from esalign.engines.loading import load_model
+from esalign.errors import AdapterError
 from esalign.space import SvdLora
 from esalign.space.adapter import Adapter, read_adapter, write_adapter
 from esalign.types import Array
@@ -179,15 +179,10 @@ def _read_logits(context: Context, ids: list[int]) -> Array:
 def _peft_logits(folder: Path, adapter: Adapter, ids: list[int]) -> Array:
     """Return the logits of transformers + peft, float32, shape (tokens, vocab)."""
     import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    try:
-        base: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BackendError(f"transformers cannot load '{folder}': {error}") from error
-    keep_soft_cap(base)
     with tempfile.TemporaryDirectory() as home:
-        model = PeftModel.from_pretrained(base, write_adapter(adapter, home)).eval()
+        adapted = str(write_adapter(adapter, home))
+        model = load_model("model", str(folder), adapted, dtype="float32", device="cpu").model
     with torch.inference_mode():
-        return model(torch.tensor([ids])).logits[0].numpy()
+        logits: Array = model(torch.tensor([ids])).logits[0].numpy()
+    return logits

@@ -6,7 +6,7 @@ token is drawn from; how the student then learns from the prefixes it visited is
 
 from dataclasses import dataclass
 from math import cos, inf, pi
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -47,16 +47,6 @@ class Schedule:
         done = {"linear": step / self.steps, "cosine": (1 - cos(pi * step / self.steps)) / 2, "constant": 0.0}
         share = done[self.shape]
         return self.start if share == 0.0 else self.start + (self.end - self.start) * share
-
-
-class Behaviour(Protocol):
-    """A behaviour policy."""
-
-    def blend(self, student: Tensor, teacher: Tensor, step: int) -> Blend:
-        """Return the distributions to draw from, given log-probabilities of shape (batch, vocab), at an update."""
-
-    def needs_teacher(self, step: int) -> bool:
-        """Tell whether the teacher's distribution takes part at an update."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +124,10 @@ class Speculative:
     def needs_teacher(self, step: int) -> bool:
         """During the warm-up."""
         return self.steps is None or step < self.steps
+
+
+Behaviour: TypeAlias = TrustRegion | Temperature | Speculative
+"""`blend` gives the distributions to draw from, of log-probabilities (batch, vocab); `needs_teacher` says who runs."""
 
 
 def make_behaviour(section: BehaviourSection) -> Behaviour:

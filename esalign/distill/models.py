@@ -7,7 +7,7 @@ from torch import Tensor
 
 from esalign.config.distill import StudentSection
 from esalign.distill.rollout import Pair
-from esalign.distill.vocabulary import SharedVocabulary, share_vocabulary
+from esalign.distill.vocabulary import PROBES, SharedVocabulary
 from esalign.engines.loading import LoadedModel, load_model
 from esalign.errors import DistillationError
 from esalign.protocols import Backend
@@ -19,15 +19,34 @@ def make_pair(student: LoadedModel, teacher: LoadedModel) -> Pair:
     """Return the pair, if they have one vocabulary.
 
     Raises:
-        DistillationError: they have not.
+        DistillationError: the tokenizers differ, or a head is smaller than the tokenizer.
     """
-    vocabulary = share_vocabulary(
-        tokenizers=(student.tokenizer, teacher.tokenizer),
-        rows=(student.rows, teacher.rows),
-        ends=(student.ends, teacher.ends),
-        labels=(student.label, teacher.label),
-    )
-    return Pair(student.model, teacher.model, vocabulary)
+    _refuse_different(student, teacher)
+    size = max(student.tokenizer.get_vocab().values()) + 1
+    for model in (student, teacher):
+        if model.rows < size:
+            raise DistillationError(
+                f"{model.label} has {model.rows} output rows for {size} token ids of the tokenizer: it cannot judge "
+                "all tokens; use models made for the same tokenizer"
+            )
+    ends = dict.fromkeys(token for token in (*student.ends, *teacher.ends) if token < size)
+    return Pair(student.model, teacher.model, SharedVocabulary.of_one(size, list(ends)))
+
+
+def _refuse_different(student: LoadedModel, teacher: LoadedModel) -> None:
+    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    advice = "distillation compares distributions over the same tokens, so take a teacher with the student's tokenizer"
+    if ours != theirs:
+        token = min((t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)), key=lambda t: (len(t), t))
+        sides = ", ".join(
+            f"{label} gives it {'id ' + str(vocab[token]) if token in vocab else 'no id'}"
+            for label, vocab in ((student.label, ours), (teacher.label, theirs))
+        )
+        raise DistillationError(f"the tokenizers differ, first at {token!r} ({sides}): {advice}")
+    for text in PROBES:
+        one, other = (model.tokenizer(text, add_special_tokens=False)["input_ids"] for model in (student, teacher))
+        if list(one) != list(other):
+            raise DistillationError(f"the tokenizers have the same tokens but cut {text!r} differently: {advice}")
 
 
 def load_student(section: StudentSection, *, device: str, seed: int) -> tuple[LoadedModel, dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,20 +22,6 @@ from esalign.protocols import Backend, Space
 from esalign.types import Array, Sampling
 
 TokenIds = tuple[int, ...]
-
-
-class RolloutSource(Protocol):
-    """Draws completions that all candidates will be judged on, with the teacher's distribution at every token."""
-
-    @property
-    def vocabulary(self) -> SharedVocabulary:
-        """The tokens that student and teacher share."""
-
-    def draw(self, mean: Array, prompts: Sequence[TokenIds], *, step: int, seed: int) -> list[Rollout]:
-        """Complete every prompt once with the search vector of the mean, shape (dim,); the teacher runs once."""
-
-    def draw_alone(self, mean: Array, prompts: Sequence[TokenIds], *, seed: int) -> list[Rollout]:
-        """The same by the student alone, without the teacher's help."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +46,7 @@ class BlendedRollouts:
         return self.pair.vocabulary
 
     def draw(self, mean: Array, prompts: Sequence[TokenIds], *, step: int, seed: int) -> list[Rollout]:
-        """Set the student to the mean, and roll out."""
+        """Set the student to the mean, a search vector of shape (dim,), and roll out; the teacher runs once."""
         set_student(self.pair.student, self.space, mean)
         return roll_out(self.pair, prompts, self.behaviour, self.options, step=step, seed=seed)
 
@@ -114,6 +100,10 @@ class EngineRollouts:
     def draw_alone(self, mean: Array, prompts: Sequence[TokenIds], *, seed: int) -> list[Rollout]:
         """The same: no help is given here."""
         return self.draw(mean, prompts, step=0, seed=seed)
+
+
+RolloutSource: TypeAlias = BlendedRollouts | EngineRollouts
+"""Draws completions that all candidates will be judged on, with the teacher's distribution at every token."""
 
 
 @torch.no_grad()

@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-
-from esalign.errors import DistillationError
 
 PROBES = ("The answer is 42.", "  def f(x):\n\treturn x**2\n", "naïve Größe 東京 🙂", "<think>1+1=2</think>")
 
@@ -54,50 +51,3 @@ class SharedVocabulary:
     def of_one(cls, size: int, ends: Sequence[int]) -> "SharedVocabulary":
         """Return the vocabulary of a model without a companion."""
         return cls(size, ends[0] if ends else None, tuple(ends[1:]))
-
-
-def share_vocabulary(
-    *,
-    tokenizers: tuple[Any, Any],
-    rows: tuple[int, int],
-    ends: tuple[Sequence[int], Sequence[int]],
-    labels: tuple[str, str] = ("student", "teacher"),
-) -> SharedVocabulary:
-    """Return what student and teacher share; each argument holds the student's and the teacher's.
-
-    Args:
-        tokenizers: transformers tokenizers.
-        rows: numbers of rows of the output heads.
-        ends: ids that end a sequence.
-        labels: for messages.
-
-    Raises:
-        DistillationError: the tokenizers differ, or a head is smaller than the tokenizer.
-    """
-    _refuse_different(tokenizers, labels)
-    size = max(tokenizers[0].get_vocab().values()) + 1
-    for label, count in zip(labels, rows, strict=True):
-        if count < size:
-            raise DistillationError(
-                f"{label} has {count} output rows for {size} token ids of the tokenizer: it cannot judge all tokens; "
-                "use models made for the same tokenizer"
-            )
-    known = [[token for token in side if token < size] for side in ends]
-    ordered = list(dict.fromkeys([*known[0], *known[1]]))
-    return SharedVocabulary.of_one(size, ordered)
-
-
-def _refuse_different(tokenizers: tuple[Any, Any], labels: tuple[str, str]) -> None:
-    ours, theirs = (tokenizer.get_vocab() for tokenizer in tokenizers)
-    advice = "distillation compares distributions over the same tokens, so take a teacher with the student's tokenizer"
-    if ours != theirs:
-        token = min((t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)), key=lambda t: (len(t), t))
-        sides = ", ".join(
-            f"{label} gives it {'id ' + str(vocab[token]) if token in vocab else 'no id'}"
-            for label, vocab in zip(labels, (ours, theirs), strict=True)
-        )
-        raise DistillationError(f"the tokenizers differ, first at {token!r} ({sides}): {advice}")
-    for text in PROBES:
-        one, other = (tokenizer(text, add_special_tokens=False)["input_ids"] for tokenizer in tokenizers)
-        if list(one) != list(other):
-            raise DistillationError(f"the tokenizers have the same tokens but cut {text!r} differently: {advice}")
