@@ -13,7 +13,7 @@ from runs import REWARD, esalign, kill_at_random_moments, reproducible
 from esalign.commands.distill import run_distill
 from esalign.config.distill import DistillConfig
 from esalign.config.reading import load_config
-from esalign.errors import BackendError, CheckpointError, DataError, DistillationError
+from esalign.errors import CheckpointError, DataError, DistillationError
 from esalign.files import JsonLines
 from esalign.run.checkpoint import Checkpoints
 from esalign.space.adapter import read_adapter
@@ -212,8 +212,8 @@ def kill_at(monkeypatch, owner, name, call):
 
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
-    [(JsonLines, "append", 5), (Checkpoints, "save", 1), (Checkpoints, "save", 3), (Checkpoints, "save", 5)],
-    ids=["in an update", "at the start", "before the second checkpoint", "before the last"],
+    [(JsonLines, "append", 5), (Checkpoints, "save", 1), (Checkpoints, "save", 5)],
+    ids=["in an update", "at the start", "before the last checkpoint"],
 )
 def test_a_killed_and_resumed_distillation_equals_an_uninterrupted_one(
     owner, name, call, finished, models, tmp_path, monkeypatch
@@ -237,9 +237,9 @@ def assert_same(mine, theirs):
 def test_a_distillation_killed_at_random_moments_and_resumed_equals_an_uninterrupted_one(models, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
-        write_config(folder, models, run__generations=40)
+        write_config(folder, models, run__generations=30)
     assert esalign("distill", whole / "distill.yaml").returncode == 0
-    kill_at_random_moments("distill", killed / "distill.yaml", killed / "runs" / "small", kills=6)
+    kill_at_random_moments("distill", killed / "distill.yaml", killed / "runs" / "small", kills=4)
     assert_same(killed / "runs" / "small", whole / "runs" / "small")
 
 
@@ -276,34 +276,7 @@ def test_another_configuration_is_not_resumed(finished, models):
         run_distill(config, reporter=Silent(), resume=True)
 
 
-def test_a_teacher_of_another_tokenizer_is_refused(models, tmp_path):
-    other = make_model(tmp_path / "other", tokenizer={"vocab_size": 290})
-    config = write_config(tmp_path, (models[0], other))
-    with pytest.raises(DistillationError, match=r"the tokenizers differ, first at") as caught:
-        run_distill(config, reporter=Silent())
-    assert "\n" not in str(caught.value)
-
-
-def test_a_teacher_with_a_smaller_vocabulary_is_refused(models, tmp_path):
-    other = make_model(tmp_path / "other", vocab_size=200, tokenizer={"vocab_size": 320}, eos=(1,))
-    with pytest.raises(DistillationError, match=r"teacher '.*' has 200 output rows"):
-        run_distill(write_config(tmp_path, (models[0], other)), reporter=Silent())
-
-
-def test_a_teacher_with_broken_weights_is_named(models, tmp_path):
-    model, tokenizer = load(models[1])
-    with torch.no_grad():
-        model.lm_head.weight[7] = float("nan")
-    model.save_pretrained(tmp_path / "broken")
-    tokenizer.save_pretrained(tmp_path / "broken")
-    with pytest.raises(DistillationError, match="of the teacher's log-probabilities holds NaN") as caught:
-        run_distill(write_config(tmp_path, (models[0], tmp_path / "broken")), reporter=Silent())
-    assert "\n" not in str(caught.value)
-
-
-def test_a_model_that_is_not_there_and_a_too_long_prompt_are_refused(models, tmp_path):
-    with pytest.raises(BackendError, match=r"teacher '/nowhere' cannot be loaded"):
-        run_distill(write_config(tmp_path, (models[0], "/nowhere")), reporter=Silent())
+def test_a_too_long_prompt_is_refused(models, tmp_path):
     with pytest.raises(DataError, match=r"more than 3 tokens \(training.max_prompt_tokens\), such as .* row \d+"):
         run_distill(write_config(tmp_path, models, training__max_prompt_tokens=3), reporter=Silent())
 

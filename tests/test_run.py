@@ -131,17 +131,17 @@ def test_a_search_from_the_model_alone_that_is_killed_equals_one_that_is_not(tmp
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
-        file = write_run(folder, space={"name": "base-svd", "rank": 2, "tie": 8}, run__generations=40)
+        file = write_run(folder, space={"name": "base-svd", "rank": 2, "tie": 8}, run__generations=30)
         config = yaml.safe_load(file.read_text())
         file.write_text(yaml.safe_dump({**config, "model": {"path": config["model"]["path"]}}))
     assert esalign("run", whole / "run.yaml").returncode == 0
-    kill_at_random_moments("run", killed / "run.yaml", killed / "runs" / "small", kills=4)
+    kill_at_random_moments("run", killed / "run.yaml", killed / "runs" / "small", kills=2)
     assert_same_run(killed / "runs" / "small", whole / "runs" / "small")
     assert json.loads((whole / "runs" / "small" / "result.json").read_text())["verification"]["agreement"] == 1.0
 
 
-@pytest.mark.parametrize("fitness", ["reward", "surrogate", "distillation"])
-def test_a_run_killed_at_random_moments_and_resumed_equals_an_uninterrupted_one(fitness, tmp_path):
+@pytest.mark.parametrize(("fitness", "kills"), [("reward", 10), ("surrogate", 4), ("distillation", 4)])
+def test_a_run_killed_at_random_moments_and_resumed_equals_an_uninterrupted_one(fitness, kills, tmp_path):
     options = {"name": fitness, "prompts": 6, "samples": 4 if fitness == "surrogate" else 1}
     if fitness == "distillation":
         teacher = make_model(tmp_path / "teacher", seed=2, initializer_range=0.1)
@@ -150,9 +150,9 @@ def test_a_run_killed_at_random_moments_and_resumed_equals_an_uninterrupted_one(
     for folder in (whole, killed):
         folder.mkdir()
         optimizer = {"name": "openai-es", "population": 6, "sigma": 0.5}
-        write_run(folder, fitness=options, optimizer=optimizer, run__generations=60, run__evaluate_every=20)
+        write_run(folder, fitness=options, optimizer=optimizer, run__generations=6 * kills, run__evaluate_every=20)
     assert esalign("run", whole / "run.yaml").returncode == 0
-    kill_at_random_moments("run", killed / "run.yaml", killed / "runs" / "small", kills=10)
+    kill_at_random_moments("run", killed / "run.yaml", killed / "runs" / "small", kills=kills)
     assert_same_run(killed / "runs" / "small", whole / "runs" / "small")
 
 
@@ -237,20 +237,15 @@ def test_equal_fitness_is_warned_of_and_stops_the_run(tmp_path):
     assert len(reproducible(tmp_path / "runs" / "small")) == 3
 
 
-def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path):
-    done = esalign("run", write_run(tmp_path), "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "tokens" in done.stdout
-    assert not (tmp_path / "runs").exists()
-
-
-def test_dry_run_tells_which_columns_were_taken_and_what_is_odd_about_the_reward(tmp_path):
+def test_dry_run_shows_the_plan_the_columns_and_what_is_odd_about_the_reward_and_writes_nothing(tmp_path):
     rows = [json.dumps({"question": f"{n} + 1 =", "solution": str(n + 1)}) for n in range(60)]
     (tmp_path / "other.jsonl").write_text("\n".join(rows))
     (tmp_path / "never.py").write_text("def never(prompts, completions, **columns):\n    return [0.0] * len(prompts)\n")
     rewards = [{"name": f"{tmp_path / 'never.py'}:never"}]
     done = esalign("run", write_run(tmp_path, rewards=rewards, data__source=str(tmp_path / "other.jsonl")), "--dry-run")
     assert done.returncode == 0, done.stderr
+    assert "generated tokens in all generations" in done.stdout
+    assert not (tmp_path / "runs").exists()
     assert "'question' is taken for the prompt, 'solution' is taken for the answer" in done.stdout
     assert "reward never gives none of 8 right answers" in done.stdout
     assert "all candidates have the same fitness" in done.stdout

@@ -89,7 +89,11 @@ def test_shared_basis_is_the_mode_of_choice(backend: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["slots", "files"])
 def test_fallback_modes_answer_as_the_folded_adapter_does(subject: Subject, start: Any, mode: str) -> None:
-    """With fewer slots than candidates, so that a population takes several calls."""
+    """With fewer slots than candidates, so that a population takes several calls.
+
+    On CPUs, vLLM 0.32 gives rows without an adapter that of the last slot: the centre, the first candidate, must be an
+    adapter, also beside others in all slots.
+    """
     other = Subject(partial(start, mode=mode, slots=3), model=subject.model, space=subject.space)
     assert other.backend.mode == mode
     for claim in PARITY:
@@ -100,10 +104,9 @@ def test_layers_without_an_adapter_keep_the_base_models_output(start: Any, tmp_p
     """One layer of each kind: fused and adapted in part, not adapted at all, adapted whole."""
     made = make_width_128(tmp_path, targets=("q_proj", "v_proj", "down_proj"))
     own = SvdLora.from_pretrained(made.adapter)
-    for mode in ("shared-basis", "files"):
-        part = Subject(partial(start, made.model, own, mode=mode), model=made.model, space=own)
-        for claim in PARITY:
-            claim(part)
+    part = Subject(partial(start, made.model, own), model=made.model, space=own)
+    for claim in PARITY:
+        claim(part)
 
 
 def test_sampled_prompts_may_be_read_in_pieces(backend: Any, start: Any, space: SvdLora) -> None:
@@ -125,10 +128,9 @@ def test_other_architectures_answer_as_the_folded_adapter_does(start: Any, tmp_p
         claim(subject)
 
 
-@pytest.mark.parametrize("tie", [None, 5])
-@pytest.mark.parametrize("mode", ["shared-basis", "files"])
+@pytest.mark.parametrize(("mode", "tie"), [("shared-basis", 5), ("files", None)])
 def test_spaces_of_the_models_own_weights_answer_as_the_folded_adapter_does(
-    start: Any, tiny: TinyModel, tie: int | None, mode: str
+    start: Any, tiny: TinyModel, mode: str, tie: int | None
 ) -> None:
     own = make_space("base-svd", model=str(tiny.model), rank=3, tie=tie)
     subject = Subject(partial(start, tiny.model, own, mode=mode), model=tiny.model, space=own, spread=1.2)
@@ -167,18 +169,6 @@ def test_prefix_cache_never_serves_keys_of_an_earlier_candidate(backend: Any, sp
     assert [list(row[0].token_ids) for row in rows] == expected
 
 
-@pytest.mark.parametrize("mode", ["shared-basis", "slots"])
-def test_centre_answers_as_the_adapter_itself_beside_other_candidates(
-    start: Any, space: SvdLora, subject: Subject, mode: str
-) -> None:
-    """On CPUs, vLLM 0.32 gives rows without an adapter that of the last slot: the centre must be an adapter."""
-    population = np.concatenate([np.zeros((1, space.dim)), draw(space, 3)])
-    backend = start(mode=mode, slots=4)
-    prompts = [backend.encode(prompt) for prompt in subject.prompts[:6]]
-    row = backend.generate(population, prompts, Sampling(max_tokens=12))[0]
-    assert [list(a.token_ids) for a in row] == subject.reference.complete(np.zeros(space.dim), prompts, 12)
-
-
 def test_requests_without_an_adapter_get_the_base_model(backend: Any, space: SvdLora, tiny: TinyModel) -> None:
     """The same bug, for whoever sends such requests to the backend's vLLM; shared basis does not have it."""
     from vllm import SamplingParams
@@ -191,15 +181,7 @@ def test_requests_without_an_adapter_get_the_base_model(backend: Any, space: Svd
         prompts = [{"prompt_token_ids": ids}] * 2
         outputs = llm.generate(prompts, parameters, lora_request=[adapters[-1], None], use_tqdm=False)
     reference = Reference(tiny.model, space)
-    import torch
-
-    plain = reference._model.generate(
-        input_ids=torch.tensor([ids]),
-        attention_mask=torch.ones(1, len(ids)),
-        max_new_tokens=8,
-        do_sample=False,
-        pad_token_id=0,
-    )[0, len(ids) :].tolist()
+    [plain] = reference._loaded.complete([ids], 8)
     assert list(outputs[1].outputs[0].token_ids) == plain
     assert list(outputs[0].outputs[0].token_ids) != plain
 
@@ -232,19 +214,6 @@ def test_float32_model_is_computed_in_float32(backend: Any) -> None:
     assert "float32" in str(backend.engine.llm.llm_engine.model_config.dtype)
 
 
-def test_engine_leaves_the_process_as_it_was(start: Any, space: SvdLora) -> None:
-    """vLLM seeds the global generators and turns torch.set_num_threads into a warning."""
-    import torch
-
-    states = random.getstate(), torch.get_rng_state(), torch.set_num_threads
-    legacy = np.random.get_state()[1].tolist()  # noqa: NPY002  (the global generator is what vLLM seeds)
-    start().generate(draw(space, 2), ["3 + 4 ="], Sampling(max_tokens=2, temperature=1.0))
-    assert random.getstate() == states[0]
-    assert torch.equal(torch.get_rng_state(), states[1])
-    assert torch.set_num_threads is states[2]
-    assert np.random.get_state()[1].tolist() == legacy  # noqa: NPY002
-
-
 def test_interrupted_call_leaves_nothing_behind(backend: Any, space: SvdLora) -> None:
     candidates, prompts, sampling = draw(space, 4), ["3 + 4 =", LONG, "12 - 5 ="], Sampling(max_tokens=12)
     expected = backend.generate(candidates, prompts, sampling)
@@ -258,12 +227,25 @@ def test_interrupted_call_leaves_nothing_behind(backend: Any, space: SvdLora) ->
     assert backend.generate(candidates, prompts, sampling) == expected
 
 
-def test_closing_one_engine_leaves_the_other_running(start: Any, backend: Any, space: SvdLora) -> None:
-    candidates, prompts, sampling = draw(space, 2), ["3 + 4 ="], Sampling(max_tokens=8)
+def test_a_second_engine_leaves_the_process_and_the_first_as_they_were(
+    start: Any, backend: Any, space: SvdLora
+) -> None:
+    """vLLM seeds the global generators, turns torch.set_num_threads into a warning, and ends what engines share."""
+    import torch
+
+    candidates, prompts, sampling = draw(space, 2), ["3 + 4 ="], Sampling(max_tokens=8, temperature=1.0)
     expected = backend.generate(candidates, prompts, sampling)
+    states = random.getstate(), torch.get_rng_state(), torch.set_num_threads
+    legacy = np.random.get_state()[1].tolist()  # noqa: NPY002  (the global generator is what vLLM seeds)
     other = start()
     assert other.generate(candidates, prompts, sampling) == expected
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
+    assert torch.set_num_threads is states[2]
+    assert np.random.get_state()[1].tolist() == legacy  # noqa: NPY002
     other.close()
+    with pytest.raises(BackendError, match="the engine was closed"):
+        other.generate(candidates, prompts, sampling)
     assert backend.generate(candidates, prompts, sampling) == expected
 
 
@@ -337,7 +319,6 @@ def test_adapter_of_another_model_is_refused_before_the_engine_starts(tiny: Tiny
         ({"max_model_length": 9}, ConfigError, r"no option 'max_model_length', did you mean 'max_model_len'"),
         ({"dtype": "int8"}, BackendError, r"got dtype 'int8', expected auto, float32"),
         ({"device": "cuda"}, BackendError, r"got device 'cuda', but the installed vLLM computes on 'cpu' alone"),
-        ({"max_model_len": 10**6}, BackendError, r"vLLM cannot start model .*max_model_len"),
         ({"quantization": "awq"}, BackendError, r"vLLM cannot start model"),
     ],
 )
@@ -347,13 +328,6 @@ def test_bad_options_are_refused_in_one_line(
     with pytest.raises(error, match=message) as caught:
         VllmBackend(tiny.model, space, **options)
     assert "\n" not in str(caught.value)
-
-
-def test_closed_engine_says_so(start: Any, space: SvdLora) -> None:
-    backend = start()
-    backend.close()
-    with pytest.raises(BackendError, match="the engine was closed"):
-        backend.generate(draw(space, 1), ["3 + 4 ="], Sampling())
 
 
 def has_4_bit_kernel() -> bool:

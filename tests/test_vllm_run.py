@@ -75,20 +75,13 @@ def test_a_run_on_a_quantised_model_ends_with_its_result(folder: Path, call: Any
     assert "the base model is quantised" in errors[0]
 
 
-def test_an_untested_vllm_and_fallbacks_are_told_in_one_line_each_and_the_work_goes_on(
+def test_an_untested_vllm_is_told_in_one_line_and_the_work_goes_on(
     folder: Path, call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm.lora.model_manager import LoRAModelManager, LRUCacheLoRAModelManager
-
     pretend_version("0.40.0", tmp_path, monkeypatch)
-    monkeypatch.delattr(LRUCacheLoRAModelManager, "pin_adapter")
-    monkeypatch.delattr(LoRAModelManager, "pin_adapter")
-    code, _, errors = call("run", folder / "run.yaml", "--dry-run")
+    code, _, [error] = call("run", folder / "run.yaml", "--dry-run")
     assert code == 0
-    assert [line.split(":")[0] for line in errors] == ["warning"] * 3, errors
-    assert "vLLM 0.40.0 is outside the tested range" in errors[0]
-    assert "falling back to mode 'slots'" in errors[1]
-    assert "falling back to mode 'files'" in errors[2]
+    assert error.startswith("warning: vLLM 0.40.0 is outside the tested range")
 
 
 def pretend_version(version: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +121,6 @@ def refused(outcome: tuple[Any, str, list[str]], told: str) -> None:
         ("backend.dtype=int8", "got dtype 'int8', expected auto, float32"),
         ("backend.options={max_model_len: 1000}", "vLLM cannot start model"),
         ("backend.options={max_model_len: 12}", "context of 12 less sampling.max_tokens 8"),
-        ("sampling.max_tokens=256", "context of 256 less sampling.max_tokens 256"),
         ("model.path=/nowhere", "model '/nowhere' cannot be loaded"),
     ],
 )
