@@ -17,7 +17,7 @@ from watching import watch
 
 from esalign.data import MiniBatches
 from esalign.distill.divergence import coarsen, reverse_kl
-from esalign.distill.fitness import extended_support, fold_ends, make_fitness
+from esalign.distill.fitness import make_fitness
 from esalign.distill.sources import set_student
 from esalign.distill.vocabulary import SharedVocabulary
 from esalign.engines.loading import load_model
@@ -186,7 +186,7 @@ def test_an_end_is_best_where_the_teacher_has_it(lab, shift, least, most):
     fitness = lab.prepared(support=None)
     vocabulary, rollouts = fitness._source.vocabulary, fitness._rollouts
     teacher = torch.cat([rollout.teacher for rollout in rollouts]).double()
-    asked = torch.from_numpy(np.concatenate([extended_support(r.support, vocabulary.merged) for r in rollouts]))
+    asked = torch.from_numpy(np.concatenate([vocabulary.with_ends(r.support) for r in rollouts]))
     as_teacher = torch.cat([teacher[:, :-1], torch.full((len(teacher), len(vocabulary.merged)), -torch.inf)], dim=1)
     shifted = torch.where(asked == vocabulary.end, as_teacher + shift, as_teacher).log_softmax(dim=-1)
     assert least <= fitness._divergence(shifted, asked, teacher).mean() <= most
@@ -264,15 +264,15 @@ WANTED = torch.tensor([[7, 2, 8, 9], [7, 3, 8, 9]])  # the last two are other en
 
 
 def test_the_mass_of_other_ends_joins_the_end_where_it_is_asked_for():
-    assert torch.allclose(fold_ends(SCORES, WANTED, 2, 2).exp()[0], torch.tensor([0.5, 0.3]))
+    assert torch.allclose(SharedVocabulary(9, 2, (3, 4)).fold_ends(SCORES, WANTED).exp()[0], torch.tensor([0.5, 0.3]))
 
 
 def test_the_mass_of_other_ends_is_left_to_the_tail_elsewhere():
-    assert torch.allclose(fold_ends(SCORES, WANTED, 2, 2).exp()[1], torch.tensor([0.5, 0.2]))
+    assert torch.allclose(SharedVocabulary(9, 2, (3, 4)).fold_ends(SCORES, WANTED).exp()[1], torch.tensor([0.5, 0.2]))
 
 
 def test_without_other_ends_nothing_is_folded():
-    assert torch.equal(fold_ends(SCORES, WANTED, None, 0), SCORES)
+    assert torch.equal(SharedVocabulary(9, None).fold_ends(SCORES, WANTED), SCORES)
 
 
 def test_the_shared_vocabulary_of_one_model_keeps_its_first_end():

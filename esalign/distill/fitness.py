@@ -26,7 +26,6 @@ from esalign.distill.sources import (
     EngineRollouts,
     RolloutSource,
     load_adapted_student,
-    on_cpu,
     vocabulary_of_engine,
 )
 from esalign.engines.loading import load_model
@@ -84,7 +83,7 @@ class DistillationFitness:
         rollouts = self._source.draw(mean, ids, step=max(generation - 1, 0), seed=seed)
         if not rollouts:
             raise DistillationError(f"none of {len(ids)} rollouts has a token: is the mean's model broken?")
-        self._rollouts = [on_cpu(rollout) for rollout in rollouts]
+        self._rollouts = [rollout.cpu() for rollout in rollouts]
 
     @property
     def measure(self) -> str:
@@ -94,7 +93,7 @@ class DistillationFitness:
     def judge(self, vector: Array, examples: Sequence[Example], seed: int) -> tuple[Array, int]:
         """Return minus the reverse KL of each of the first problems, nats per token, and the tokens sampled for it."""
         ids = [tuple(self._backend.encode(example.prompt)) for example in examples[: self._judged_prompts]]
-        rollouts = [on_cpu(rollout) for rollout in self._source.draw_alone(vector, ids, seed=seed)]
+        rollouts = [rollout.cpu() for rollout in self._source.draw_alone(vector, ids, seed=seed)]
         nats = self._nats(vector[None], rollouts)[0]
         tokens = [len(rollout.token_ids) for rollout in rollouts]
         means = iter([float(part.mean()) for part in torch.from_numpy(nats).split(tokens)])
@@ -121,7 +120,7 @@ class DistillationFitness:
 
     def _nats(self, candidates: Array, rollouts: Sequence[Rollout]) -> Array:
         """Return the reverse KL of each candidate at every token of rollouts, shape (population, all tokens)."""
-        supports = [extended_support(_support(rollout), self._source.vocabulary.merged) for rollout in rollouts]
+        supports = [self._source.vocabulary.with_ends(_support(rollout)) for rollout in rollouts]
         sequences = [(rollout.prompt_ids, rollout.token_ids) for rollout in rollouts]
         rows = self._backend.score(candidates, sequences, supports)
         teacher = torch.cat([rollout.teacher for rollout in rollouts]).double()
@@ -131,7 +130,7 @@ class DistillationFitness:
     def _divergence(self, scores: Tensor, wanted: Tensor, teacher: Tensor) -> Array:
         """Return the reverse KL of one candidate at every token, from its scores of shape (all tokens, wanted)."""
         vocabulary = self._source.vocabulary
-        student = fold_ends(scores.double(), wanted, vocabulary.end, len(vocabulary.merged))
+        student = vocabulary.fold_ends(scores.double(), wanted)
         if student.shape[-1] < vocabulary.size - len(vocabulary.merged):
             student = append_tail(student)
         else:  # the support is the vocabulary, and nothing is left for a tail
@@ -166,29 +165,6 @@ class DistillationFitness:
         self._batches.load_state_dict(state["batches"])
         self._age = int(state["age"])
         self._rollouts = [_rollout_of(kept) for kept in state["rollouts"]]
-
-
-def extended_support(support: Tensor, merged: Sequence[int]) -> Array:
-    """Return the ids to ask an engine for, shape (tokens, wanted): the support, then the other end ids."""
-    ids = support.cpu().numpy().astype(np.int64)
-    return np.concatenate([ids, np.tile(np.array(merged, dtype=np.int64), (len(ids), 1))], axis=1)
-
-
-def fold_ends(scores: Tensor, wanted: Tensor, end: int | None, num_merged: int) -> Tensor:
-    """Add the mass of the last columns, the other end ids, to the end's column where the support holds the end.
-
-    Elsewhere they belong to the tail, which is what is left.
-
-    Args:
-        scores: log-probabilities, shape (tokens, wanted).
-        wanted: their ids, same shape.
-        end: the id that stands for the end.
-        num_merged: number of the other end ids.
-    """
-    if not num_merged or end is None:
-        return scores
-    own, others = scores[:, :-num_merged], scores[:, -num_merged:].logsumexp(dim=-1, keepdim=True)
-    return torch.where(wanted[:, :-num_merged] == end, torch.logaddexp(own, others), own)
 
 
 def make_fitness(

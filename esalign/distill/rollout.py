@@ -1,7 +1,7 @@
 """Rollouts: completions of two models in lock-step, with what the teacher thought of every token."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,12 @@ class Rollout:
     support: Tensor | None
     teacher: Tensor
     stats: dict[str, Tensor]
+
+    def cpu(self) -> "Rollout":
+        """Return it in main memory, as it is kept over generations."""
+        support = None if self.support is None else self.support.cpu()
+        stats = {name: values.cpu() for name, values in self.stats.items()}
+        return replace(self, support=support, teacher=self.teacher.cpu(), stats=stats)
 
 
 @torch.no_grad()

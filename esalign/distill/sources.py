@@ -165,10 +165,3 @@ def _ends(student: str | None) -> tuple[int, ...]:
         return list_ends(GenerationConfig.from_pretrained(model_path(student)))
     except OSError:
         return ()
-
-
-def on_cpu(rollout: Rollout) -> Rollout:
-    """Return a rollout as it is kept over generations."""
-    support = None if rollout.support is None else rollout.support.cpu()
-    stats = {name: values.cpu() for name, values in rollout.stats.items()}
-    return replace(rollout, support=support, teacher=rollout.teacher.cpu(), stats=stats)

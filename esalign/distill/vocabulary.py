@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from esalign.types import Array
 
 PROBES = ("The answer is 42.", "  def f(x):\n\treturn x**2\n", "naïve Größe 東京 🙂", "<think>1+1=2</think>")
 
@@ -46,6 +49,26 @@ class SharedVocabulary:
         end, merged = (torch.tensor(ids, device=logprobs.device) for ids in ([self.end], list(self.merged)))
         total = logprobs.index_select(-1, torch.cat([end, merged])).logsumexp(dim=-1, keepdim=True)
         return logprobs.index_fill(-1, merged, -float("inf")).index_copy(-1, end, total)
+
+    def with_ends(self, support: Tensor) -> Array:
+        """Return the ids to ask an engine for, shape (tokens, wanted): the support, then the other end ids."""
+        ids = support.cpu().numpy().astype(np.int64)
+        return np.concatenate([ids, np.tile(np.array(self.merged, dtype=np.int64), (len(ids), 1))], axis=1)
+
+    def fold_ends(self, scores: Tensor, wanted: Tensor) -> Tensor:
+        """Add the mass of the last columns, the other end ids, to the end's column where the support holds the end.
+
+        Elsewhere they belong to the tail, which is what is left.
+
+        Args:
+            scores: log-probabilities of what `with_ends` asked for, shape (tokens, wanted).
+            wanted: their ids, same shape.
+        """
+        if self.end is None or not self.merged:
+            return scores
+        count = len(self.merged)
+        own, others = scores[:, :-count], scores[:, -count:].logsumexp(dim=-1, keepdim=True)
+        return torch.where(wanted[:, :-count] == self.end, torch.logaddexp(own, others), own)
 
     @classmethod
     def of_one(cls, size: int, ends: Sequence[int]) -> "SharedVocabulary":
