@@ -47,7 +47,7 @@ def test_svd_lora_keeps_the_contract(folder, claim, options):
     claim(functools.partial(esalign.make_space, "svd-lora", **options), adapter=folder)
 
 
-@pytest.mark.parametrize("options", [{}, {"tie": 2, "tie_over": "layers"}, {"skip": 1, "unit": "each"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"tie": 2, "tie_over": "layers"}, {"skip": 1}], ids=str)
 @pytest.mark.parametrize("claim", SPACE_CLAIMS, ids=lambda claim: claim.__name__)
 def test_base_svd_keeps_the_contract(claim, options):
     claim(functools.partial(esalign.make_space, "base-svd", rank=4, layers=[0], **options), model="embedded")
