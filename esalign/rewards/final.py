@@ -19,7 +19,9 @@ _STATED = re.compile(
 _SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?;](?=[\s\"')*]|$)|\n")
 _SEVERAL = re.compile(r"\\begin\s*\{\w*matrix|\\\{[^}]*,")
 _SPACED_END = re.compile(r"\s+([.!?])(?=\s|$)")
-_TELLS = re.compile(r"(?i)(?:\b(?:is|are|was|were|be|equals|therefore|thus|hence|so)\b[:,]?|:)\s+")
+_TELLS = re.compile(
+    r"(?i)(?:\b(?:is|are|was|were|be|equals|therefore|thus|hence|so|(?:it|that|this|which|there)['’]s)\b[:,]?|:)\s+"
+)
 _CLAUSE_END = re.compile(r",\s|;|:\s|\s\(")
 _REMARK = re.compile(r"(?<=\S)\s+\([^()]*\)")
 _REASON = re.compile(r"(?i),?\s(?:because|since|as there|given that|not|rather than|instead of|as opposed to)\b")

@@ -72,6 +72,7 @@ _OPERATOR_RIGHT = re.compile(
     rf"""
       (?!{ABBREVIATED}(?![A-Za-z]))[A-Za-z]{{2,3}}(?![A-Za-z.'’])   # _ab
     | \ (?:[bcdefijotuv]|a(?=[\s.]*$|\ [a-z](?![A-Za-z])))(?![A-Za-z'’]|\.[a-z])   # _ a b
+    | \ (?:ab|bc|xy|yz|xz|pq|abc|xyz|pqr)(?![A-Za-z'’])         # _ ab, which no unit is called
     |"""
     r"""
       \ *[*^×·÷√π{}\\]                 # _ * 3, _^3, _\sqrt{3}
