@@ -141,11 +141,18 @@ def test_a_run_does_not_go_on_with_other_inputs_than_it_began_with(begun, monkey
     [
         ({"fitness__options": {"sampled": 0.5}}, "fitness.options.sampled was not set and is now 0.5;"),
         ({"space": {"tie": 2}}, "space.tie was None and is now 2;"),
+        ({"data__validation": {"source": "{folder}/probe.jsonl"}}, "data.validation was None and is now set;"),
+        ({"probe": None}, "probe was set and is now None;"),
         ({"optimizer__population": 8}, "optimizer.population was 6 and is now 8;"),
     ],
 )
 def test_a_key_that_came_or_went_is_told_as_such(begun, monkeypatch, changes, told):
-    config = write_inputs(begun, **changes)
+    config = write_inputs(begun)
+    raw = config.model_dump(mode="json")
+    for key, value in json.loads(json.dumps(changes).replace("{folder}", str(begun))).items():
+        section, _, name = key.partition("__")
+        raw[section] = {**raw[section], name: value} if name else value
+    config = type(config).model_validate(raw)
     with pytest.raises(CheckpointError, match=f"^cannot resume: {told}"):
         run_quickly(config, monkeypatch, resume=True)
 

@@ -173,11 +173,13 @@ def environment() -> dict[str, Any]:
 
 def _refuse_changes(before: Section, now: Section) -> None:
     old, new = leaves(before.model_dump(mode="json")), leaves(now.model_dump(mode="json"))
-    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not _may_change(key))
-    innermost = [key for key in changed if not any(other.startswith(f"{key}.") for other in changed)]
-    if innermost:
-        key = innermost[0]
-        was, now_is = (repr(values[key]) if key in values else "not set" for values in (old, new))
+    differ = {key for key in old.keys() & new.keys() if old[key] != new[key]} | (old.keys() ^ new.keys())
+    changed = sorted(key for key in differ if not _may_change(key))
+    outer = {key for key in changed if any(other.startswith(f"{key}.") for other in changed)}
+    told = [key for key in changed if key not in outer or old.get(key, new.get(key)) is None]  # None: a whole section
+    if told:
+        key, missing = told[0], "set" if told[0] in outer else "not set"
+        was, now_is = (repr(values[key]) if key in values else missing for values in (old, new))
         raise CheckpointError(
             f"cannot resume: {key} was {was} and is now {now_is}; resume with the configuration of the run, or start a "
             "new one without --resume"
