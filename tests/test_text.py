@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from esalign.engines.stops import StopStrings
 from esalign.engines.text import TextCodec
 from esalign.errors import BackendError
+from esalign.fitness.prefill import prefilled
 
 BOS, EOS, END = 2, 1, 3
 
@@ -105,3 +106,13 @@ def test_a_template_that_refuses_a_role_is_one_line(folder: Path) -> None:
     with pytest.raises(BackendError, match=r"does not fit .*: No system\. \(its roles: system, user\)") as caught:
         open_codec(folder, template=strict).encode(({"role": "system", "content": "Hi."}, CHAT[0]))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("beginning", ["", "<think>", "<think>\n", "<think>\n\n", "<thought>\n"])
+def test_a_tag_that_a_chat_template_opens_is_known(folder: Path, beginning: str, special: bool) -> None:
+    codec: Any = open_codec(folder, "<|bos|> $A", template=TOOLS.replace("<|assistant|>", f"<|assistant|>{beginning}"))
+    if special:
+        codec.tokenizer.add_special_tokens({"additional_special_tokens": ["<think>"]})
+        codec.vocab = len(codec.tokenizer)
+    assert prefilled(codec, ["2 + 2 = ?", CHAT[:1]]) == ["", beginning]
