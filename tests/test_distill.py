@@ -165,6 +165,13 @@ def test_every_behaviour_brings_the_student_closer_to_the_teacher(behaviour, mod
     assert after < 0.8 * before
 
 
+def test_a_distillation_without_rewards_is_judged_by_the_reverse_kl_alone(models, tmp_path):
+    outcome = run_distill(write_config(tmp_path, models, rewards=[], scoring__workers=1), reporter=Silent())
+    assert set(outcome.result.comparisons) == {"test/minus-reverse-kl"}
+    assert outcome.verification.good
+    assert "reverse KL" in (outcome.folder / "report.html").read_text()
+
+
 @pytest.mark.parametrize("loss", [{"support": None}, {"divergence": "forward_kl"}, {"divergence": "jensen_shannon"}])
 def test_every_loss_falls(loss, models, tmp_path):
     config = write_config(tmp_path, models, loss=loss, training__learning_rate=1e-2, run__generations=8)

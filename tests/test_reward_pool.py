@@ -207,7 +207,6 @@ def test_a_reward_that_cannot_be_loaded_by_the_workers_says_why(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rewards": []}, "no reward was given"),
         ({"rewards": [("exact-match", 1.0)], "workers": -1}, "workers is -1"),
         ({"rewards": [("exact-match", 1.0)], "timeout": 0.0}, "timeout 0.0"),
     ],

@@ -64,7 +64,7 @@ class RewardPool:
         state: how far the run is, for rewards with a ``trainer_state``; whoever runs keeps it up to date.
 
     Raises:
-        RewardError: no reward, one that cannot be loaded, or one that cannot be sent to another process.
+        RewardError: a reward that cannot be loaded, or one that cannot be sent to another process.
     """
 
     def __init__(
@@ -76,8 +76,6 @@ class RewardPool:
         error_reward: float = 0.0,
         elsewhere: Callable[[Sequence[Reward]], Scorers] | None = None,
     ) -> None:
-        if not rewards:
-            raise RewardError("no reward was given, expected at least one")
         if workers < 0 or timeout <= 0:
             raise RewardError(f"workers is {workers} and timeout {timeout}, expected at least 0, and above 0 seconds")
         self._rewards = [load_reward(reward) for reward, _ in rewards]
@@ -91,7 +89,7 @@ class RewardPool:
         self._scorers: Scorers | None = None
         if elsewhere is not None:
             self._scorers = elsewhere(self._rewards)
-        elif workers:
+        elif workers and rewards:
             self._scorers = start_scorers(self._rewards, workers=workers, timeout=timeout)
         else:  # in workers this is done before they are timed, too
             for module in slow_modules(self._rewards):
