@@ -138,6 +138,8 @@ def make_config(architecture: str, **overrides: Any) -> Any:
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
         "phi3": {},
+        "glm4": {"head_dim": 16},
+        "gpt_neox": {"num_key_value_heads": 4},
         "deepseek_v3": {
             "num_key_value_heads": 4,
             "kv_lora_rank": 16,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import TinyModel, make_tiny
+from models import ATTENTION, TinyModel, make_tiny
 from special_stops import check_special_stops
 
 from esalign.engines.loading import load_tokenizer
@@ -119,9 +119,17 @@ def test_sampled_prompts_may_be_read_in_pieces(backend: Any, start: Any, space: 
         assert in_pieces == read_whole
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
+OTHERS: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "qwen3": {},
+    "glm4": {"targets": (*ATTENTION, "gate_up_proj", "down_proj")},
+    "gemma2": {"tie_word_embeddings": True, "attn_logit_softcapping": 2.0},
+}
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
 def test_other_architectures_answer_as_the_folded_adapter_does(start: Any, tmp_path: Path, architecture: str) -> None:
-    made = make_width_128(tmp_path, architecture)
+    made = make_width_128(tmp_path, architecture, **OTHERS[architecture])
     own = SvdLora.from_pretrained(made.adapter)
     subject = Subject(partial(start, made.model, own), model=made.model, space=own)
     for claim in PARITY:

@@ -75,6 +75,15 @@ def test_a_run_on_a_quantised_model_ends_with_its_result(folder: Path, call: Any
     assert "the base model is quantised" in errors[0]
 
 
+def test_a_model_whose_class_vllm_has_changed_in_transformers_is_tested_and_checked_in_fresh_processes(
+    call: Any, tmp_path: Path
+) -> None:
+    make_wide(tmp_path, architecture="gpt_neox", targets=("query_key_value", "dense"))
+    code, out, errors = call("run", write_run(tmp_path, backend=VLLM, run__generations=1))
+    assert (code, errors) == (0, [])
+    assert "8 of 8 greedy completions equal those of transformers + peft" in out
+
+
 def test_an_untested_vllm_is_told_in_one_line_and_the_work_goes_on(
     folder: Path, call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
