@@ -30,6 +30,7 @@ def test_numbers_are_written_for_people():
 def test_prompts_of_every_kind_become_text():
     assert prompt_text("as it is") == "as it is"
     assert prompt_text([{"role": "user", "content": "hello"}]) == "user: hello"
+    assert prompt_text([{"role": "assistant", "content": "", "tool_calls": ["add(1)"]}]) == "assistant: ['add(1)']"
     assert prompt_text([5, 6]) == "2 token ids: 5 6"
 
 

@@ -169,7 +169,8 @@ def prompt_text(prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt, Sequence) and prompt and all(isinstance(part, Mapping) for part in prompt):
-        return "\n".join(f"{part.get('role', '')}: {part.get('content', '')}" for part in prompt)
+        told = [(part.get("role", ""), part.get("content") or part.get("tool_calls", "")) for part in prompt]
+        return "\n".join(f"{role}: {content}" for role, content in told)
     if isinstance(prompt, Sequence):
         return f"{len(prompt)} token ids: " + " ".join(str(part) for part in prompt)
     return str(prompt)
