@@ -143,6 +143,11 @@ def test_a_check_that_dies_costs_neither_result_nor_report(tmp_path, monkeypatch
     assert "not compared, as the check failed" in (outcome.folder / "report.html").read_text()
 
 
+def test_a_write_that_would_block_is_not_taken_for_another_process(tmp_path):
+    with pytest.raises(BlockingIOError), alone_in(tmp_path):
+        raise BlockingIOError("the terminal is full")
+
+
 def test_an_engine_that_dies_before_the_check_costs_no_result(tmp_path, monkeypatch):
     config = write_quick_run(tmp_path, run__generations=1)
     encode = FakeBackend.encode

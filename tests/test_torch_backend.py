@@ -10,7 +10,7 @@ import pytest
 import torch
 from esalign_torch import TorchBackend
 from esalign_torch.decoding import Batch
-from models import ARCHITECTURES, append_end, drop_tokenizer_entry, make_adapter, make_model, make_tiny
+from models import ARCHITECTURES, ATTENTION, append_end, drop_tokenizer_entry, make_adapter, make_model, make_tiny
 from special_stops import check_special_stops
 from transformers import AutoModelForCausalLM
 
@@ -299,9 +299,13 @@ def test_a_chat_that_its_template_refuses_is_an_error(copied):
 
 
 @pytest.mark.parametrize("claim", PARITY, ids=lambda claim: claim.__name__)
-def test_latent_attention_equals_the_folded_adapter(tmp_path, claim):
+@pytest.mark.parametrize(
+    ("architecture", "targets"),
+    [("deepseek_v3", ("kv_b_proj", "q_b_proj", "o_proj")), ("qwen2_moe", ATTENTION)],
+)
+def test_attention_beside_experts_equals_the_folded_adapter(tmp_path, architecture, targets, claim):
     """DeepSeek's kv_b_proj sees one dimension more than other layers."""
-    claim(make_subject(tmp_path, "deepseek_v3", targets=("kv_b_proj", "q_b_proj", "o_proj")))
+    claim(make_subject(tmp_path, architecture, targets=targets))
 
 
 def test_empty_answers_have_empty_scores(llama):

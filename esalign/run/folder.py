@@ -92,12 +92,14 @@ def alone_in(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"another process is running in '{folder}': wait for its end, or name this run otherwise with "
+                "run.name=..."
+            ) from None
         yield
-    except BlockingIOError:
-        raise CheckpointError(
-            f"another process is running in '{folder}': wait for its end, or name this run otherwise with run.name=..."
-        ) from None
     finally:
         os.close(descriptor)
 
