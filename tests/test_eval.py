@@ -16,7 +16,7 @@ from esalign.commands.evaluate import judge
 from esalign.errors import ConfigError
 from esalign.fitness.completions import Completed
 from esalign.report.terminal import show_judged
-from esalign.run.judged import Judged, compare, group_by
+from esalign.run.judged import Judged, group_by
 from esalign.run.statistics import best_of, estimate
 from esalign.run.vote import majority, voted_answer
 from esalign.space.adapter import read_adapter, write_adapter
@@ -109,7 +109,7 @@ def test_more_samples_of_the_same_problems_do_not_narrow_the_interval_as_more_pr
 def test_a_model_is_compared_with_the_start_problem_by_problem():
     start = make_judged([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [NAN, NAN]], [[2, 2]] * 4)
     other = make_judged([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [1.0, 1.0]], [[6, 2]] * 4)
-    found = compare(other, start)
+    found = other.against(start)
     assert (found.gained, found.lost, found.gain.count) == (2, 1, 3)
     assert found.gain.mean == pytest.approx((0.5 + 0.5 - 0.5) / 3)
     assert found.longer.mean == 2.0

@@ -17,7 +17,6 @@ from esalign.data.lengths import keep_fitting
 from esalign.distill.learner import Distillation
 from esalign.distill.models import load_student, make_judge, make_pair
 from esalign.distill.rollout import Pair
-from esalign.distill.trainer import Trainer
 from esalign.engines.loading import LoadedModel, load_model
 from esalign.protocols import Backend
 from esalign.report.card import CardFacts
@@ -95,25 +94,19 @@ def make_parts(config: DistillConfig, closing: ExitStack) -> StudentParts:
     pair = make_pair(student, teacher)
     engine = make_judge(student, pair.vocabulary, sequences=training.sequences)
     splits, held_out = _fit(config, engine, splits, make_held_out(config, splits, closing))
-    trainer = Trainer(
+    learner = Distillation(
         pair,
         parameters,
-        engine.encode,
+        engine,
         MiniBatches(splits.train.examples, seed=config.run.seed),
+        student.tokenizer.decode,
         behaviour=config.behaviour,
         loss=config.loss,
         training=training,
         max_tokens=config.sampling.max_tokens,
         seed=config.run.seed,
-    )
-    learner = Distillation(
-        trainer,
-        pair,
-        engine,
-        student.tokenizer.decode,
         rewarded=bool(config.rewards),
         reverse_kl_prompts=config.run.reverse_kl_prompts,
-        sequences=min(16, training.sequences),
     )
     return StudentParts(student, teacher, pair, engine, learner, splits, held_out)
 

@@ -10,7 +10,6 @@ from esalign.config import Experiment
 from esalign.config.distill import DistillConfig
 from esalign.config.run import RunConfig
 from esalign.data import Splits
-from esalign.data.examples import alias_notes
 from esalign.errors import EsalignError
 from esalign.files import write_json
 from esalign.report.card import CardFacts, write_card
@@ -55,7 +54,7 @@ def drive(
             "this run did not write down what it began with, so nobody checks that problems, rewards and weights are "
             "the same"
         )
-    notes = (*alias_notes(splits.train), *splits.notes)
+    notes = (*splits.train.alias_notes, *splits.notes)
     write_json(folder / DATA, {"notes": [asdict(note) for note in notes]})
     for note in splits.notes if not resume else ():
         if note.kind in ("dropped", "changed"):

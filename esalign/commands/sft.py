@@ -6,7 +6,6 @@ from dataclasses import replace
 from esalign.assets import model_path
 from esalign.commands.hub import find_hub
 from esalign.config.sft import SftConfig
-from esalign.data.examples import alias_notes
 from esalign.sft.demonstrations import load_demonstrations
 from esalign.sft.training import SftSummary, train_sft
 
@@ -23,4 +22,4 @@ def warm_start(config: SftConfig, on_step: Callable[[int, float], None] | None =
         options=config,
         on_step=on_step,
     )
-    return replace(summary, notes=(*alias_notes(data), *data.notes, *summary.notes))
+    return replace(summary, notes=(*data.alias_notes, *data.notes, *summary.notes))

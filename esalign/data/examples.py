@@ -52,6 +52,12 @@ class Dataset:
     aliases: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
 
+    @property
+    def alias_notes(self) -> tuple[Note, ...]:
+        """What was assumed of its columns."""
+        text = "column {!r} of '{}' is taken for the {}; data.columns.{} says otherwise"
+        return tuple(Note("assumed", text.format(name, self.name, role, role)) for role, name in self.aliases.items())
+
 
 def load_examples(source: str, *, size: int | None = None, seed: int = 0, **reading: Any) -> list[Example]:
     """Return problems; `load_dataset` with the fields of `Source` as arguments.
@@ -137,14 +143,6 @@ def build_dataset(rows: Sequence[Row], source: Source, *, numbers: Sequence[int]
     found = {role: name for role, name in names.items() if name and name != role and role not in source.columns}
     label = ":".join(part for part in (source.source, source.config, source.split) if part)
     return Dataset(label, examples, found, tuple(_notes(rows, reading)))
-
-
-def alias_notes(data: Dataset) -> tuple[Note, ...]:
-    """Return what was assumed of a data set's columns."""
-    return tuple(
-        Note("assumed", f"column {name!r} of '{data.name}' is taken for the {role}; data.columns.{role} says otherwise")
-        for role, name in data.aliases.items()
-    )
 
 
 @dataclass

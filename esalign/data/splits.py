@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from esalign.config.sections import Source
-from esalign.data.examples import Dataset, alias_notes, build_dataset, is_task, load_dataset, source_rows
+from esalign.data.examples import Dataset, build_dataset, is_task, load_dataset, source_rows
 from esalign.data.notes import Note, part_of
 from esalign.errors import DataError
 from esalign.seeds import Use, generator
@@ -190,7 +190,7 @@ def make_splits(
             f"'{source.source}' has too many rows with equal prompts: {len(train_set.examples)} are left to train on "
             f"when no prompt may be in two splits {sizes}; ask for fewer, or make the prompts differ with data.template"
         )
-    apart = [note for data in own.values() for note in (*alias_notes(data), *data.notes)]
+    apart = [note for data in own.values() for note in (*data.alias_notes, *data.notes)]
     notes = dict.fromkeys((*pool.notes(train_size), *apart))  # each once, where a file is named twice
     splits = Splits(train_set, validation_set, test_set, pool.duplicates, tuple(notes))
     refuse_overlap(splits)

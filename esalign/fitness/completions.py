@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -49,6 +49,29 @@ class Completed:
         reasons = [completion.finish_reason for row in self.rows for completion in row]
         return reasons.count("length") / len(reasons)
 
+    def samples(
+        self, examples: Sequence[Example], *, candidate: int = 0, most: int | None = SHOWN_SAMPLES
+    ) -> tuple[Sample, ...]:
+        """Return a candidate's first completions, or with None all of them, for people to read."""
+        shown = []
+        for j, example in enumerate(examples[:most]):
+            reward, text = self.rewards[candidate, j], self.rows[candidate][j].text
+            shown.append(Sample(example.prompt, text, None if np.isnan(reward) else float(reward), example.columns))
+        return tuple(shown)
+
+    def refuse_unscored(self) -> Self:
+        """Return itself.
+
+        Raises:
+            RewardError: no completion could be scored.
+        """
+        if self.all_failed:
+            name, message = next(iter(self.error_examples.items()))
+            raise RewardError(
+                f"none of {self.rewards.size} completions could be scored, so nothing can be learned: {name}: {message}"
+            )
+        return self
+
 
 def _join(first: Completed, second: Completed) -> Completed:
     """Return what the same candidates wrote for the problems of the first, then for those of the second."""
@@ -78,7 +101,7 @@ def complete(
     ``on_completion`` is called as each completion is finished.
 
     Raises:
-        RewardError: a reward breaks its contract. Whether all failed, `refuse_unscored` tells.
+        RewardError: a reward breaks its contract. Whether all failed, `Completed.refuse_unscored` tells.
     """
     prompts = [example.prompt for example in examples]
     begun = prefilled(backend, prompts)
@@ -130,22 +153,7 @@ def complete_mixed(
         for some, how in ((examples[:greedy], sampling), (examples[greedy:], hot))
         if some
     ]
-    return refuse_unscored(functools.reduce(_join, parts))
-
-
-def refuse_unscored(completed: Completed) -> Completed:
-    """Return what was completed.
-
-    Raises:
-        RewardError: no completion could be scored.
-    """
-    if completed.all_failed:
-        name, message = next(iter(completed.error_examples.items()))
-        raise RewardError(
-            f"none of {completed.rewards.size} completions could be scored, so nothing can be learned: {name}: "
-            f"{message}"
-        )
-    return completed
+    return functools.reduce(_join, parts).refuse_unscored()
 
 
 def add_errors(row: Mapping[str, Any], errors: Mapping[str, int], examples: Mapping[str, str]) -> dict[str, Any]:
@@ -154,15 +162,3 @@ def add_errors(row: Mapping[str, Any], errors: Mapping[str, int], examples: Mapp
         return dict(row)
     counts = {f"{ERRORS}{name}": row.get(f"{ERRORS}{name}", 0.0) + count for name, count in errors.items()}
     return {**row, **counts, ERROR_EXAMPLES: {**examples, **row.get(ERROR_EXAMPLES, {})}}
-
-
-def make_samples(
-    examples: Sequence[Example], completed: Completed, *, candidate: int = 0, most: int | None = SHOWN_SAMPLES
-) -> tuple[Sample, ...]:
-    """Return a candidate's first completions, or with None all of them, for people to read."""
-    shown = []
-    for j, example in enumerate(examples[:most]):
-        reward = completed.rewards[candidate, j]
-        text = completed.rows[candidate][j].text
-        shown.append(Sample(example.prompt, text, None if np.isnan(reward) else float(reward), example.columns))
-    return tuple(shown)

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from esalign.errors import ConfigError, RewardError
-from esalign.fitness.completions import Completed, add_errors, complete_mixed, make_samples
+from esalign.fitness.completions import Completed, add_errors, complete_mixed
 from esalign.fitness.parts import FitnessParts
 from esalign.fitness.reliability import LEAST, ProblemCount
 from esalign.seeds import Use, derive
@@ -87,7 +87,7 @@ class RewardFitness:
             ),
             generated_tokens=completed.generated_tokens,
             prompt_tokens=prompt_tokens * len(rewards),
-            samples=make_samples(self._examples, completed, candidate=int(np.argmax(fitness))),
+            samples=completed.samples(self._examples, candidate=int(np.argmax(fitness))),
         )
 
     def _complete(self, candidates: Array) -> Completed:

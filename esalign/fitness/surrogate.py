@@ -18,7 +18,7 @@ import numpy as np
 
 from esalign.errors import ConfigError, RewardError
 from esalign.fitness.budget import MAX_LOG_RATIO, bounded, divergence
-from esalign.fitness.completions import add_errors, complete, make_samples, refuse_unscored
+from esalign.fitness.completions import add_errors, complete
 from esalign.fitness.parts import FitnessParts
 from esalign.seeds import Use, derive
 from esalign.types import Array, Evaluation, Sample, State
@@ -119,11 +119,11 @@ class SurrogateFitness:
         examples = [example for example in chosen for _ in range(self._samples)]
         round_seed = derive(self._seed, Use.ROLLOUTS, generation, self._fresh["generated_tokens"])
         sampling = replace(self._sampling, seed=round_seed)
-        completed = refuse_unscored(complete(self._backend, self._pool, mean[None], examples, sampling))
+        completed = complete(self._backend, self._pool, mean[None], examples, sampling).refuse_unscored()
         prompts = [self._backend.encode(example.prompt) for example in chosen]
         self._fresh["generated_tokens"] += completed.generated_tokens
         self._fresh["prompt_tokens"] += self._samples * sum(len(prompt) for prompt in prompts)
-        self._shown = make_samples(examples, completed)
+        self._shown = completed.samples(examples)
         self._errors = add_errors(self._errors, completed.errors, completed.error_examples)
         table = completed.rewards[0].reshape(self._prompts, self._samples)
         rewards.append(table)

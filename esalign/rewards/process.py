@@ -100,10 +100,6 @@ def pack(rewards: Sequence[Reward]) -> bytes:
     return pickle.dumps(tuple(rewards))
 
 
-class ItemTimeoutError(Exception):
-    """The scoring of a completion took longer than its limit."""
-
-
 class Worker:
     """One scoring process, replaced whenever it hangs or dies.
 
@@ -133,7 +129,7 @@ class Worker:
             self._pid = self._receive(START_LIMIT)
             self._connection.send_bytes(self._rewards)
             self._receive(START_LIMIT)
-        except ItemTimeoutError:
+        except TimeoutError:
             self._kill()
             raise RewardError(f"a scoring process did not load its rewards within {START_LIMIT:.0f} s") from None
         except (EOFError, OSError):
@@ -156,7 +152,7 @@ class Worker:
             self.start()
             try:
                 self._score_from(items, outcomes)
-            except ItemTimeoutError:
+            except TimeoutError:
                 self._kill()
                 outcomes.append(Outcome(failure="timeout", message=f"no reward within {self._timeout:g} s"))
             except (EOFError, OSError):
@@ -182,7 +178,7 @@ class Worker:
         if self._connection is None:
             raise EOFError
         if not self._connection.poll(limit):
-            raise ItemTimeoutError
+            raise TimeoutError
         message = self._connection.recv()
         if isinstance(message, RewardError):
             self._hang_up()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from esalign.fitness.budget import divergence
-from esalign.fitness.completions import complete, make_samples, refuse_unscored
+from esalign.fitness.completions import complete
 from esalign.protocols import Backend
 from esalign.rewards import RewardPool, TrainerState
 from esalign.run.statistics import Estimate, estimate
@@ -64,16 +64,16 @@ def evaluate(backend: Backend, held_out: HeldOut, vector: Array, sampling: Sampl
     """
     held_out.pool.state = held_out.state
     vectors, on_completion = np.asarray(vector)[None], held_out.on_completion
-    completed = refuse_unscored(
-        complete(backend, held_out.pool, vectors, held_out.examples, sampling, on_completion=on_completion)
-    )
+    completed = complete(
+        backend, held_out.pool, vectors, held_out.examples, sampling, on_completion=on_completion
+    ).refuse_unscored()
     return HeldOutResult(
         scores=completed.rewards[0],
         generated_tokens=completed.generated_tokens,
         truncated=completed.truncated,
         errors=completed.errors,
         error_examples=completed.error_examples,
-        samples=make_samples(held_out.examples, completed, most=None),
+        samples=completed.samples(held_out.examples, most=None),
     )
 
 

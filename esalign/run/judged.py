@@ -14,6 +14,23 @@ from esalign.types import Array, Completion, Example
 
 
 @dataclass(frozen=True)
+class Against:
+    """A model against the start, problem by problem.
+
+    Args:
+        gain: of the mean reward.
+        gained: number of problems with a higher mean reward.
+        lost: number of problems with a lower one.
+        longer: difference of the mean lengths in tokens.
+    """
+
+    gain: Estimate
+    gained: int
+    lost: int
+    longer: Estimate
+
+
+@dataclass(frozen=True)
 class Judged:
     """A model's completions of problems, with their rewards.
 
@@ -82,33 +99,15 @@ class Judged:
         """Return one completion."""
         return self.completed.rows[0][problem * self.samples + sample]
 
-
-@dataclass(frozen=True)
-class Against:
-    """A model against the start, problem by problem.
-
-    Args:
-        gain: of the mean reward.
-        gained: number of problems with a higher mean reward.
-        lost: number of problems with a lower one.
-        longer: difference of the mean lengths in tokens.
-    """
-
-    gain: Estimate
-    gained: int
-    lost: int
-    longer: Estimate
-
-
-def compare(judged: Judged, start: Judged) -> Against:
-    """Compare two models on the same problems."""
-    difference = judged.scores - start.scores
-    return Against(
-        gain=paired_difference(judged.scores, start.scores),
-        gained=int((difference > 0).sum()),
-        lost=int((difference < 0).sum()),
-        longer=paired_difference(judged.lengths.mean(axis=1), start.lengths.mean(axis=1)),
-    )
+    def against(self, start: "Judged") -> Against:
+        """Compare it with the start, on the same problems."""
+        difference = self.scores - start.scores
+        return Against(
+            gain=paired_difference(self.scores, start.scores),
+            gained=int((difference > 0).sum()),
+            lost=int((difference < 0).sum()),
+            longer=paired_difference(self.lengths.mean(axis=1), start.lengths.mean(axis=1)),
+        )
 
 
 def group_by(examples: Sequence[Example], column: str) -> dict[Any, list[int]]:

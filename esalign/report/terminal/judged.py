@@ -10,7 +10,7 @@ from esalign.fitness.completions import add_errors
 from esalign.report.terminal.tables import ONE_LINE_WIDTH, STYLES, make_table, show_fact
 from esalign.report.words import concerns, count, duration, judge_gain, number, one_line, score
 from esalign.run.instructions import MODES
-from esalign.run.judged import Judged, compare, group_by
+from esalign.run.judged import Judged, group_by
 from esalign.run.statistics import estimate, paired_difference
 from esalign.types import Array
 
@@ -83,7 +83,7 @@ def _main_cells(one: Judged, start: Judged, *, compared: bool) -> Iterator[tuple
     if compared and one is start:
         yield from (("", ""), ("", ""))
     elif compared:
-        against = compare(one, start)
+        against = one.against(start)
         yield score(against.gain, "+.3f"), STYLES[judge_gain(against.gain, 1).kind]
         yield f"{against.gained} / {against.lost}", ""
     mean, median = (number(float(found), ",.0f") for found in (one.lengths.mean(), np.median(one.lengths)))
@@ -178,7 +178,7 @@ def _concerns(one: Judged, start: Judged, max_tokens: int) -> Iterator[str]:
     ).values()
     if one is start:
         return
-    longer, before = compare(one, start).longer, float(start.lengths.mean())
+    longer, before = one.against(start).longer, float(start.lengths.mean())
     after = before + longer.mean
     clear = longer.low > 0 or longer.high < 0
     if clear and before > 0 and not 1 / MUCH_LONGER < after / before < MUCH_LONGER:
