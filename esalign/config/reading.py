@@ -105,7 +105,7 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def leaves(value: Any, path: str = "") -> dict[str, Any]:
+def leaves(value: Any, path: str = "", *, between: str = ".") -> dict[str, Any]:
     """Return the values of nested mappings, and of lists of mappings, by the paths of their keys.
 
     >>> leaves({"run": {"seed": 0}, "rewards": [{"name": "math"}]})
@@ -120,7 +120,7 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
         return {path: value}
     found: dict[str, Any] = {}
     for key, part in inner.items():
-        found |= leaves(part, f"{path}.{key}" if path else str(key))
+        found |= leaves(part, f"{path}{between}{key}" if path else str(key), between=between)
     return found
 
 

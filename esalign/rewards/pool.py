@@ -13,7 +13,8 @@ from esalign.errors import RewardError
 from esalign.rewards.here import judge_here
 from esalign.rewards.judge import Item, Outcome
 from esalign.rewards.load import Reward, RewardFunction, TrainerState, load_reward
-from esalign.rewards.scorers import Scorers, slow_modules, start_scorers
+from esalign.rewards.process import Template, Worker, pack
+from esalign.rewards.scorers import Scorers, slow_modules
 from esalign.types import Example
 
 
@@ -90,7 +91,9 @@ class RewardPool:
         if elsewhere is not None:
             self._scorers = elsewhere(self._rewards)
         elif workers and rewards:
-            self._scorers = start_scorers(self._rewards, workers=workers, timeout=timeout)
+            packed, template = pack(self._rewards), Template(slow_modules(self._rewards))
+            processes = [Worker(template, packed, count=len(rewards), timeout=timeout) for _ in range(workers)]
+            self._scorers = Scorers(processes, template.close)
         else:  # in workers this is done before they are timed, too
             for module in slow_modules(self._rewards):
                 with contextlib.suppress(ImportError):  # who needs the module says so when it scores

@@ -10,7 +10,6 @@ from esalign import registry
 from esalign.errors import RewardError
 from esalign.rewards.judge import Item, Outcome
 from esalign.rewards.load import Reward
-from esalign.rewards.process import Template, Worker, pack
 
 MAX_BLOCK = 32
 """Items sent to a process at once. One by one, sending costs more than a cheap reward."""
@@ -111,22 +110,6 @@ class Scorers:
                 return []
             share = max(1, min(MAX_BLOCK, len(self._waiting) // (2 * len(self._workers))))
             return [self._waiting.popleft() for _ in range(share)]
-
-
-def start_scorers(rewards: Sequence[Reward], *, workers: int, timeout: float) -> Scorers:
-    """Start processes in this machine that score.
-
-    Args:
-        rewards: what each of them scores with.
-        workers: number of processes, at least 1.
-        timeout: seconds for one reward of one completion.
-
-    Raises:
-        RewardError: a reward that cannot be sent to another process.
-    """
-    packed, template = pack(rewards), Template(slow_modules(rewards))
-    processes = [Worker(template, packed, count=len(rewards), timeout=timeout) for _ in range(workers)]
-    return Scorers(processes, template.close)
 
 
 def slow_modules(rewards: Sequence[Reward]) -> list[str]:

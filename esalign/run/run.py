@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from esalign.config.reading import leaves
 from esalign.errors import CheckpointError, ConfigError
 from esalign.files import JsonLines, read_json_lines, write_atomically
 from esalign.fitness.completions import SHOWN_SAMPLES, add_errors
@@ -22,7 +23,7 @@ from esalign.run.learner import REWARD, HeldOutSets, Learner, Step
 from esalign.run.reporter import About, Reporter
 from esalign.run.result import Comparison, Result
 from esalign.run.statistics import estimate, paired_difference, within_noise
-from esalign.run.trackers import Tracker, flatten
+from esalign.run.trackers import Tracker
 from esalign.seeds import Use, derive
 from esalign.types import Array, Sample, Sampling, State
 
@@ -148,7 +149,8 @@ class Run:
         self._reporter.generation(row)
         self._warn_when_flat(step.samples)
         if self._tracker is not None:
-            self._tracker.log(flatten(row), number)
+            found = leaves(row, between="/").items()
+            self._tracker.log({key: float(value) for key, value in found if isinstance(value, int | float)}, number)
 
     def _validate(self, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
         """Judge the learner on the validation problems; a new best is kept. Returns the metrics row with its part."""

@@ -95,14 +95,3 @@ def make_tracker(kind: str, *, name: str, folder: Path, config: Mapping[str, Any
         ) from error
     except Exception as error:  # no login, no network, or whatever else a service may want
         raise ConfigError(f"tracker {kind!r} cannot start: {' '.join(str(error).split())[:300]}") from error
-
-
-def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return {'fitness/mean': 0.5, ...}, as trackers want it."""
-    flat: dict[str, float] = {}
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}/")
-        elif not isinstance(value, str):
-            flat[f"{prefix}{key}"] = float(value)
-    return flat
