@@ -128,14 +128,13 @@ def test_an_architecture_that_only_llama_cpp_knows_is_refused(tiny, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("overrides", "say"),
+    ("overrides", "say", "method"),
     [
-        ({"hidden_size": 96, "num_attention_heads": 4}, "incorrect shape"),
-        ({"num_hidden_layers": 3}, "does not exist in base model"),
-        ({"num_key_value_heads": 4}, "incorrect shape"),
+        ({"hidden_size": 96, "num_attention_heads": 4}, "incorrect shape", "files"),
+        ({"num_hidden_layers": 3}, "does not exist in base model", "auto"),
+        ({"num_key_value_heads": 4}, "incorrect shape", "auto"),
     ],
 )
-@pytest.mark.parametrize("method", ["auto", "files"])
 def test_an_adapter_of_another_model_is_refused(gguf, tmp_path, overrides, say, method):
     other = make_tiny(tmp_path, "llama", **overrides)
     space = SvdLora.from_pretrained(other.adapter)

@@ -109,22 +109,15 @@ def refused(done, *told):
     ("override", "told"),
     [
         ("backend.options={thread: 1}", "no option 'thread', did you mean 'threads'?"),
-        ("backend.options={threads: 0}", "threads is 0, expected a whole number of at least 1"),
         ("backend.options={threads: two}", "option 'threads' is 'two', input should be a valid integer"),
-        ("backend.options={sequences: 500}", "sequences is 500, expected at most 255"),
         ("backend.options={kv_memory_gb: much}", "option 'kv_memory_gb' is 'much', input should be a valid number"),
-        ("backend.options={gpu_layers: -2}", "gpu_layers is -2, expected a whole number of at least 0"),
-        ("backend.options={kv_unified: 3}", "option 'kv_unified' is 3, input should be a valid boolean"),
         (
             "backend.options={chat_template_kwargs: no}",
             "option 'chat_template_kwargs' is False, input should be an object",
         ),
-        ("backend.options={quantization: q2_k}", "quantization is 'q2_k', expected one of f32"),
         ("backend.options={quantization: q4_k_m}", "needs rows that divide by 256"),
         ("backend.options={context: 12}", "context of 12 less sampling.max_tokens 8"),
-        ("backend.dtype=int8", "dtype is 'int8', expected one of auto, float32"),
         ("backend.device=cuda", "llama.cpp was built without GPUs"),
-        ("sampling.max_tokens=256", "context of 256 less sampling.max_tokens 256"),
         ("model.path=/nowhere.gguf", "'/nowhere.gguf' cannot be read: No such file"),
         ("model.path=/nowhere", "model '/nowhere' is neither a folder with"),
         ("model.adapter=/nowhere.gguf", "'/nowhere.gguf' cannot be read: No such file"),
@@ -136,10 +129,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(folder, override, told):
 
 DAMAGES = {
     "cut in half": (lambda raw: raw[: len(raw) // 2], "is the download complete?"),
-    "cut in its header": (lambda raw: raw[:3000], "is the download complete?"),
-    "garbage header": (lambda raw: raw[:4] + b"\xff" * 100 + raw[104:], "is the download complete?"),
     "garbage": (lambda raw: raw[::-1], "is not a GGUF file"),
-    "empty": (lambda _raw: b"", "is not a GGUF file"),
     "unknown architecture": (
         lambda raw: raw.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0alpha", 1),
         "unknown model architecture: 'alpha', expected one of llama, qwen2, qwen3",
@@ -156,7 +146,7 @@ def test_a_broken_model_file_is_one_line(folder, files, tmp_path, damage):
     refused(esalign("run", folder / "run.yaml", "run.name=mistake", override), "broken.gguf", told)
 
 
-@pytest.mark.parametrize("damage", ["cut in half", "cut in its header", "garbage header", "garbage", "empty"])
+@pytest.mark.parametrize("damage", ["cut in half", "garbage"])
 def test_a_broken_adapter_file_is_one_line(folder, files, tmp_path, damage):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(DAMAGES[damage][0]((folder / "adapter.gguf").read_bytes()))
