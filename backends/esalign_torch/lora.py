@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from esalign.engines.layers import check_peft_agrees, present_name
+from esalign.engines.layers import find_adapted
 from esalign.engines.loading import LoadedModel
 from esalign.errors import BackendError
 from esalign.protocols import Space
@@ -151,9 +151,7 @@ def attach(loaded: LoadedModel, space: Space, *, probe: Callable[[], object], dt
         BackendError: a layer is missing, is not linear, or has another shape than the adapter's factors.
     """
     model, device = loaded.model, loaded.model.device
-    names = [present_name(model, module.name) for module in space.modules]
-    layers = [_find(model, *pair, loaded.label) for pair in zip(names, space.modules, strict=True)]
-    check_peft_agrees(space, model.config, names, loaded.label)
+    names, layers = zip(*find_adapted(model, space, loaded.label), strict=True)
     groups = _group_by_input(layers, probe)
     values = SingularValues()
     values.arrange(groups, [module.rank for module in space.modules])
@@ -191,38 +189,3 @@ def _group_by_input(layers: Sequence[nn.Module], probe: Callable[[], object]) ->
             handle.remove()
     met = {place for _, group in seen for place in group}
     return [group for _, group in seen] + [[place] for place in range(len(layers)) if place not in met]
-
-
-def _find(model: nn.Module, name: str, module: SvdModule, label: str) -> nn.Module:
-    """Return the layer that a module adapts, by its name in the model, or say why it does not fit."""
-    try:
-        base = model.get_submodule(name)
-    except AttributeError:
-        raise BackendError(
-            f"the adapter adapts {module.name!r}, which {label} does not have: "
-            "use the model that the adapter was trained on"
-        ) from None
-    shape = _linear_shape(base)
-    if shape is None:
-        raise BackendError(
-            f"the adapter adapts {module.name!r}, which in {label} is a {type(base).__name__}, "
-            "expected a linear layer: train the adapter on linear layers only"
-        )
-    expected = (module.a.Vt.shape[1], module.b.U.shape[0])
-    if shape != expected:
-        raise BackendError(
-            f"the adapter's factors for {module.name!r} map {expected[0]} to {expected[1]} features, but the layer of "
-            f"{label} maps {shape[0]} to {shape[1]}: use the model that the adapter was trained on"
-        )
-    return base
-
-
-def _linear_shape(layer: nn.Module) -> tuple[int, int] | None:
-    """Return (in, out) of a linear layer, None for any other."""
-    from transformers.pytorch_utils import Conv1D
-
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
-    if isinstance(layer, Conv1D):
-        return int(layer.nx), int(layer.nf)
-    return None

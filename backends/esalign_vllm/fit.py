@@ -3,11 +3,10 @@
 from importlib import import_module
 from typing import Any
 
-from esalign.engines.layers import check_peft_agrees, present_name
+from esalign.engines.layers import find_adapted
 from esalign.engines.loading import one_line_errors
 from esalign.errors import BackendError
 from esalign.protocols import Space
-from esalign.space import SvdModule
 
 
 def load_config(model: str, *, trust_remote_code: bool) -> Any:
@@ -84,24 +83,4 @@ def check_fit(space: Space, config: Any, label: str) -> None:
             skeleton = AutoModelForCausalLM.from_config(config)
     except (ValueError, KeyError, ImportError, NotImplementedError):
         return
-    names = [present_name(skeleton, module.name) for module in space.modules]
-    for name, module in zip(names, space.modules, strict=True):
-        _check_layer(skeleton, name, module, label)
-    check_peft_agrees(space, config, names, f"model '{label}'")
-
-
-def _check_layer(skeleton: Any, name: str, module: SvdModule, label: str) -> None:
-    advice = "use the model that the adapter was trained on"
-    try:
-        layer = skeleton.get_submodule(name)
-    except AttributeError:
-        raise BackendError(
-            f"the adapter adapts {module.name!r}, which model '{label}' does not have: {advice}"
-        ) from None
-    shape = tuple(layer.weight.shape) if hasattr(layer, "weight") else ()
-    expected = (module.b.U.shape[0], module.a.Vt.shape[1])
-    if len(shape) != 2 or shape not in (expected, expected[::-1]):
-        raise BackendError(
-            f"the adapter's factors for {module.name!r} map {expected[1]} to {expected[0]} features, but the layer of "
-            f"model '{label}' is a {type(layer).__name__} of shape {shape}: {advice}"
-        )
+    find_adapted(skeleton, space, f"model '{label}'")

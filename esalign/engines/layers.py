@@ -7,17 +7,31 @@ import numpy as np
 
 from esalign.errors import BackendError
 from esalign.protocols import Space
+from esalign.space import SvdModule
 
 
-def present_name(model: Any, name: str) -> str:
-    """Return a layer's name in the installed transformers, which has renamed some, those of mixtures of experts mostly.
+def find_adapted(model: Any, space: Space, label: str) -> list[tuple[str, Any]]:
+    """Return the name and the layer in a model of each module of a space, in their order.
 
     Args:
-        model: a transformers model; on the meta device will do.
-        name: the layer's name as an adapter has it.
+        model: of transformers; on the meta device will do.
+        space: names the layers as its adapter does.
+        label: of the model, for messages.
+
+    Raises:
+        BackendError: a layer is missing, is not linear, or has another shape than the adapter's factors; or peft takes
+            it for another, as it does with some of mixtures of experts.
     """
-    if name in dict(model.named_modules()):
-        return name
+    known = dict(model.named_modules(remove_duplicate=False))
+    names = [module.name if module.name in known else _present_name(model, module.name) for module in space.modules]
+    for name, module in zip(names, space.modules, strict=True):
+        _check_layer(known.get(name), module, label)
+    _check_peft_agrees(model.config, space, names, label)
+    return [(name, known[name]) for name in names]
+
+
+def _present_name(model: Any, name: str) -> str:
+    """Return a layer's name in the installed transformers, which has renamed some, mostly of mixtures of experts."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
@@ -28,18 +42,32 @@ def present_name(model: Any, name: str) -> str:
     return renamed.removesuffix(".weight")
 
 
-def check_peft_agrees(space: Space, model_config: Any, names: Sequence[str], label: str) -> None:
-    """Refuse an adapter whose layers peft takes for others: for mixtures of experts it rewrites what is targeted.
+def _check_layer(layer: Any, module: SvdModule, label: str) -> None:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
-    Args:
-        space: gives the adapter's configuration.
-        model_config: of the model, in transformers.
-        names: the adapted layers' names in the model.
-        label: of the model, for messages.
+    if layer is None:
+        raise BackendError(
+            f"the adapter adapts {module.name!r}, which {label} does not have: "
+            "use the model that the adapter was trained on"
+        )
+    if not isinstance(layer, nn.Linear | Conv1D):
+        raise BackendError(
+            f"the adapter adapts {module.name!r}, which in {label} is a {type(layer).__name__}, "
+            "expected a linear layer: train the adapter on linear layers only"
+        )
+    linear = isinstance(layer, nn.Linear)
+    shape = (layer.in_features, layer.out_features) if linear else tuple(layer.weight.shape)  # (in, out)
+    expected = (module.a.Vt.shape[1], module.b.U.shape[0])
+    if shape != expected:
+        raise BackendError(
+            f"the adapter's factors for {module.name!r} map {expected[0]} to {expected[1]} features, but the layer of "
+            f"{label} maps {shape[0]} to {shape[1]}: use the model that the adapter was trained on"
+        )
 
-    Raises:
-        BackendError: peft adapts something else.
-    """
+
+def _check_peft_agrees(model_config: Any, space: Space, names: Sequence[str], label: str) -> None:
+    """Refuse an adapter whose layers peft takes for others: for mixtures of experts it rewrites what is targeted."""
     import torch
     from transformers import AutoModelForCausalLM
 
