@@ -136,7 +136,6 @@ def test_the_loss_at_the_first_update_is_the_reverse_kl_of_the_rollouts(finished
 
 BEHAVIOURS = {
     "trust-region": {"name": "trust-region", "steps": 3},
-    "fixed budget": {"name": "trust-region", "steps": None},
     "plain": {"name": "student"},
     "speculative": {"name": "speculative", "steps": 3, "top": 5},
     "temperature": {"name": "temperature", "steps": 3, "temperature": 0.8},

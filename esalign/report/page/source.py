@@ -82,7 +82,7 @@ def read_run(folder: Path) -> RunFiles:
         samples=_read_lines(folder / SAMPLES, _is_sample, broken),
         result=None if result is None else _keep(result, _is_result, RESULT, broken),
         notes=_keep(_as_mapping(_read(folder / DATA, broken), DATA, broken), _is_data, DATA, broken).get("notes", ()),
-        changes=find_changes(_read_lines(folder / COMPLETIONS, _is_text, broken, needed="problem")),
+        changes=find_changes(_read_lines(folder / COMPLETIONS, _is_sample, broken, needed="problem")),
         broken=broken,
     )
 
@@ -162,10 +162,6 @@ def _is_sample(key: str, value: Any) -> bool:
 
 def _is_data(key: str, value: Any) -> bool:
     return key != "notes" or (isinstance(value, list) and all(isinstance(note, dict) for note in value))
-
-
-def _is_text(key: str, value: Any) -> bool:
-    return _is_number(value) if key == "reward" else True
 
 
 def _is_result(key: str, value: Any) -> bool:
