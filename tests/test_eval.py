@@ -16,9 +16,8 @@ from esalign.commands.evaluate import judge
 from esalign.errors import ConfigError
 from esalign.fitness.completions import Completed
 from esalign.report.terminal import show_judged
-from esalign.run.judged import Judged, group_by
+from esalign.run.judged import Judged, group_by, majority, voted_answer
 from esalign.run.statistics import best_of, estimate
-from esalign.run.vote import majority, voted_answer
 from esalign.space.adapter import read_adapter, write_adapter
 from esalign.types import Completion, Example
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from esalign.commands.align import plan
 from esalign.errors import RewardError
-from esalign.fitness.prefill import prefilled
+from esalign.fitness.completions import prefilled
 from esalign.report.page.render import all_concerns
 from esalign.report.page.source import read_run
 from esalign.report.terminal import LiveDashboard, PlainReporter

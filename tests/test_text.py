@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from esalign.engines.stops import StopStrings
 from esalign.engines.text import TextCodec
 from esalign.errors import BackendError
-from esalign.fitness.prefill import prefilled
+from esalign.fitness.completions import prefilled
 
 BOS, EOS, END = 2, 1, 3
 

@@ -8,13 +8,14 @@ from typing import Any, Self
 import numpy as np
 
 from esalign.errors import RewardError
-from esalign.fitness.prefill import prefilled
 from esalign.protocols import Backend
 from esalign.rewards.pool import RewardPool
-from esalign.types import Array, Completion, Example, Sample, Sampling
+from esalign.types import Array, Completion, Example, Prompt, Sample, Sampling
 
 SHOWN_SAMPLES = 3
 ERRORS, ERROR_EXAMPLES = "errors/", "error_examples"  # in a row of metrics
+TAGS = ("<think>", "<thinking>", "<thought>", "<reasoning>")
+BEGINNINGS = tuple(tag + space for tag in TAGS for space in ("\n\n", "\n", " ", ""))
 
 
 @dataclass(frozen=True)
@@ -162,3 +163,26 @@ def add_errors(row: Mapping[str, Any], errors: Mapping[str, int], examples: Mapp
         return dict(row)
     counts = {f"{ERRORS}{name}": row.get(f"{ERRORS}{name}", 0.0) + count for name, count in errors.items()}
     return {**row, **counts, ERROR_EXAMPLES: {**examples, **row.get(ERROR_EXAMPLES, {})}}
+
+
+def prefilled(backend: Backend, prompts: Sequence[Prompt]) -> list[str]:
+    """Return what each prompt begins for the model, mostly nothing: an opening tag at its end, and the space behind it.
+
+    One chat stands for all, as they share a template.
+    """
+    chat = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
+    of_chats = "" if chat is None else _of_ids(backend, backend.encode(chat))
+    return [_of_text(prompt) if isinstance(prompt, str) else of_chats for prompt in prompts]
+
+
+def _of_text(prompt: str) -> str:
+    return next((beginning for beginning in BEGINNINGS if prompt.endswith(beginning)), "")
+
+
+def _of_ids(backend: Backend, ids: tuple[int, ...]) -> str:
+    begin = 1 if backend.encode("a")[0] == backend.encode("b")[0] else 0  # a token that begins every text
+    for beginning in BEGINNINGS:
+        tag = tuple(backend.encode(beginning)[begin:])
+        if tag and ids[-len(tag) :] == tag:
+            return beginning
+    return ""
