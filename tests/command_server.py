@@ -1,7 +1,8 @@
 """Runs the command line in forked children of a process that has imported everything.
 
 A start of Python, torch and transformers costs many times what a small run does; a fork costs nothing. What the child
-runs is the command line itself, in a process of its own, which can be killed.
+runs is the command line itself, in a process of its own, which can be killed. What a run would ask a fresh process, such
+as what transformers makes of the saved adapter, it asks itself, unless an engine that changes transformers is loaded.
 
 One JSON object a line on standard input: {"args": [...], "out": path, "err": path} starts a child and answers its pid;
 {"wait": pid} answers the exit code, negative for a signal.
@@ -22,6 +23,22 @@ def preload() -> None:
     import transformers  # noqa: F401
 
     import esalign.commands.align  # noqa: F401
+    from esalign.run import self_test, verify
+
+    verify.call_apart = self_test.call_apart = call_here
+
+
+def call_here(function, **arguments):
+    """Do what `esalign.run.apart.call_apart` does, without its start of Python, torch, transformers and peft."""
+    from esalign.errors import BackendError, EsalignError
+    from esalign.run.apart import call_apart
+
+    if {"vllm", "llama_cpp"} & sys.modules.keys():
+        return call_apart(function, **arguments)
+    try:
+        return json.loads(json.dumps(function(**json.loads(json.dumps(arguments)))))
+    except EsalignError as error:
+        raise BackendError(str(error)) from None
 
 
 def start(request: dict) -> int:
