@@ -1,8 +1,8 @@
 """Runs the command line in forked children of a process that has imported everything.
 
 A start of Python, torch and transformers costs many times what a small run does; a fork costs nothing. What the child
-runs is the command line itself, in a process of its own, which can be killed. What a run would ask a fresh process, such
-as what transformers makes of the saved adapter, it asks itself, unless an engine that changes transformers is loaded.
+runs is the command line itself, in a process of its own, which can be killed. What a run would ask a fresh process, as
+what transformers makes of the saved adapter, it asks itself, unless an engine is loaded that changes transformers.
 
 One JSON object a line on standard input: {"args": [...], "out": path, "err": path} starts a child and answers its pid;
 {"wait": pid} answers the exit code, negative for a signal.

@@ -1,8 +1,7 @@
 """What transformers and peft say: the completions and scores that every engine is held to."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ class Reference:
         self._loaded = load_model("model", str(model), dtype="float32", device="cpu")
         self.tokenizer: Any = self._loaded.tokenizer
         self.ends = set(self._loaded.ends)
+        self._vector: Array | None = None  # whose adapter the model has
 
     @property
     def vocab(self) -> int:
@@ -40,24 +40,22 @@ class Reference:
 
     def complete(self, candidate: Array, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
         """Return the greedy completions of one candidate, shape (dim,), the closing token included."""
-        with self._adapted(candidate) as loaded:
-            return loaded.complete(prompts, max_tokens)
+        return self._adapted(candidate).complete(prompts, max_tokens)
 
     def log_probabilities(self, candidate: Array, prompt: Sequence[int], completion: Sequence[int]) -> Array:
         """Return the log-probabilities of all tokens at each place of a completion, shape (tokens, vocab), float32."""
-        with self._adapted(candidate) as loaded:
-            table: Array = loaded.log_probabilities(prompt, completion).numpy()
+        table: Array = self._adapted(candidate).log_probabilities(prompt, completion).numpy()
         return table
 
-    @contextmanager
-    def _adapted(self, candidate: Array) -> Iterator[LoadedModel]:
-        """Lend the model with a candidate's adapter on it."""
+    def _adapted(self, candidate: Array) -> LoadedModel:
+        """Return the model with a candidate's adapter on it, which stays until another candidate is asked for."""
         from peft import PeftModel
 
-        with tempfile.TemporaryDirectory() as folder:
-            self.space.save_pretrained(np.asarray(candidate), folder)
-            adapted = PeftModel.from_pretrained(self._loaded.model, folder).eval()
-        try:
-            yield replace(self._loaded, model=adapted)
-        finally:
-            self._loaded = replace(self._loaded, model=adapted.unload())
+        vector = np.asarray(candidate, dtype=np.float64)
+        if self._vector is None or not np.array_equal(vector, self._vector):
+            base = self._loaded.model if self._vector is None else self._loaded.model.unload()
+            with tempfile.TemporaryDirectory() as folder:
+                self.space.save_pretrained(vector, folder)
+                self._loaded = replace(self._loaded, model=PeftModel.from_pretrained(base, folder).eval())
+            self._vector = vector.copy()
+        return self._loaded
