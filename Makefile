@@ -25,11 +25,15 @@ DOCTESTS = $(shell grep -rlE '^ *>>> ' --include='*.py' esalign backends)
 # Two processes on two cores, each with one thread: more of them would wait for one another.
 PYTEST_TOGETHER := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: run check test lint docs clean
+.PHONY: run check test quick lint style types docs clean
 run: $(VENV)/.run
 	$(BIN)/esalign run
 
-check: $(VENV)/.check lint
+# The types take a minute of one core where nothing is cached, so the tests do not wait for them.
+check: $(VENV)/.check style
+	$(MAKE) --no-print-directory --jobs=2 types quick
+
+quick: $(VENV)/.check
 	$(PYTEST_TOGETHER) -q --doctest-modules -m "not slow" $(DOCTESTS) $(QUICK_TESTS)
 
 test: check $(VENV)/.test
@@ -37,9 +41,13 @@ test: check $(VENV)/.test
 	$(PYTEST_TOGETHER) $(filter-out $(ALONE),$(SLOW_TESTS))
 	$(BIN)/pytest $(ALONE)
 
-lint: $(VENV)/.check
+lint: style types
+
+style: $(VENV)/.check
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+types: $(VENV)/.check
 	$(BIN)/mypy
 
 # The site, in build/site. A broken link, and a page that the navigation lacks, are errors.
