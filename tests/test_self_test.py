@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from command_server import call_here
 from esalign_torch import TorchBackend
 from models import make_tiny
 from runs import esalign, write_run
@@ -40,6 +41,12 @@ def tiny(tmp_path_factory):
     return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """Let transformers be asked in this process, which has imported them."""
+    monkeypatch.setattr(module, "call_apart", call_here)
+
+
 def run_test(tiny, kind=TorchBackend, **section):
     """Test an engine, and return what it warned of."""
     space = SvdLora.from_pretrained(tiny.adapter)
@@ -52,19 +59,26 @@ def run_test(tiny, kind=TorchBackend, **section):
     return [str(warning.message) for warning in caught if warning.category is EsalignWarning]
 
 
+def test_an_engine_that_computes_the_model_as_transformers_passes(tiny):
+    assert run_test(tiny) == []
+
+
 @pytest.mark.parametrize(
     ("architecture", "dtype"), [("llama", "bfloat16"), ("gemma2", "float32"), ("gemma3", "bfloat16")]
 )
-def test_an_engine_that_computes_the_model_as_transformers_passes(tmp_path, architecture, dtype):
+@pytest.mark.usefixtures("here")
+def test_so_does_one_with_a_soft_cap_or_in_half_precision(tmp_path, architecture, dtype):
     assert run_test(make_tiny(tmp_path, architecture), dtype=dtype) == []
 
 
 @pytest.mark.parametrize("kind", [Wrong, WrongScore])
+@pytest.mark.usefixtures("here")
 def test_in_float32_one_that_does_not_is_refused(tiny, kind):
     with pytest.raises(BackendError, match=r"otherwise than transformers: .*use another backend, or .*self_test=0$"):
         run_test(tiny, kind)
 
 
+@pytest.mark.usefixtures("here")
 def test_in_other_types_it_is_warned_of(tiny):
     [warning] = run_test(tiny, Wrong, dtype="bfloat16")
     assert "otherwise than transformers" in warning
