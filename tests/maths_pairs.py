@@ -112,6 +112,11 @@ PAIRS: dict[str, list[tuple[object, list[str], list[str]]]] = {
         ("1234", ["Therefore she has 1,234 clips in total.", "First 5, then 7: that makes 1,234."], ["It was 1,234. Now it is 5."]),
         ("12", ["In 2019, 12 people came.", "Then\n\\[\n12\n\\]\n", "We get $x = 12$."], ["Tom has 12 and gives 5."]),
     ],
+    "labels": [
+        ("12", ["Total: 12", "Result: 12", "The result is: 12", "So we have: $12$", "ans: 12", "Cost (in $): 12"], ["Total: 13"]),
+        ("12", ["Step 3: 12", "Day 3: 12 apples", "Question 1: 12", "Sum: **12**", "Total:12"], ["It is 12:13", "3:12", "3 : 12"]),
+        ("155", ["Total: 80 + 75 = 155"], ["Total: 80 + 75", "Result: 155 or 156"]),
+    ],
     "equations": [
         ("155", ["80 + 75 = 155", "The answer is 80 + 75 = 155.", "155 = 80 + 75", "80 + 75 ≈ 155", r"\[ 80 + 75 = 155 \]"], []),
         ("x = 5", ["5", "x = 5", "x=5"], ["x = 6", "6"]),
@@ -186,6 +191,7 @@ PAIRS: dict[str, list[tuple[object, list[str], list[str]]]] = {
     "choices": [
         ("B", ["The answer is B", "B", "(B)", "b)", "The answer is **(B)**.", "Option B", "The correct answer is option B."], []),
         ("B", ["B. 12", "The answer is (B) 12 km", r"\boxed{B}", r"\boxed{\text{(B)}}", r"\boxed{\textbf{(B)}\ 12}", "Answer: B"], []),
+        ("B", ["So it's B.", "It is option B.", "So that's choice (B)."], ["It is option C.", "Choose an option.", "It is an option"]),
         ("B", ["The answer is B because A is wrong"], ["The answer is C", "C", "(A)", r"\boxed{A}", "The answer is Bob"]),
         ("A", [], ["The answer is a dog", "A dog", "The answer is an A or a B"]),
     ],

@@ -34,7 +34,7 @@ _WORDY = re.compile(r"(?i)\b(?:and|or|to|through)\b|&|\.\.\.|…")
 _CHOICE = re.compile(
     r"(?i:option|choice|answer)?\s*[(\[{]?\s*([A-J])\s*(?:[)\]}.:,;]|\bis\b|$|-|\s+(?i:because|since|as)\b)"
 )
-
+_LAST_CHOICE = re.compile(r"(?i:(?:option|choice|answer)\s*)?\(?([A-J])\)?")
 _ONE_IN_BRACES = re.compile(r"(?<!\\)\{\s*(\w)\s*\}")
 _MODULUS = re.compile(r"\\pmod\s*(?:\{([^{}]*)\}|(\w))|\(\s*\\?mod\s*([^()]*)\)|\\b?mod(?![A-Za-z])")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}")
@@ -150,7 +150,7 @@ def choice_of(final: Final) -> str | None:
     text = plain(final.text).strip().lstrip("\"'“‘*_ ")
     if re.fullmatch(r"\(?[a-j]\)?\.?", text):
         return text.strip("().").upper()
-    if final.place == "text" and (last := re.fullmatch(r"\(?([A-J])\)?", _last_words(text))):
+    if final.place == "text" and (last := _LAST_CHOICE.fullmatch(_last_words(text))):
         return last[1]
     match = _CHOICE.match(text)
     return match[1] if match and (final.place != "text" or len(text) < 80) else None

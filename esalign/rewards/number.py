@@ -53,7 +53,8 @@ _CALCULATED = re.compile(
 )
 _OPERATOR_LEFT = re.compile(
     r"""(?:
-        [+*/^×·÷√:_{}\\]               # 3 + _, 3:_
+        [+*/^×·÷√_{}\\]                # 3 + _
+      | \d(?:\ :|:(?!\ ))             # 3:_, 3 : _, but not "Step 1: _"
       | [\d)}²³]\ ?-                   # 3 - _
       | \b[A-Za-z]\ -                  # x - _
       | \\[A-Za-z]+(?:_\{?\w+\}?)?     # \sqrt _, \log_3 _
