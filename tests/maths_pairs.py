@@ -112,6 +112,18 @@ PAIRS: dict[str, list[tuple[object, list[str], list[str]]]] = {
         ("1234", ["Therefore she has 1,234 clips in total.", "First 5, then 7: that makes 1,234."], ["It was 1,234. Now it is 5."]),
         ("12", ["In 2019, 12 people came.", "Then\n\\[\n12\n\\]\n", "We get $x = 12$."], ["Tom has 12 and gives 5."]),
     ],
+    "typographic signs": [
+        (r"\sqrt{3}", ["√3", "√(3)", r"\boxed{√3}", "The answer is √3.", "Result: √3 cm", "sqrt(3)"], ["√2", "3", "∛3", "√9"]),
+        (r"\frac{1+\sqrt{5}}{2}", ["(1+√5)/2", r"\boxed{(1 + √5)/2}", "½(1 + √5)"], ["(1-√5)/2", "(1+√3)/2"]),
+        ("x^2 - 5x + 6", ["x² − 5x + 6", "The answer is x² - 5x + 6."], ["x³ − 5x + 6", "x2 - 5x + 6"]),
+        (r"4 \pm \sqrt{6}", ["4 ± √6", r"\boxed{4 + √6, 4 − √6}"], ["4 ± √5", "4 + √6"]),
+        (r"(-\infty, 3]", ["(−∞, 3]", r"\boxed{(-∞, 3]}"], ["(−∞, 3)", "(3, ∞)"]),
+        (r"x \in [1, 4]", ["x ∈ [1, 4]", "The answer is x ∈ [1,4]."], ["x ∈ [1, 5]"]),
+        (r"2\pi", ["2π", "2·π", "2pi", "2*pi", "The answer is 2 pi."], ["2", "pi", "3pi"]),
+        ("2", [], ["2pi", "The answer is 2pi.", "The answer is 2 pi.", "The answer is 2ab.", "2√3", "√4"]),
+        ("12", ["The answer is 12gal.", "12 oz.", "12pct."], ["12√2"]),
+        ("-5", ["it's -5 degrees", "So it’s -5.", "Total: −5"], ["x - 5", "10 -5"]),
+    ],
     "labels": [
         ("12", ["Total: 12", "Result: 12", "The result is: 12", "So we have: $12$", "ans: 12", "Cost (in $): 12"], ["Total: 13"]),
         ("12", ["Step 3: 12", "Day 3: 12 apples", "Question 1: 12", "Sum: **12**", "Total:12"], ["It is 12:13", "3:12", "3 : 12"]),

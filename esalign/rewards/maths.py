@@ -10,7 +10,7 @@ from esalign.rewards.answers import as_text
 from esalign.rewards.final import Final, bare_words, choice_of, clauses_of, final_answer, number_of, words_of
 from esalign.rewards.lists import last_formula, values_in
 from esalign.rewards.number import ABBREVIATED, Number, read_based, read_number, same_number
-from esalign.rewards.plain import plain
+from esalign.rewards.plain import plain, typeset
 
 PRELOAD = ("math_verify", "sympy")
 """Imported once, before the scoring processes are forked: it takes seconds."""
@@ -23,6 +23,7 @@ _FACTORIAL = re.compile(r"\d\s?!\s*\$?$")
 _TWO_NUMBERS = re.compile(r"\$?-?\d+,\s?-?\d{1,2}\$?")  # 3,7: German for 3.7, or 3 and 7
 _BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm)\s*\{\s*([A-Za-z])\s*\}|\\mathrm\s*\{\s*([ei])\s*\}")
 _SIGNS = (  # what math-verify leaves out or stops at -> what it reads
+    (re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])"), r" \\pi "),
     (re.compile(r"\\langle(?![A-Za-z])"), "("),
     (re.compile(r"\\rangle(?![A-Za-z])"), ")"),
     (re.compile(r"\\(?:lor|vee)(?![A-Za-z])"), ","),
@@ -224,7 +225,7 @@ def _parse(text: str, *, units: bool = True) -> tuple[Any, ...]:
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would warn of the time limit that is not set
     # math-verify reads nothing from such a letter on, of 3\mathbf{i} - 2\mathbf{j} only 3; \mathrm{m} is left as a unit
-    text = _BOLD.sub(r" \1\2 ", text)
+    text = _BOLD.sub(r" \1\2 ", typeset(text))
     for pattern, sign in _SIGNS:
         text = pattern.sub(sign, text)
     # its ExprExtractionConfig, left out here, would take any number out of a formula that it does not understand

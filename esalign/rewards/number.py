@@ -56,7 +56,7 @@ _OPERATOR_LEFT = re.compile(
         [+*/^×·÷√_{}\\]                # 3 + _
       | \d(?:\ :|:(?!\ ))             # 3:_, 3 : _, but not "Step 1: _"
       | [\d)}²³]\ ?-                   # 3 - _
-      | \b[A-Za-z]\ -                  # x - _
+      | (?<!['’])\b[A-Za-z]\ -         # x - _, but not it's -_
       | \\[A-Za-z]+(?:_\{?\w+\}?)?     # \sqrt _, \log_3 _
       | [A-Za-z0-9)]\(                 # 3(_
       | (?<![<\w/])[A-Za-z]\ ?[<>]=? | [≤≥≠]   # x > _, but not the tag of <a>_
@@ -66,14 +66,14 @@ _OPERATOR_LEFT = re.compile(
 )
 ABBREVIATED = (  # what may stand at a number without a space and be no variables, as those of 2ab are
     r"(?i:[cdkm]m|k?g|mg|lbs?|oz|ft|in|yd|mi|hrs?|min|sec|[mk]ph|kmh|[mcd]?l|[km]?w|kwh|k?hz|[mg]hz|[kmgt]b|[ap]m|th|st|nd"
-    r"|rd|deg|rad|mol|k?pa|ev|db|k?cal|usd|eur|gbp|inr|cad|aud|yrs?|m?s|bps|pts?|rpm|psi|ha|px|bn|mn|pcs|k?[jnv]|ma|per|to"
+    r"|rd|deg|rad|mol|k?pa|ev|db|k?cal|gal|pct|usd|eur|gbp|inr|cad|aud|yrs?|m?s|bps|pts?|rpm|psi|ha|px|bn|mn|pcs|k?[jnv]|ma|per|to"
     r"|or|and|x\d)"
 )
 _OPERATOR_RIGHT = re.compile(
     rf"""
-      (?!{ABBREVIATED}(?![A-Za-z]))[A-Za-z]{{2,3}}(?![A-Za-z.'’])   # _ab
+      (?!{ABBREVIATED}(?![A-Za-z]))[A-Za-z]{{2,3}}(?![A-Za-z'’]|\.[A-Za-z])   # _ab
     | \ (?:[bcdefijotuv]|a(?=[\s.]*$|\ [a-z](?![A-Za-z])))(?![A-Za-z'’]|\.[a-z])   # _ a b
-    | \ (?:ab|bc|xy|yz|xz|pq|abc|xyz|pqr)(?![A-Za-z'’])         # _ ab, which no unit is called
+    | \ (?:ab|bc|xy|yz|xz|pq|abc|xyz|pqr|pi)(?![A-Za-z'’])      # _ ab, which no unit is called
     |"""
     r"""
       \ *[*^×·÷√π{}\\]                 # _ * 3, _^3, _\sqrt{3}
@@ -161,7 +161,7 @@ def find_numbers(line: str) -> Iterator[Found]:
         number = _value(match)
         if number is not None:
             left, right = line[max(0, match.start() - 30) : match.start()], line[match.end() : match.end() + 30]
-            signed = (match["sign"] or "").strip() in ("-", "+") and re.search(r"[\d)}]\s?$|\b[a-z]\s$", left)
+            signed = (match["sign"] or "").strip() in ("-", "+") and re.search(r"[\d)}]\s?$|(?<!['’])\b[a-z]\s$", left)
             operand = signed or _OPERATOR_LEFT.search(left) or _OPERATOR_RIGHT.match(right) or _DENIED.search(left)
             yield Found(number, match.start(), match.end(), bool(operand))
 

@@ -16,6 +16,22 @@ _SIGNS = str.maketrans(
 )
 _SUPERSCRIPTS = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 _RAISED = re.compile(r"(?<=\d)[⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_POWER = re.compile(r"[⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_ROOT = re.compile(r"([√∛])\s*(?:\(([^()]*)\)|(\d+|[A-Za-zπ]))")
+_LATEX_OF = str.maketrans(
+    {
+        "∞": r"\infty ",
+        "∈": r" \in ",
+        "±": r"\pm ",
+        "−": "-",
+        "×": r"\times ",
+        **dict.fromkeys("·⋅∙", r"\cdot "),
+        "½": r"\frac{1}{2}",
+        "⅓": r"\frac{1}{3}",
+        "¼": r"\frac{1}{4}",
+        "¾": r"\frac{3}{4}",
+    }
+)
 _DOLLAR = re.compile(r"(?:\b(?:US|CA|AU|NZ|HK|A|C|S))?\\?\$")
 _WRAPPED = re.compile(
     r"\\(?:text|mathrm|mbox|textbf|mathbf|boldsymbol|bm|textit|mathit|emph|operatorname|texttt|textrm|mathsf|boxed|fbox"
@@ -64,6 +80,19 @@ def plain(text: str) -> str:
     if "*" in text or "_" in text or "`" in text:
         text = _EMPHASIS.sub("", text)
     return _SPACES.sub(" ", text) if "  " in text or "\t" in text else text
+
+
+def typeset(text: str) -> str:
+    r"""Return mathematics whose typographic signs are LaTeX.
+
+    >>> typeset("(1+√5)/2"), typeset("x² ± ∛(2x)")
+    ('(1+\\sqrt{5})/2', 'x^{2} \\pm  \\sqrt[3]{2x}')
+    """
+    if text.isascii():
+        return text
+    text = _POWER.sub(lambda match: "^{" + match[0].translate(_SUPERSCRIPTS) + "}", text)
+    text = _ROOT.sub(lambda match: rf"\sqrt{'[3]' * (match[1] == '∛')}{{{match[2] or match[3]}}}", text)
+    return text.translate(_LATEX_OF)
 
 
 def _without_latex(text: str) -> str:
