@@ -53,5 +53,26 @@ def test_a_process_that_joined_a_cluster_ends_by_sigterm_without_a_trace():
     assert wait_until(lambda: not marked(mark), 30.0), commands_of(marked(mark))
 
 
+DYING = """
+import os, time
+from esalign.engines.cluster.ray_workers import connect, one_line
+connect("local", 0)
+import ray
+try:
+    ray.get(ray.remote(max_retries=0)(lambda: os._exit(1)).remote())
+except ray.exceptions.RayError as error:
+    print(one_line(error))
+time.sleep(5)
+"""
+
+
+def test_of_a_worker_that_dies_only_esalign_tells():
+    """Ray prints of each what may have been the cause, in colours and in the midst of the dashboard."""
+    told = subprocess.run([sys.executable, "-c", DYING], capture_output=True, text=True, check=True)
+    assert told.stdout.count("\n") == 1, told.stdout
+    assert "common causes" not in told.stdout
+    assert told.stderr == ""
+
+
 def commands_of(processes):
     return [Path(f"/proc/{number}/cmdline").read_text().replace("\0", " ")[:200] for number in processes]

@@ -210,6 +210,7 @@ def connect(address: str | None, size: int) -> bool:
         MissingPackageError: Ray is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # says nothing to anybody
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^A worker died or was killed")  # printed; we say it ourselves
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -308,4 +309,5 @@ def knock(address: str) -> None:
 def one_line(error: BaseException) -> str:
     """Return an error's class and text, without the ids that Ray puts each on a line of its own."""
     lines = [line for line in str(error).splitlines() if not re.match(r"\s*\w+: \S*$", line)]
-    return f"{type(error).__name__}: {' '.join(' '.join(lines).split())[:MOST_SAID]}"
+    text = " ".join(" ".join(lines).split()).partition(" Some common causes include")[0]  # not those of this one
+    return f"{type(error).__name__}: {text[:MOST_SAID]}"
