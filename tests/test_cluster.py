@@ -273,7 +273,7 @@ def test_workers_that_lie_are_outdated_or_die_at_start_change_nothing_and_are_to
     alone.close()
     said = "\n".join(str(one.message) for one in told)
     for text in (
-        r"worker 1 \(liar\) gave what is no answer, so it is made anew: \d+ completions where \d+ were expected",
+        r"worker 1 \(liar\) is made anew: it gave what is no answer: \d+ completions where \d+ were expected",
         r"worker 2 \(outdated\) is refused: it has esalign 0\.0\.1, worker \d .* has",
         r"worker 3 \(mortal\) is given up after 3 tries: ",
     ):

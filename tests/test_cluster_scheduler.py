@@ -168,7 +168,23 @@ def test_garbage_is_not_accepted_and_its_worker_is_made_anew():
     units = cut(12, 60, workers=4, fewest=8)
     assert sorted(finish(scheduler, units)) == [unit.key for unit in units]
     assert scheduler.tally.wrong == 1
-    assert "worker 1 gave what is no answer" in scheduler.said[0]
+    assert scheduler.said == ["worker 1 is made anew: it gave what is no answer: 'garbage'"]
+
+
+@pytest.mark.parametrize("answer", [WorkerLost("its engine failed"), "garbage"])
+def test_a_worker_that_fails_at_all_it_is_given_does_not_end_the_run(answer):
+    """The others are slow, so it is back before they have done anything."""
+
+    def broken(worker, unit, time):
+        return (0.1, answer) if worker == 1 else (20.0 * unit.size, steady(worker, unit, time)[1])
+
+    scheduler = scheduler_of(
+        SimulatedWorkers(broken, lambda _worker, time: (15.0 if time else 0.0, None)), 3, limit=1e6
+    )
+    units = cut(12, 60, workers=3, fewest=8)
+    assert sorted(finish(scheduler, units)) == [unit.key for unit in units]
+    assert len(scheduler.said) >= KILLS
+    assert all(text.startswith("worker 1 is made anew: it") for text in scheduler.said)
 
 
 def test_a_unit_that_kills_three_engines_ends_the_run_with_its_name():

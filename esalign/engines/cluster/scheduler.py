@@ -33,7 +33,7 @@ class _Call:
     open: dict[tuple[int, int], Unit]
     accept: Callable[[Unit, Any], int]
     name: Callable[[Unit], str]
-    kills: dict[tuple[int, int], int] = field(default_factory=dict)
+    failed: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # by units, the workers that they cost
 
 
 class Scheduler:
@@ -186,14 +186,17 @@ class Scheduler:
             worker.state = "gone"
             if not hopeless:
                 self._warn(f"{self._workers.name(number)} is given up after {worker.starts} tries: {why}")
+        elif not starting:
+            self._warn(f"{self._workers.name(number)} is made anew: {why}")
         if call is not None and unit is not None and unit.key in call.open:
-            self._put_back(unit, why, call)
+            self._put_back(unit, number, why, call)
 
-    def _put_back(self, unit: Unit, why: Exception, call: _Call) -> None:
-        kills = call.kills[unit.key] = call.kills.get(unit.key, 0) + 1
-        if kills >= KILLS:
+    def _put_back(self, unit: Unit, number: int, why: Exception, call: _Call) -> None:
+        failed = call.failed.setdefault(unit.key, [])
+        failed.append(number)
+        if len(failed) >= KILLS:
             raise BackendError(
-                f"{call.name(unit)} cost {kills} engines one after another, so this ends here: is it more than the "
+                f"{call.name(unit)} cost {KILLS} engines one after another, so this ends here: is it more than the "
                 f"engine's memory holds? The last one: {why}"
             )
         if not self._holders(unit):
@@ -208,13 +211,15 @@ class Scheduler:
         late: list[tuple[float, Unit]] | None = None
         for number in sorted(idle, key=lambda number: self.members[number].slowness or 1.0):
             worker = self.members[number]
-            if call.queue:
-                self._hand(number, self._choose(worker, call.queue), call)
+            if (unit := self._choose(number, call)) is not None:
+                self._hand(number, unit, call)
                 continue
             late = self._late(call) if late is None else late
             usual = self._pace.usual(late[0][1].size) if late else None
             if usual is None or late[0][0] <= usual * (worker.slowness or 1.0):  # this worker would not be sooner
-                return
+                continue
+            if number in call.failed.get(late[0][1].key, ()):
+                continue
             self.tally.doubled += 1
             self._hand(number, late.pop(0)[1], call)
 
@@ -228,17 +233,26 @@ class Scheduler:
             self.tally.lost += 1
             self._fail(number, error, call)
 
-    def _choose(self, worker: Worker, queue: deque[Unit]) -> Unit:
+    def _choose(self, number: int, call: _Call) -> Unit | None:
         """Take one of the largest units, if possible one whose prompts a worker has; for a slow one the smallest."""
+        worker, queue, barred = self.members[number], call.queue, self._barred(number, call)
+        places = [at for at, unit in enumerate(queue) if unit.key not in barred] if barred else range(len(queue))
+        if not places:
+            return None
         if (worker.slowness or 1.0) >= SLOW:
-            at = len(queue) - 1
+            at = places[-1]
         else:
-            largest = takewhile(lambda unit: 2 * unit.size >= queue[0].size, islice(queue, len(self.members)))
-            shares = [_new(worker, unit) for unit in largest]
-            at = shares.index(min(shares))
+            least = queue[places[0]].size / 2
+            largest = takewhile(lambda at: queue[at].size >= least, islice(places, len(self.members)))
+            at = min(largest, key=lambda at: _new(worker, queue[at]))
         unit = queue[at]
         del queue[at]
         return unit
+
+    def _barred(self, number: int, call: _Call) -> set[tuple[int, int]]:
+        """Return the units that a worker failed at, and another one may not: perhaps the worker is at fault."""
+        ready = set(self.ready) if call.failed else set()
+        return {key for key, failed in call.failed.items() if number in failed and ready.difference(failed)}
 
     def _late(self, call: _Call) -> list[tuple[float, Unit]]:
         """Return the units that one worker is at, with the seconds that are probably left, the longest first."""
@@ -284,8 +298,7 @@ class Scheduler:
             self._fail(number, error, call)
         except WrongAnswer as error:
             self.tally.wrong += 1
-            self._warn(f"{self._workers.name(number)} gave what is no answer, so it is made anew: {error}")
-            self._fail(number, error, call)
+            self._fail(number, WrongAnswer(f"it gave what is no answer: {error}"), call)
         except EsalignError as error:
             if starting:
                 self._fail(number, error, call)
@@ -324,10 +337,8 @@ class Scheduler:
                 self._warn(f"{self._workers.name(number)} did not start {within}, so it is made anew")
             elif worker.state == "busy" and worker.unit is not None:
                 self.tally.hung += 1
-                why = WorkerLost(f"no answer {within}")
                 what = call.name(worker.unit) if worker.unit.key in call.open else "work that another has done since"
-                self._warn(f"{self._workers.name(number)} is made anew: {what}: {why}")
-                self._fail(number, why, call)
+                self._fail(number, WorkerLost(f"{what}: no answer {within}"), call)
 
 
 def _new(worker: Worker, unit: Unit) -> float:
