@@ -105,3 +105,11 @@ def test_long_nonsense_is_read_in_time():
         began = time.process_time()  # who else uses the machine does not count
         assert not is_correct("The answer is " + piece * (12000 // len(piece)), "7")
         assert time.process_time() - began < 5, piece
+
+
+@pytest.mark.parametrize("piece", ["x²", "x^2", "½", "\\sqrt{x}", "√", "± ", "pi ", "∛(x"])
+def test_a_repetition_in_a_box_is_read_in_time(piece):
+    began = time.process_time()
+    assert not is_correct("\\boxed{" + piece * (3000 // len(piece)) + "}", "\\sqrt{3}")
+    assert not is_correct("\\boxed{" + piece * (290 // len(piece)) + "}", "\\sqrt{3}")
+    assert time.process_time() - began < 5

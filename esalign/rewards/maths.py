@@ -51,6 +51,7 @@ _LAST_LETTERS = re.compile(  # which math-verify may take for a unit: \pi r^2 h,
     rf"(?:[\d}}]|\s)\s*(?:[A-Za-z]|(?!{ABBREVIATED}(?![A-Za-z]))[A-Za-z]{{2,3}})[\s.$]*$"
 )
 _EXACT_DIGITS = 50
+_LONGEST_BOX = 300  # characters: sympy takes long for longer repetitions, or recurses too deeply
 _RELATIVE = 1e-6
 
 
@@ -188,7 +189,7 @@ def _without_unit(final: Final) -> Final:
 def _formulas(final: Final) -> list[str]:
     """Return the formulas of a final answer as math-verify finds them."""
     if final.place == "box":
-        return [f"\\boxed{{{final.text}}}"]
+        return [f"\\boxed{{{final.text}}}"] if len(final.text) <= _LONGEST_BOX else []
     if final.place == "stated" and (matrix := _MATRIX.match(final.text)):
         return [f"${matrix[0]}$"]
     return [final.text] if _FORMULA.search(final.text) else [f"${clause}$" for clause in clauses_of(final)]
