@@ -351,7 +351,7 @@ def test_a_plan_shows_its_size_and_sample_completions():
     plan = SimpleNamespace(
         config=config,
         dim=384,
-        step=FirstStep(sigma=0.5, changed=0.25, broken=0.125, broken_at_start=0.0),
+        step=FirstStep(sigma=0.50004, changed=0.25, broken=0.125, broken_at_start=0.0),
         problems=(5000, 256, 1000),
         resolution=0.0866,
         tokens=1200000,

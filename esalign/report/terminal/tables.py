@@ -126,7 +126,7 @@ def show_plan(console: "Console", plan: "Plan") -> None:
     facts = {
         "search": f"{config.run.generations} generations, {config.describe()}",
         "dimension": f"{count(plan.dim)} singular values are searched",
-        "first step": f"sigma {step.sigma:g} changes {step.changed:.0%} of greedy completions; {step.broken:.0%} of "
+        "first step": f"sigma {step.sigma:.3g} changes {step.changed:.0%} of greedy completions; {step.broken:.0%} of "
         f"them are empty, cut or repeat themselves, {step.broken_at_start:.0%} at the start",
         "problems": f"{count(training)} to train on, {count(validation)} for validation, {count(test)} for the test",
         "resolution": f"gains below {number(plan.resolution)} on the {count(validation)} validation problems are noise",
