@@ -113,7 +113,7 @@ def test_layers_of_experts_that_cannot_be_adapted_are_named(tmp_path):
     with pytest.raises(BackendError, match=r"'model.layers.1.mlp.shared_experts.up_proj' of .* peft takes for a part"):
         TorchBackend(tmp_path / "deepseek", SvdLora.from_pretrained(shared), device="cpu")
     shared = craft_adapter(tmp_path / "b", make_model(tmp_path / "qwen", "qwen2_moe"), "shared_expert.up_proj")
-    with pytest.raises(BackendError, match=r"'model.layers.0.mlp.shared_expert.up_proj' gets a tensor of shape"):
+    with pytest.raises(BackendError, match=r"0.mlp.shared_expert.up_proj' gets a tensor .* or of space.targets"):
         TorchBackend(tmp_path / "qwen", SvdLora.from_pretrained(shared), device="cpu")
 
 

@@ -92,7 +92,7 @@ class _SharedInput(nn.Module):
                 raise BackendError(
                     f"{self.label} gets a tensor of shape {tuple(x.shape)}, expected (rows, tokens, features) of "
                     f"{len(s_a)} rows: backend 'torch' cannot adapt layers that get the tokens of all rows as one: "
-                    "train the adapter without it"
+                    "leave it out of the adapter, or of space.targets"
                 )
             rows = x.view(len(x), -1, x.shape[-1])  # some layers see one more dimension, of size one
             inner = (((rows @ self.down) * s_a) @ self.core) * s_b
