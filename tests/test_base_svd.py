@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from esalign_torch import TorchBackend
 from models import make_model, make_tiny
 from safetensors.numpy import load_file
@@ -55,7 +56,9 @@ def test_update_runs_along_the_singular_directions_of_the_weights(tiny, weights,
         np.testing.assert_allclose(module.scaling * module.B @ module.A, expected, atol=1e-5)
 
 
-def test_zero_vector_is_the_model_to_the_last_bit(tiny, space):
+@pytest.mark.parametrize("tie", [None, 5])
+def test_zero_vector_is_the_model_to_the_last_bit(tiny, space, tie):
+    space = space if tie is None else TiedSpace(space, tie=tie)
     bare, spaced = TorchBackend(tiny.model, None, device="cpu"), TorchBackend(tiny.model, space, device="cpu")
     sequences = [(spaced.encode(prompt), (5, 9, 33, 7)) for prompt in PROMPTS]
     [without] = bare.score(np.zeros((1, 0)), sequences)
@@ -67,9 +70,10 @@ def test_zero_vector_is_the_model_to_the_last_bit(tiny, space):
     )
 
 
-def test_saved_adapter_reads_back_as_it_was_written(space, tmp_path):
+def test_saved_adapter_reads_back_as_it_was_written(tiny, tmp_path):
     from esalign.space import read_adapter
 
+    space = BaseSvd(tiny.model, rank=3)  # a path, not a text, may name the model
     vector = random_vector(space)
     space.save_pretrained(vector, tmp_path)
     for meant, read in zip(space.fold(vector).modules, read_adapter(tmp_path).modules, strict=True):
@@ -87,6 +91,11 @@ def test_saved_adapter_reads_back_as_it_was_written(space, tmp_path):
         (
             {"targets": "all-linear"},
             2,
+            ["down_proj", "gate_proj", "up_proj", "k_proj", "o_proj", "q_proj", "v_proj"],
+        ),
+        (
+            {"targets": ["all-linear"], "layers": [0]},
+            1,
             ["down_proj", "gate_proj", "up_proj", "k_proj", "o_proj", "q_proj", "v_proj"],
         ),
     ],
@@ -188,7 +197,8 @@ def test_large_matrices_are_decomposed_near_enough():
 
 
 def test_an_equal_matrix_is_decomposed_once(monkeypatch, tmp_path):
-    monkeypatch.setenv("ESALIGN_CACHE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ESALIGN_CACHE", "~/cache")
     matrix = np.random.default_rng(1).standard_normal((20, 12)).astype(np.float32)
     (first, _), calls = cached_svd(matrix, 3), []
     monkeypatch.setattr(decompose, "top_svd", lambda *given: calls.append(given) or top_svd(*given))
@@ -212,14 +222,20 @@ def test_an_equal_matrix_is_decomposed_once(monkeypatch, tmp_path):
         ({"model": None}, ConfigError, "needs the model"),
         ({"model": "no/such/model"}, BackendError, "neither a folder with"),
         ({"targets": ["q_prj"]}, ConfigError, "no linear layer 'q_prj', did you mean 'q_proj'"),
-        ({"targets": []}, ConfigError, "leave no layer"),
+        ({"targets": []}, ConfigError, "no layer to search in is left; name targets, of down_proj, .*, all-linear"),
+        ({"targets": "all_linear"}, ConfigError, "no linear layer 'all_linear', did you mean 'all-linear'"),
+        ({"model": __file__}, BackendError, "a GGUF file is known by its ending .gguf"),
         ({"layers": [5]}, ConfigError, "no block 5 .*blocks: 0 to 1"),
-        ({"rank": 33}, AdapterError, "k_proj is 32 x 64, so it has no 33 directions"),
+        ({"rank": 33}, AdapterError, "k_proj is 32 x 64, so it has no 33 directions: .* or leave it out of targets"),
         ({"rank": 0}, ConfigError, "rank is 0"),
         ({"skip": -1}, ConfigError, "skip is -1"),
         ({"rank": "eight"}, ConfigError, "option 'rank' is 'eight'"),
         ({"ranks": 2}, ConfigError, "no option 'ranks', did you mean 'rank'"),
         ({"tie": 999}, ConfigError, "tie is 999, expected 1 to 64"),
+        ({"tie": "13"}, ConfigError, "option 'tie' is '13', input should be a valid integer"),
+        ({"tie": 4, "tie_seed": -1}, ConfigError, "tie_seed is -1, expected at least 0"),
+        ({"tie_over": "layers"}, ConfigError, "mean nothing without tie"),
+        ({"tie_seed": 3}, ConfigError, "mean nothing without tie"),
         ({"tie": 0}, ConfigError, "tie is 0, expected 1 to 64"),
         ({"tie": 9, "tie_over": "layers"}, ConfigError, "tie is 9, expected 1 to 8, as the smallest layer"),
         ({"tie": 4, "tie_over": "layer"}, ConfigError, "tie_over is 'layer', expected 'all' or 'layers'"),
@@ -229,6 +245,24 @@ def test_bad_input_is_one_clear_line(tiny, options, error, message):
     with pytest.raises(error, match=message) as caught:
         esalign.make_space("base-svd", **{"model": str(tiny.model), **options})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: weight.fill_(float("nan")), "o_proj of the model holds numbers that are not finite"),
+        (lambda weight: weight.to(torch.float8_e4m3fn), "as torch.float8_e4m3fn .* expected a plain matrix"),
+    ],
+    ids=["nan", "float8"],
+)
+def test_weights_that_are_no_numbers_or_have_scales_elsewhere_are_refused(tiny, tmp_path, change, message):
+    from safetensors.torch import load_file, save_file
+
+    name, tensors = "model.layers.0.self_attn.o_proj.weight", load_file(tiny.model / "model.safetensors")
+    (tmp_path / "config.json").write_text((tiny.model / "config.json").read_text())
+    save_file({**tensors, name: change(tensors[name])}, tmp_path / "model.safetensors")
+    with pytest.raises(BackendError, match=message):
+        BaseSvd(str(tmp_path))
 
 
 def test_a_model_without_plain_weights_is_refused(tiny, tmp_path):

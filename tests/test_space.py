@@ -142,6 +142,11 @@ def test_a_space_without_its_adapter_says_what_to_give():
 # --- vectors ---
 
 
+def test_an_adapter_in_a_gguf_file_wants_its_model():
+    with pytest.raises(AdapterError, match=r"'lora.gguf' is read by its model: give the model's file too"):
+        esalign.make_space("svd-lora", adapter="lora.gguf")
+
+
 def test_dim_is_modules_times_rank_times_two():
     assert SvdLora(make_adapter(rank=4)).dim == 4 * 4 * 2
     assert SvdLora(make_adapter(rank=4), fraction=0.6).dim == 4 * 2 * 2

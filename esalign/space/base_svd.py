@@ -14,13 +14,14 @@ import hashlib
 import numpy as np
 
 from esalign.assets import model_path
-from esalign.errors import AdapterError, ConfigError
+from esalign.errors import AdapterError, BackendError, ConfigError
 from esalign.space.adapter import Adapter, LoraModule, layer_order
 from esalign.space.adapter_config import plain_config
 from esalign.space.decompose import Svd, cached_svd
 from esalign.space.factors import Factor, FactoredSpace, SvdModule
 from esalign.space.targets import choose_layers
 from esalign.space.weights import open_weights
+from esalign.types import Array
 
 
 class BaseSvd(FactoredSpace):
@@ -36,7 +37,7 @@ class BaseSvd(FactoredSpace):
         skip: leave out so many of the largest directions, and take the next ones.
 
     Raises:
-        BackendError: the model's weights cannot be read.
+        BackendError: the model's weights cannot be read, or are not finite.
         AdapterError: a layer has fewer directions than are asked for.
         ConfigError: an option is out of range, or names no layer.
     """
@@ -70,19 +71,26 @@ class BaseSvd(FactoredSpace):
         modules: list[SvdModule] = []
         for name in names:
             matrix = weights.read(name)
-            if rank + skip > min(matrix.shape):
-                raise AdapterError(
-                    f"{name} is {matrix.shape[0]} x {matrix.shape[1]}, so it has no {rank} directions after the first "
-                    f"{skip}: lower rank or skip"
-                )
+            _check(matrix, name, rank, skip)
             (U, S, Vt), weights_hash = cached_svd(matrix, rank + skip)
             digest.update(f"{name} {weights_hash}".encode())
             part = U[:, skip:], S[skip:], Vt[skip:]
             modules.append(_make_module(name, part, layers=len(names), start=rank * len(modules)))
         start = Adapter(
-            plain_config(model, names, rank=rank, alpha=rank), tuple(_start_of(module) for module in modules)
+            plain_config(str(model), names, rank=rank, alpha=rank), tuple(_start_of(module) for module in modules)
         )
         super().__init__(start, modules, digest.hexdigest())
+
+
+def _check(matrix: Array, name: str, rank: int, skip: int) -> None:
+    if rank + skip > min(matrix.shape):
+        after = f" after the first {skip}" if skip else ""
+        raise AdapterError(
+            f"{name} is {matrix.shape[0]} x {matrix.shape[1]}, so it has no {rank} directions{after}: lower rank or "
+            "skip, or leave it out of targets"
+        )
+    if not np.isfinite(matrix).all():
+        raise BackendError(f"{name} of the model holds numbers that are not finite: download or convert it again")
 
 
 def _make_module(name: str, svd: Svd, *, layers: int, start: int) -> SvdModule:

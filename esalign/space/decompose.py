@@ -55,7 +55,7 @@ def cached_svd(matrix: Array, rank: int) -> tuple[Svd, str]:
     digest = hashlib.sha256(str(whole.shape).encode() + whole.tobytes()).hexdigest()
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = Path(os.environ.get("ESALIGN_CACHE") or Path(home) / "esalign")
-    file = cache / "svd" / f"{digest[:32]}-{rank}-{METHOD}.safetensors"
+    file = cache.expanduser() / "svd" / f"{digest[:32]}-{rank}-{METHOD}.safetensors"
     try:
         kept = load_file(file)
         return (kept["U"], kept["S"], kept["Vt"]), digest

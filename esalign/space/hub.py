@@ -33,7 +33,7 @@ def find_folder(name: str | Path, noun: str, files: Sequence[str], error: type[E
     if path.exists() or not ("/" in str(name) and is_hub_id(str(name))):
         raise error(
             f"{noun} '{name}' is neither a folder with {', '.join(files)} nor an id of the Hugging Face hub: "
-            "check the path"
+            + ("a GGUF file is known by its ending .gguf" if path.is_file() else "check the path")
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

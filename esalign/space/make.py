@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from esalign.errors import ConfigError
 from esalign.protocols import Space
-from esalign.registry import SPACES, make_plug
+from esalign.registry import SPACES, check_options, make_plug
 from esalign.space.tied import TiedSpace
 
 
@@ -34,6 +35,10 @@ def make_space(
         ConfigError: an unknown name or option, or one that is out of range.
         AdapterError: the space refuses the adapter.
     """
+    user = f"space {name!r}"
+    check_options(user, make_space, {"tie": tie, "tie_over": tie_over, "tie_seed": tie_seed}, reserved=())
+    if tie is None and (tie_over, tie_seed) != ("all", 0):
+        raise ConfigError(f"{user}: tie_over and tie_seed mean nothing without tie: set it too, or leave them out")
     space: Space = make_plug(SPACES, name, {"model": model, "adapter": adapter}, options)
     if tie is None:
         return space

@@ -103,6 +103,8 @@ def read_any_adapter(adapter: str, model: str | None) -> Adapter:
     """
     adapter = adapter_path(adapter)
     form = find_format(adapter)
+    if form and model is None:
+        raise AdapterError(f"adapter '{adapter}' is read by its model: give the model's file too")
     return form.read_adapter(adapter, model) if form else read_adapter(adapter)
 
 

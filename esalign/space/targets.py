@@ -60,18 +60,17 @@ def choose_layers(
     Raises:
         ConfigError: a target or a block that is not there.
     """
-    wanted = [targets] if isinstance(targets, str) and targets != ALL_LINEAR else targets
-    if wanted == ALL_LINEAR:
+    wanted = [targets] if isinstance(targets, str) else targets
+    known = [*sorted(last_parts(names)), ALL_LINEAR]
+    if wanted == [ALL_LINEAR]:
         chosen = list(names)
     elif wanted is None:
         chosen = [name for name in names if is_attention(name)]
     else:
         for target in wanted:
             if not any(is_called(name, target) for name in names):
-                known = sorted(last_parts(names))
                 raise ConfigError(
-                    f"{label} has no linear layer {target!r}{did_you_mean(target, known)}; layers: {', '.join(known)}, "
-                    f"or '{ALL_LINEAR}'"
+                    f"{label} has no linear layer {target!r}{did_you_mean(target, known)}; targets: {', '.join(known)}"
                 )
         chosen = [name for name in names if any(is_called(name, target) for target in wanted)]
     blocks = {int(match[1]) for name in chosen if (match := _BLOCK.search(name))}
@@ -82,5 +81,5 @@ def choose_layers(
     if layers is not None:
         chosen = [name for name in chosen if (match := _BLOCK.search(name)) and int(match[1]) in layers]
     if not chosen:
-        raise ConfigError(f"{label}: targets and layers leave no layer to search in; expected at least one")
+        raise ConfigError(f"{label}: no layer to search in is left; name targets, of {', '.join(known)}")
     return chosen

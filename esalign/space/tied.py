@@ -35,12 +35,14 @@ class TiedSpace:
         seed: of the map.
 
     Raises:
-        ConfigError: tie is below 1, or above what it ties.
+        ConfigError: tie is below 1, or above what it ties; or a negative seed.
     """
 
     def __init__(self, space: Space, *, tie: int, over: str = "all", seed: int = 0) -> None:
         if over not in ("all", "layers"):
             raise ConfigError(f"tie_over is {over!r}, expected 'all' or 'layers'")
+        if seed < 0:
+            raise ConfigError(f"tie_seed is {seed}, expected at least 0")
         sizes = [space.dim] if over == "all" else [module.a.count + module.b.count for module in space.modules]
         if sum(sizes) != space.dim:
             raise ConfigError(

@@ -61,7 +61,8 @@ class CheckpointWeights:
         key = self._keys[name]
         with safe_open(self._files[key], "pt") as tensors:
             weight = tensors.get_tensor(key)
-        if not weight.is_floating_point() or weight.ndim != 2:
+        if not weight.is_floating_point() or weight.itemsize < 2 or weight.ndim != 2:  # one byte: float8, whose
+            # scales lie in tensors of their own
             raise BackendError(
                 f"{self._label} holds {name} as {weight.dtype} of shape {tuple(weight.shape)}, expected a plain "
                 "matrix: take the model before its quantisation, or a GGUF file"
