@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from quick_runs import write_quick_run
+from runs import write_run
 
+from esalign.commands.build import make_parts
+from esalign.commands.evaluate import judge
 from esalign.config.cluster import ClusterSection
 from esalign.config.distill import DistillConfig
+from esalign.config.reading import load_config
+from esalign.config.run import RunConfig
 from esalign.config.sections import BackendSection
 from esalign.engines.cluster.admission import GRACE, Admission, Candidate, compare
 from esalign.engines.cluster.backend import _check_scores
@@ -266,6 +272,16 @@ def test_an_engine_of_no_known_name_is_refused_before_anything_starts(monkeypatc
     section = ClusterSection(groups=[{"workers": 1}, {"workers": 1, "backend": "tirch"}])
     with pytest.raises(ConfigError, match="unknown backend 'tirch', did you mean 'torch'"):
         make_cluster(BackendSection(name="torch"), "model", None, section)
+
+
+def test_a_run_refuses_an_engine_of_no_known_name_before_ray_starts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    file = write_run(tmp_path, cluster={"groups": [{"workers": 1, "backend": "tirch"}]})
+    config = load_config([str(file)], [], schema=RunConfig)
+    with ExitStack() as closing, pytest.raises(ConfigError, match="unknown backend 'tirch', did you mean 'torch'"):
+        make_parts(config, closing)
+    with pytest.raises(ConfigError, match="unknown backend 'tirch', did you mean 'torch'"):
+        judge(config, start=config.model.adapter)
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch):

@@ -16,7 +16,7 @@ from esalign.data import Dataset, MiniBatches, Splits, load_dataset, make_splits
 from esalign.data.lengths import keep_fitting
 from esalign.data.notes import Note
 from esalign.engines.cluster.backend import ClusterBackend
-from esalign.engines.cluster.make import make_cluster
+from esalign.engines.cluster.make import check_engines, make_cluster
 from esalign.engines.cluster.ray_workers import joined
 from esalign.engines.cluster.scoring import start_on_cluster
 from esalign.errors import BackendError
@@ -160,6 +160,7 @@ def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
     config = resolve(config)
     for reward in config.rewards:
         load_reward(reward.name, **reward.options)
+    check_engines(config.backend, config.cluster)
     chosen = config.space
     settings: dict[str, Any] = {
         "model": model_path(config.model.path),

@@ -14,6 +14,7 @@ from esalign.commands.build import keep_prompts, load_splits, make_backend, make
 from esalign.commands.hub import find_hub
 from esalign.config.run import RunConfig
 from esalign.data import Dataset
+from esalign.engines.cluster.make import check_engines
 from esalign.engines.cluster.ray_workers import joined
 from esalign.errors import ConfigError
 from esalign.fitness.completions import Completed, complete
@@ -60,6 +61,7 @@ def judge(
         AdapterError: an adapter cannot be read.
     """
     _check(config, samples, output)
+    check_engines(config.backend, config.cluster)
     find_hub(config)
     models = [(START, start), *((adapter, adapter) for adapter in adapters)]
     spaces = [None if adapter is None else open_adapter(config.model.path, adapter) for _, adapter in models]

@@ -22,8 +22,7 @@ def make_cluster(backend: BackendSection, model: str, space: Space | None, secti
         ConfigError: an engine of no known name.
         MissingPackageError: Ray is not installed.
     """
-    for name in dict.fromkeys((backend.name, *(group.backend.name for group in section.groups if group.backend))):
-        entry_point(BACKENDS, name)  # before anything starts
+    check_engines(backend, section)
     if section.groups:
         kinds = [
             _kind(group.backend or backend, backend, model, group)
@@ -34,6 +33,17 @@ def make_cluster(backend: BackendSection, model: str, space: Space | None, secti
         kinds = [_kind(backend, backend, model, section)]
         kinds *= section.workers if isinstance(section.workers, int) else 1
     return ClusterBackend(kinds, space, section)
+
+
+def check_engines(backend: BackendSection, section: ClusterSection | None) -> None:
+    """Refuse an engine of no known name; to be called before Ray is started.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    groups = section.groups if section is not None else ()
+    for name in (backend.name, *(group.backend.name for group in groups if group.backend)):
+        entry_point(BACKENDS, name)
 
 
 def _kind(own: BackendSection, common: BackendSection, model: str, needs: GroupSection | ClusterSection) -> Kind:
