@@ -113,3 +113,42 @@ def test_a_repetition_in_a_box_is_read_in_time(piece):
     assert not is_correct("\\boxed{" + piece * (3000 // len(piece)) + "}", "\\sqrt{3}")
     assert not is_correct("\\boxed{" + piece * (290 // len(piece)) + "}", "\\sqrt{3}")
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("form", ["${}$", "$x$ is ${}$.", "\\[{}\\]"])
+@pytest.mark.parametrize("piece", ["x²", "x^2", "½", "(", "{"])
+def test_a_repetition_in_a_formula_is_read_in_time(piece, form):
+    began = time.process_time()
+    assert not is_correct(form.format(piece * (6000 // len(piece))), "\\sqrt{3}")
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "wrong"),
+    [
+        ("B", ["I choose B.", "I'd choose B", "So I would choose (B).", "My choice is B.", "Option B it is."], []),
+        (
+            "B",
+            [],
+            ["I choose C over B.", "I choose A and B.", "Option B it is not.", "I would not choose B.", "I choose"],
+        ),
+        (
+            "5",
+            [f"There were more.\n{bullet} 5" for bullet in ("*", "-", "1)", "(2)", "•")],
+            ["They lose:\n-5", "3 * 5"],
+        ),
+        ("5", ["**Answer:**\n* 5 apples", "The answer is:\n- 5"], ["10\n- 5", "3\n* 5", "x =\n- 5", "So:\n* 3\n* 5"]),
+        ("-5", ["- 5", "The answer is - 5", "They lose:\n-5", "x =\n- 5", "So:\n* -5"], ["It is this:\n* 5"]),
+        ("-5x + 3", ["Answer:\n- 5x + 3"], []),
+        (
+            "3",
+            ["3 hours", "3 hours and 0 minutes", "3 hours (180 minutes)"],
+            ["3 hrs 20 min", "It takes 3 h and 20 min."],
+        ),
+        ("20", ["20 min", "After 3 hours, 20 were left."], ["It takes 3 hours and 20 minutes.", "20 feet 3 inches"]),
+        ("3 hrs 20 min", ["3 hrs 20 min", "The answer is 3 hrs 20 min."], ["3 hrs", "20 min"]),
+    ],
+)
+def test_choices_bullets_and_two_units_are_told_from_the_answer(answer, right, wrong):
+    assert [text for text in right if not is_correct(text, answer)] == []
+    assert [text for text in wrong if is_correct(text, answer)] == []

@@ -1,5 +1,6 @@
 """Where a completion states its final answer, and which number or words it gives there."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -34,7 +35,17 @@ _WORDY = re.compile(r"(?i)\b(?:and|or|to|through)\b|&|\.\.\.|…")
 _CHOICE = re.compile(
     r"(?i:option|choice|answer)?\s*[(\[{]?\s*([A-J])\s*(?:[)\]}.:,;]|\bis\b|$|-|\s+(?i:because|since|as)\b)"
 )
-_LAST_CHOICE = re.compile(r"(?i:(?:option|choice|answer)\s*)?\(?([A-J])\)?")
+_LAST_CHOICE = re.compile(
+    r"(?:I(?:\s+would|['’]d)?\s+(?:choose|pick|select)\s+)?(?i:(?:option|choice|answer)\s*)?\(?([A-J])\)?(?:\s+it\s+is)?"
+)
+_BULLET = re.compile(r"[ \t]*(?:[-*•]|\(?\d{1,2}\))[ \t]+(?=\S)")
+_TWO_UNITS = re.compile(  # 3 _hrs_ 20 _min_: the number between is written as 0
+    r"(?i)\s?(?:years?|yrs?) (?:and )?0 ?months?\b|\s?days? (?:and )?0 ?(?:hours?|hrs?)\b"
+    r"|\s?(?:hours?|hrs?|h) (?:and )?0 ?(?:minutes?|mins?|m)\b"
+    r"|\s?(?:minutes?|mins?|m) (?:and )?0 ?(?:seconds?|secs?|s)\b"
+    r"|\s?(?:feet|foot|ft) (?:and )?0 ?(?:inch(?:es)?|in)\b|\s?(?:pounds?|lbs?) (?:and )?0 ?(?:ounces?|oz)\b"
+    r"|\s?dollars? (?:and )?0 ?cents?\b"
+)
 _ONE_IN_BRACES = re.compile(r"(?<!\\)\{\s*(\w)\s*\}")
 _MODULUS = re.compile(r"\\pmod\s*(?:\{([^{}]*)\}|(\w))|\(\s*\\?mod\s*([^()]*)\)|\\b?mod(?![A-Za-z])")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}")
@@ -67,6 +78,7 @@ def final_answer(text: str) -> Final:
     boxed = last_boxed(text)
     if boxed is not None:
         return Final(boxed, "box")
+    text = _without_bullet(text)
     if marked := _HASHES.findall(text):
         return Final(marked[-1].strip(), "stated")
     for stated in reversed(list(_STATED.finditer(text))):
@@ -156,6 +168,15 @@ def choice_of(final: Final) -> str | None:
     return match[1] if match and (final.place != "text" or len(text) < 80) else None
 
 
+def _without_bullet(text: str) -> str:
+    """Return a text without the bullet before the number that its last line is, below a sentence or a colon."""
+    before, _, last = text.rstrip().rpartition("\n")
+    bullet = _BULLET.match(last)
+    if bullet is None or before.rstrip("*_ \n")[-1:] not in (":", ".", "!", "?"):
+        return text
+    return text if read_number(last[bullet.end() :]) is None else f"{before}\n{last[bullet.end() :]}"
+
+
 def _last_words(text: str) -> str:
     """Return what the last line of plain text ends with, as "B" of "So it is B."."""
     return _TELLS.split(text[text.rfind("\n") + 1 :])[-1].strip(".,;:!\"'“”‘’*_ ")
@@ -201,7 +222,15 @@ def _number_in(sentence: str, found: list[Found], *, short_lists: bool = False) 
     if not alone:
         return None
     chosen = alone[0] if leads else alone[-1]
+    if any(_of_two_units(sentence, *pair) for pair in itertools.pairwise(found[max(0, chosen - 1) : chosen + 2])):
+        return None
     return None if _in_list(sentence, found, chosen, short_lists=short_lists and not leads) else found[chosen].number
+
+
+def _of_two_units(sentence: str, first: Found, second: Found) -> bool:
+    """Say whether two numbers are one quantity in two units, as in "3 hrs 20 min"; "3 hours and 0 minutes" is 3."""
+    between = f"{sentence[first.end : second.start]}0{sentence[second.end : second.end + 10]}"
+    return second.number.value != 0 and _TWO_UNITS.match(between) is not None
 
 
 def _in_list(sentence: str, found: list[Found], chosen: int, *, short_lists: bool) -> bool:

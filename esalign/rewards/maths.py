@@ -52,6 +52,7 @@ _LAST_LETTERS = re.compile(  # which math-verify may take for a unit: \pi r^2 h,
 )
 _EXACT_DIGITS = 50
 _LONGEST_BOX = 300  # characters: sympy takes long for longer repetitions, or recurses too deeply
+_REPETITION = re.compile(r"(\S[^$]{0,19}?)\1{59,}")  # in a formula: it takes as long, and no answer is meant
 _RELATIVE = 1e-6
 
 
@@ -192,7 +193,9 @@ def _formulas(final: Final) -> list[str]:
         return [f"\\boxed{{{final.text}}}"] if len(final.text) <= _LONGEST_BOX else []
     if final.place == "stated" and (matrix := _MATRIX.match(final.text)):
         return [f"${matrix[0]}$"]
-    return [final.text] if _FORMULA.search(final.text) else [f"${clause}$" for clause in clauses_of(final)]
+    if _FORMULA.search(final.text):
+        return [] if _REPETITION.search(last_formula(final.text)) else [final.text]
+    return [f"${clause}$" for clause in clauses_of(final)]
 
 
 @functools.lru_cache(maxsize=4096)
