@@ -75,12 +75,12 @@ def test_the_example_aligns_it_from_its_file_alone(tmp_path):
     assert (tmp_path / "runs" / "smollm2" / "adapter.gguf").is_file()
 
 
-def test_the_example_that_wins_back_what_quantisation_lost_runs(folder, tmp_path):
+def test_the_search_for_what_quantisation_lost_runs(folder, tmp_path):
     (tmp_path / "build" / "smollm2").mkdir(parents=True)
     (tmp_path / "build" / "smollm2" / "teacher").symlink_to(folder)
     small = ["data.validation_size=2", "data.test_size=2", "fitness.prompts=2", "optimizer.population=4"]
     few = ["run.generations=1", "run.evaluate_every=1", "run.verify_prompts=1", "sampling.max_tokens=8"]
-    script = EXAMPLES / "smollm2" / "recover.py"
+    script = EXAMPLES / "benchmarks" / "smollm2_recovery.py"
     command = [sys.executable, str(script), *small, *few]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
