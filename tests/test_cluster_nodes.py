@@ -94,8 +94,10 @@ def test_a_machine_that_is_lost_costs_nothing_and_one_that_joins_is_used(nodes):
     timer.start()
     assert backend.generate(VECTORS, PROMPTS, DRAWN) == expected
     timer.join()
-    assert backend.generate(VECTORS, PROMPTS, DRAWN) == expected
-    assert backend.measure()["lost"] > lost
+    deadline = time.monotonic() + 300
+    while backend.measure()["lost"] == lost:  # a fast machine may be through before the other one is down
+        assert time.monotonic() < deadline
+        assert backend.generate(VECTORS, PROMPTS, DRAWN) == expected
     assert backend.measure()["workers"] == 1
     for _ in range(2):
         add_node(nodes)
