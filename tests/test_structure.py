@@ -26,6 +26,7 @@ LAYERS = [  # a module may import from its own layer and the ones before it
 BACKEND_MAY_IMPORT = {"types", "errors", "protocols", "seeds", "files", "space", "engines", "registry"}
 HEAVY = ("torch", "transformers", "peft", "datasets", "vllm", "llama_cpp", "nevergrad", "cma", "ray", "matplotlib")
 MODULE = re.compile(r"esalign(_\w+)?(\.\w+)+(:\w+)?$")
+PUBLIC = {f"esalign.{name}": f"esalign.{home}" for name, home in esalign._HOMES.items()}  # loaded on first use
 GROUPS = re.compile(r"esalign\.(backends|optimizers|rewards|fitness|spaces|formats|doctor)$")
 
 
@@ -38,10 +39,14 @@ def names_a_module(value: object) -> bool:
     return isinstance(value, str) and bool(MODULE.match(value)) and not GROUPS.match(value)
 
 
-def doors(source: str) -> set[str]:
+def doors(source: str, package: str) -> set[str]:
     """Return all names that a source imports: by statement, or as text for `import_module`, `__import__` and the like.
 
     What is imported for type checkers alone does not count.
+
+    Args:
+        source: a file's text.
+        package: where it lies, which is what ``from . import name`` means.
     """
     tree = ast.parse(source)
     unread = set()
@@ -54,8 +59,10 @@ def doors(source: str) -> set[str]:
             continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            home = ".".join([*above, *filter(None, [node.module])])
+            names |= {f"{home}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Constant) and names_a_module(node.value):
             names.add(node.value.replace(":", "."))
     return names
@@ -66,14 +73,15 @@ def graph(root: Path) -> dict[str, set[str]]:
     files = {name_of(f, root): f for place in ("esalign", "backends") for f in (root / place).rglob("*.py")}
 
     def owner(name: str) -> str | None:
+        name = PUBLIC.get(name, name)
         while name and name not in files:
             name = name.rpartition(".")[0]
         return name or None
 
     edges = {}
     for module, file in files.items():
-        found = {owner(name) for name in doors(file.read_text())} - {None, module, "esalign"}
-        edges[module] = {name for name in found if not module.startswith(f"{name}.")}
+        package = module if file.stem == "__init__" else module.rpartition(".")[0]
+        edges[module] = {owner(name) for name in doors(file.read_text(), package)} - {None, module, "esalign"}
     return edges
 
 
@@ -119,6 +127,9 @@ def test_no_file_is_in_a_circle():
         "import importlib\ndef late():\n    return importlib.import_module('esalign.one')",
         "def late():\n    return __import__('esalign.one')",
         "HOME = 'esalign.one:name'",
+        "from . import one",
+        "from .one import name",
+        "def late():\n    from ..esalign.one import name",
     ],
 )
 def test_the_guard_sees_a_circle_through_every_door(tmp_path, door):
@@ -128,6 +139,14 @@ def test_the_guard_sees_a_circle_through_every_door(tmp_path, door):
     (folder / "one.py").write_text("import esalign.two\n")
     (folder / "two.py").write_text(door)
     assert circle_in(graph(tmp_path)) == ["esalign.one", "esalign.two"]
+
+
+def test_the_guard_sees_a_circle_through_a_package_and_through_a_public_name(tmp_path):
+    folder = tmp_path / "esalign"
+    (folder / "loop").mkdir(parents=True)
+    (folder / "loop" / "__init__.py").write_text("from esalign.loop.inner import search")
+    (folder / "loop" / "inner.py").write_text("from esalign import search")
+    assert circle_in(graph(tmp_path)) == ["esalign.loop", "esalign.loop.inner"]
 
 
 @pytest.mark.parametrize("module", CORE)

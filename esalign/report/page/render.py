@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from esalign.config.reading import leaves
@@ -36,11 +37,11 @@ Pairs = list[tuple[str, str]]
 
 def render(files: RunFiles) -> str:
     """Return the page. Everything that a model or a user wrote is escaped, by jinja2's autoescape."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("esalign.report.page", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     plots = draw_plots(files.rows, files.comparisons, files.words)
     return environment.get_template("page.html").render(
