@@ -53,6 +53,15 @@ def test_mistakes_are_told_with_their_path(good, override, told):
     assert "\n" not in str(caught.value)
 
 
+def test_a_mistake_is_told_of_the_override_that_made_it_and_else_of_the_file(good, tmp_path):
+    with pytest.raises(ConfigError, match=r"^optimizer={popl: 3}: unknown key"):
+        load_config([good], ["run.seed=1", "optimizer={popl: 3}", "optimizer.sigma=1"], schema=RunConfig)
+    top = tmp_path / "top.yaml"
+    top.write_text("optimizer: {popl: 3}\n")
+    with pytest.raises(ConfigError, match=rf"^{good}, {top}: unknown key"):
+        load_config([good, top], ["run.seed=1", "optimizer.sigma=1"], schema=RunConfig)
+
+
 def test_later_files_and_overrides_win(good, tmp_path):
     top = tmp_path / "top.yaml"
     top.write_text("optimizer: {sigma: 0.1, population: 8}\n")

@@ -214,3 +214,7 @@ def test_backend_folders_are_packages_and_entry_points():
     modules = {value.split(":")[0] for value in engines.values()}
     assert {name.removeprefix("backends/") for name in packages if name.startswith("backends/")} == folders
     assert modules == folders
+
+
+def test_type_checkers_of_plug_ins_see_the_types():
+    assert (ROOT / "esalign" / "py.typed").exists()  # without it they take esalign for untyped

@@ -18,7 +18,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = (), *, s
     """Read YAML files, the later over the earlier, then ``a.b=value`` overrides, into a schema.
 
     Raises:
-        ConfigError: naming the file, the path of the key, and what was expected.
+        ConfigError: naming the file or the override, the path of the key, and what was expected.
     """
     merged: dict[str, Any] = {}
     for file in files:
@@ -30,8 +30,17 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = (), *, s
     try:
         return schema.model_validate(sections)
     except ValidationError as error:
-        source = ", ".join(str(file) for file in files) or "configuration"
-        raise ConfigError(f"{source}: {describe(error, schema)}") from None
+        # A mistyped key is often the cause of a missing one, so it is told first.
+        details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
+        said = [override for override in overrides if _is_about(override, details[0]["loc"])]
+        source = ", ".join(said or map(str, files)) or "configuration"
+        raise ConfigError(f"{source}: {_describe(details, schema)}") from None
+
+
+def _is_about(override: str, path: Sequence[str | int]) -> bool:
+    """Return whether an override sets what is at a path, a part of it, or what it is part of."""
+    own = override.partition("=")[0].split(".")
+    return bool(path) and all(part == str(other) for part, other in zip(own, path, strict=False))
 
 
 def read_yaml(file: str | Path) -> dict[str, Any]:
@@ -124,10 +133,8 @@ def leaves(value: Any, path: str = "", *, between: str = ".") -> dict[str, Any]:
     return found
 
 
-def describe(error: ValidationError, schema: type[Section]) -> str:
+def _describe(details: Sequence[Any], schema: type[Section]) -> str:
     """Return the first mistake in one line: the key's path, what was got, what was expected; and how many follow."""
-    # A mistyped key is often the cause of a missing one, so it is told first.
-    details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     first = details[0]
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
