@@ -64,31 +64,24 @@ class Admission:
 
 def compare(one: Candidate, reference: Candidate) -> Unfit | None:
     """Return why a worker is refused that is not like another: other versions, space, tokenizer or model; else None."""
-    try:
-        _compare(one, reference)
-    except Unfit as error:
-        return error
-    return None
-
-
-def _compare(one: Candidate, reference: Candidate) -> None:
     who, hello, first = f"{one.name} is refused", one.hello, reference.hello
     for package in sorted(hello.versions.keys() & first.versions.keys()):
         if hello.versions[package] != first.versions[package]:
-            raise Unfit(
+            return Unfit(
                 f"{who}: it has {package} {hello.versions[package]}, {reference.name} has {first.versions[package]}: "
                 "install the same version on all machines"
             )
     if hello.fingerprint != first.fingerprint:
-        raise Unfit(f"{who}: its search space is another one: the same adapter must be on all machines")
+        return Unfit(f"{who}: its search space is another one: the same adapter must be on all machines")
     if hello.ids != first.ids:
-        raise Unfit(f"{who}: it encodes prompts in another way than {reference.name}")
+        return Unfit(f"{who}: it encodes prompts in another way than {reference.name}")
     off = float(np.abs(hello.scores - first.scores).mean())
     kinds = (one.kind, reference.kind)
     most = EXACT if all(kind.dtype == "float32" and not kind.options.get("quantization") for kind in kinds) else ROUNDED
-    if not off <= most:
-        raise Unfit(
-            f"{who}: its log-probabilities of {hello.scores.size} tokens are off from those of {reference.name} by "
-            f"{off:.2g} nats on average, more than the {most:g} that rounding explains: is the same model on all "
-            "machines, in the same precision?"
-        )
+    if off <= most:
+        return None
+    return Unfit(
+        f"{who}: its log-probabilities of {hello.scores.size} tokens are off from those of {reference.name} by "
+        f"{off:.2g} nats on average, more than the {most:g} that rounding explains: is the same model on all "
+        "machines, in the same precision?"
+    )
