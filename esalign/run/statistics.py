@@ -36,22 +36,13 @@ def estimate(scores: Sequence[float] | Array) -> Estimate:
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     mean = float(values.mean())
-    if np.isin(values, (0.0, 1.0)).all():
-        return Estimate(mean, *_wilson(mean, n), n)
-    half = Z95 * float(values.std(ddof=1)) / n**0.5 if n > 1 else float("inf")
-    return Estimate(mean, mean - half, mean + half, n)
+    return Estimate(mean, *_wilson(mean, n), n) if np.isin(values, (0.0, 1.0)).all() else _normal(values)
 
 
 def paired_difference(after: Sequence[float] | Array, before: Sequence[float] | Array) -> Estimate:
     """Return the mean of after - before over the same problems, with its normal 95 % interval."""
     differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
-    differences = differences[~np.isnan(differences)]
-    n = len(differences)
-    if n < 2:
-        return Estimate(float(differences.mean()) if n else float("nan"), float("-inf"), float("inf"), n)
-    mean = float(differences.mean())
-    half = Z95 * float(differences.std(ddof=1)) / n**0.5
-    return Estimate(mean, mean - half, mean + half, n)
+    return _normal(differences[~np.isnan(differences)])
 
 
 def best_of(rewards: Array, k: int) -> Array:
@@ -98,6 +89,15 @@ def resolution(scores: Sequence[float] | Array) -> float:
     """
     values = np.asarray(scores, dtype=np.float64)
     return Z95 * float(np.nanstd(values)) * (2 / max(int((~np.isnan(values)).sum()), 1)) ** 0.5
+
+
+def _normal(values: Array) -> Estimate:
+    """Return a mean with its normal interval, which is endless for fewer than two values."""
+    n = len(values)
+    mean = float(values.mean()) if n else float("nan")
+    half = Z95 * float(values.std(ddof=1)) / n**0.5 if n > 1 else float("inf")
+    low, high = (mean - half, mean + half) if n else (-half, half)
+    return Estimate(mean, low, high, n)
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
