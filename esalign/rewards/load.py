@@ -254,9 +254,7 @@ def _check_options(name: str, function: RewardFunction, options: Mapping[str, An
 
     A class makes of its ``**kwargs`` what it likes, so there only an option that looks like a misspelt one is refused.
     """
-    parameters = inspect.signature(function).parameters
-    named = {p.name: p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named, takes_all = _arguments(function)
     columns = [] if inspect.isclass(function) else [p.name for p in named.values() if _is_column(p)]
     known = sorted(named.keys() - columns)
     for option in options:
@@ -275,6 +273,13 @@ def _check_options(name: str, function: RewardFunction, options: Mapping[str, An
         registry.check_options(f"reward {name!r}", function, options, columns)
     except ConfigError as error:
         raise RewardError(str(error)) from None
+
+
+def _arguments(function: RewardFunction) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Return the arguments that a function takes by name, and whether it takes any other."""
+    taken = inspect.signature(function).parameters.values()
+    named = {one.name: one for one in taken if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    return named, any(one.kind is one.VAR_KEYWORD for one in taken)
 
 
 def _is_column(parameter: inspect.Parameter) -> bool:
@@ -302,20 +307,14 @@ class _Signature(NamedTuple):
 def _signature(name: str, function: RewardFunction) -> _Signature:
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
         raise RewardError(f"reward {name!r} is async, expected a plain function: wrap it in asyncio.run")
-    parameters = inspect.signature(function).parameters
-    named = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    annotation = parameters["completions"].annotation if "completions" in parameters else None
+    named, takes_all = _arguments(function)
+    written = str(named["completions"].annotation) if "completions" in named else ""  # collections.abc.Sequence[str]
     return _Signature(
-        named=frozenset(p.name for p in named),
-        required=tuple(p.name for p in named if p.default is p.empty),
-        takes_all=any(p.kind is p.VAR_KEYWORD for p in parameters.values()),
-        as_text=re.fullmatch(r".*\b(?:list|List|Sequence|Iterable)\[str\]", _written(annotation)) is not None,
+        named=frozenset(named),
+        required=tuple(p.name for p in named.values() if p.default is p.empty),
+        takes_all=takes_all,
+        as_text=re.fullmatch(r".*\b(?:list|List|Sequence|Iterable)\[str\]", written) is not None,
     )
-
-
-def _written(annotation: Any) -> str:
-    """Return an annotation as it is written, e.g. ``collections.abc.Sequence[str]``."""
-    return annotation if isinstance(annotation, str) else str(annotation)
 
 
 def is_chat(prompt: Prompt) -> bool:

@@ -62,6 +62,7 @@ class RewardPool:
         elsewhere: starts what scores, given the loaded rewards, in place of processes in this machine.
 
     Attributes:
+        names: the rewards' names, made distinct where two were equal.
         state: how far the run is, for rewards with a ``trainer_state``; whoever runs keeps it up to date.
 
     Raises:
@@ -81,7 +82,7 @@ class RewardPool:
             raise RewardError(f"workers is {workers} and timeout {timeout}, expected at least 0, and above 0 seconds")
         self._rewards = [load_reward(reward) for reward, _ in rewards]
         self._weights = [float(weight) for _, weight in rewards]
-        self._names = _distinct([reward.name for reward in self._rewards])
+        self.names = _distinct([reward.name for reward in self._rewards])
         self._error_reward, self._timeout = error_reward, timeout
         self.state = TrainerState()
         self._wants_ids = any("completion_ids" in reward.named for reward in self._rewards)
@@ -98,11 +99,6 @@ class RewardPool:
             for module in slow_modules(self._rewards):
                 with contextlib.suppress(ImportError):  # who needs the module says so when it scores
                     importlib.import_module(module)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The rewards' names, made distinct where two were equal."""
-        return tuple(self._names)
 
     def submit(self, key: Hashable, example: Example, completion: str, completion_ids: Sequence[int] = ()) -> None:
         """Have a completion scored. It returns at once, unless there are no workers.
@@ -145,22 +141,19 @@ class RewardPool:
 
     def _combine(self, batch: "_Batch") -> Scores:
         rewards: dict[Hashable, float | None] = {}
-        components: dict[str, dict[Hashable, float | None]] = {name: {} for name in self._names}
+        components: dict[str, dict[Hashable, float | None]] = {name: {} for name in self.names}
         errors: Counter[str] = Counter()
         abstentions: Counter[str] = Counter()
         examples: dict[str, str] = {}
         for key, place in batch.places.items():
-            for name, outcome in zip(self._names, batch.outcomes[place], strict=True):
-                components[name][key] = self._value(outcome)
+            for name, outcome in zip(self.names, batch.outcomes[place], strict=True):
+                components[name][key] = self._error_reward if outcome.failure else outcome.value
                 if outcome.failure:
                     errors[f"{name}/{outcome.failure}"] += 1
                     examples.setdefault(f"{name}/{outcome.failure}", outcome.message)
                 abstentions[name] += components[name][key] is None
-            rewards[key] = self._sum([components[name][key] for name in self._names])
+            rewards[key] = self._sum([components[name][key] for name in self.names])
         return Scores(rewards, components, dict(errors), examples, dict(+abstentions))
-
-    def _value(self, outcome: Outcome) -> float | None:
-        return self._error_reward if outcome.failure else outcome.value
 
     def _sum(self, values: Sequence[float | None]) -> float | None:
         present = [weight * value for weight, value in zip(self._weights, values, strict=True) if value is not None]
@@ -180,13 +173,13 @@ class RewardPool:
         self.close()
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
     seen: Counter[str] = Counter()
     result = []
     for name in names:
         seen[name] += 1
         result.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
-    return result
+    return tuple(result)
 
 
 class _Batch:
