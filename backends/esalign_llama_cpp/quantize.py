@@ -16,12 +16,6 @@ BLOCKS = {"q8_0": 32, "q4_0": 32, "q4_k_m": 256}
 
 INDIVISIBLE = "not divisible by"
 
-FILE_TYPES = {
-    "q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0",
-    "q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0",
-    "q4_k_m": "LLAMA_FTYPE_MOSTLY_Q4_K_M",
-}
-
 
 def check_rows(config: "ModelConfig", kind: str) -> None:
     """Refuse a kind whose blocks do not fit the rows. llama.cpp would quietly take another kind.
@@ -62,7 +56,7 @@ def quantize_model(source: str | Path, out: str | Path, kind: str, *, threads: i
     library = load_library()
     api = library.api
     parameters = api.llama_model_quantize_default_params()
-    parameters.ftype = getattr(api, FILE_TYPES[kind])
+    parameters.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
     parameters.nthread = threads
     target = Path(out)
     failure, reason = _quantize(library, source, target, parameters)
