@@ -49,7 +49,7 @@ def convert_model(folder: str | Path, out: str | Path, *, kind: str = "f32") -> 
     writer.add_name(source.name)
     writer.add_file_type(file_types[kind])
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    add_hyperparameters(writer, config)
+    _add_hyperparameters(writer, config)
     add_vocabulary(writer, source, config)
     for name, values in _tensors(source, config):
         _add_tensor(writer, name, values, kind)
@@ -60,7 +60,7 @@ def convert_model(folder: str | Path, out: str | Path, *, kind: str = "f32") -> 
     return Path(out)
 
 
-def add_hyperparameters(writer: Any, config: ModelConfig) -> None:
+def _add_hyperparameters(writer: Any, config: ModelConfig) -> None:
     """Write the header's part on the architecture."""
     from gguf import RopeScalingType
 

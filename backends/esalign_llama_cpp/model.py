@@ -31,7 +31,7 @@ class GgufModel:
     def __init__(self, library: Library, path: Path, *, gpu_layers: int = 0, gpu: int | None = None) -> None:
         self.library = library
         self.path = path
-        check_magic(path)
+        _check_magic(path)
         api = library.api
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = gpu_layers
@@ -193,7 +193,7 @@ def _explain(path: Path, reason: str) -> str:
     return f"llama.cpp cannot load '{path}': {reason}; is the download complete?"
 
 
-def check_magic(path: Path) -> None:
+def _check_magic(path: Path) -> None:
     """Refuse what is no GGUF file before llama.cpp reads it.
 
     Raises:

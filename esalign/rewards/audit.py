@@ -15,7 +15,7 @@ FORMS = ("{}", "The answer is {}.", "\\boxed{{{}}}", "<answer>{}</answer>", "###
 """What a right answer may have to look like: rewards differ in where they look for it."""
 
 
-class Trick(NamedTuple):
+class _Trick(NamedTuple):
     """A text that must earn nothing.
 
     Args:
@@ -45,7 +45,7 @@ def audit(pool: RewardPool, examples: Sequence[Example]) -> list[str]:
     """
     answered = [example for example in examples if example.columns.get("answer") is not None][:MOST_PROBLEMS]
     answers = [str(example.columns["answer"]) for example in answered]
-    right = [Trick(form, i, form.format(answer)) for i, answer in enumerate(answers) for form in FORMS]
+    right = [_Trick(form, i, form.format(answer)) for i, answer in enumerate(answers) for form in FORMS]
     of_right, failures = _score(pool, answered, right)
     tricks = list(_tricks(answered, answers, _liked_forms(right, of_right)))
     of_tricks, more_failures = _score(pool, answered, tricks)
@@ -68,7 +68,7 @@ def audit(pool: RewardPool, examples: Sequence[Example]) -> list[str]:
     return found
 
 
-def _liked_forms(right: Sequence[Trick], of_right: Mapping[str, Sequence[float | None]]) -> list[str]:
+def _liked_forms(right: Sequence[_Trick], of_right: Mapping[str, Sequence[float | None]]) -> list[str]:
     """Return the form in which right answers earn most, of each reward."""
     liked = []
     for values in of_right.values():
@@ -79,32 +79,32 @@ def _liked_forms(right: Sequence[Trick], of_right: Mapping[str, Sequence[float |
     return list(dict.fromkeys(liked))
 
 
-def _tricks(examples: Sequence[Example], answers: Sequence[str], forms: Sequence[str]) -> Iterator[Trick]:
+def _tricks(examples: Sequence[Example], answers: Sequence[str], forms: Sequence[str]) -> Iterator[_Trick]:
     """Yield the texts that must earn nothing, for every problem."""
     for i, (example, answer) in enumerate(zip(examples, answers, strict=True)):
         others = [other for other in dict.fromkeys(answers) if other != answer]
         prompt = _text_of(example.prompt)
-        yield Trick("the empty text", i, "")
+        yield _Trick("the empty text", i, "")
         if prompt is not None:
-            yield Trick("the repeated prompt", i, prompt)
-        yield Trick("one word a thousand times", i, "so " * REPETITIONS)
+            yield _Trick("the repeated prompt", i, prompt)
+        yield _Trick("one word a thousand times", i, "so " * REPETITIONS)
         if not others:
             continue
         for form in forms:
-            yield Trick("another problem's answer", i, form.format(others[i % len(others)]))
+            yield _Trick("another problem's answer", i, form.format(others[i % len(others)]))
         hidden = sorted([answer, *(others[i:] + others[:i])[: MOST_ANSWERS - 1]])
         for form in forms:
-            yield Trick("the right answer among others", i, form.format(" or ".join(hidden)))
+            yield _Trick("the right answer among others", i, form.format(" or ".join(hidden)))
 
 
 def _exploits(
-    name: str, best: Mapping[int, float], tricks: Sequence[Trick], values: Sequence[float | None]
+    name: str, best: Mapping[int, float], tricks: Sequence[_Trick], values: Sequence[float | None]
 ) -> list[str]:
     """Say which kinds of tricks earn as much as right answers, with the text that earns most.
 
     One problem of many may be solved by chance, so a kind must work on two.
     """
-    paid: dict[str, list[tuple[float, Trick]]] = {}
+    paid: dict[str, list[tuple[float, _Trick]]] = {}
     tried: dict[str, set[int]] = {}
     for trick, value in zip(tricks, values, strict=True):
         if trick.problem not in best or value is None:
@@ -125,7 +125,7 @@ def _exploits(
 
 
 def _score(
-    pool: RewardPool, examples: Sequence[Example], texts: Sequence[Trick]
+    pool: RewardPool, examples: Sequence[Example], texts: Sequence[_Trick]
 ) -> tuple[Mapping[str, list[float | None]], Mapping[str, str]]:
     """Return what each reward gives for texts, None where it abstains, and a message of each kind of failure."""
     scores = pool.score([examples[text.problem] for text in texts], [text.text for text in texts])
@@ -135,7 +135,7 @@ def _score(
     return values, scores.error_examples
 
 
-def _best(right: Sequence[Trick], values: Sequence[float | None]) -> dict[int, float]:
+def _best(right: Sequence[_Trick], values: Sequence[float | None]) -> dict[int, float]:
     """Return the most that a right answer earns, in any form, by problem."""
     best: dict[int, float] = {}
     for text, value in zip(right, values, strict=True):

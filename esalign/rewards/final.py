@@ -75,7 +75,7 @@ def final_answer(text: str) -> Final:
     text = text.rpartition("</think>")[2]
     if tagged := _TAGGED.findall(text):
         text = tagged[-1]
-    boxed = last_boxed(text)
+    boxed = _last_boxed(text)
     if boxed is not None:
         return Final(boxed, "box")
     text = _without_bullet(text)
@@ -88,7 +88,7 @@ def final_answer(text: str) -> Final:
     return Final(text.strip(), "text")
 
 
-def last_boxed(text: str) -> str | None:
+def _last_boxed(text: str) -> str | None:
     r"""Return what stands in the last complete ``\boxed{...}``, which may hold further braces."""
     if "\\boxed" not in text:
         return None

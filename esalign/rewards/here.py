@@ -11,11 +11,11 @@ from esalign.rewards.judge import FromOutside, Item, Outcome, judge
 from esalign.rewards.load import Reward
 
 
-class TimeIsUpError(FromOutside):
+class _TimeIsUpError(FromOutside):
     """A reward has had its time."""
 
 
-class InterruptedHereError(FromOutside, KeyboardInterrupt):
+class _InterruptedHereError(FromOutside, KeyboardInterrupt):
     """Somebody pressed Ctrl-C; the reward did not raise this."""
 
 
@@ -38,16 +38,16 @@ def judge_here(reward: Reward, item: Item, timeout: float) -> Outcome:
     try:
         with _alarm(timeout), _marked_interrupts():
             return judge(reward, item)
-    except TimeIsUpError:
+    except _TimeIsUpError:
         return Outcome(failure="timeout", message=f"no reward within {timeout:g} s")
 
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Raise `TimeIsUpError` after so many seconds, and again where a reward catches it."""
+    """Raise `_TimeIsUpError` after so many seconds, and again where a reward catches it."""
 
     def ring(_number: int, _frame: FrameType | None) -> None:
-        raise TimeIsUpError
+        raise _TimeIsUpError
 
     began = time.monotonic()
     handler = signal.signal(signal.SIGALRM, ring)
@@ -73,7 +73,7 @@ def _marked_interrupts() -> Iterator[None]:
         try:
             handler(number, frame)
         except KeyboardInterrupt as error:
-            raise InterruptedHereError from error
+            raise _InterruptedHereError from error
 
     signal.signal(signal.SIGINT, interrupt)
     try:

@@ -90,7 +90,7 @@ def _score_countdown(solution: str, metadata: Mapping[str, Any]) -> float | None
     The verifier evaluates the solution with sympy, where a small model's ``9**9**9`` hangs. Here a power beyond
     `MAX_BITS` is a number that misses the target.
     """
-    if is_prose(solution):
+    if _is_prose(solution):
         return 0.01
     if not _PLAIN.fullmatch(solution) or _LEFT_TO_SYMPY.search(solution):
         return None
@@ -108,10 +108,10 @@ def _score_countdown(solution: str, metadata: Mapping[str, Any]) -> float | None
     return 1.0 if right else 0.05
 
 
-def is_prose(text: str) -> bool:
+def _is_prose(text: str) -> bool:
     """Say whether two words stand side by side, so that a text is no expression; a few other texts are none either.
 
-    >>> is_prose("the sum of 2 and 3"), is_prose("2 + x"), is_prose("x and y")
+    >>> _is_prose("the sum of 2 and 3"), _is_prose("2 + x"), _is_prose("x and y")
     (True, False, False)
     """
     words = _NEIGHBOURS.findall(text)

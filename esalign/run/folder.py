@@ -139,7 +139,7 @@ def prepare_folder(folder: Path, config: Section, inputs: Mapping[str, str], *, 
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_json(folder / INPUTS, inputs)
     write_atomically(folder / CONFIG, text.encode())
-    write_json(folder / ENVIRONMENT, environment())
+    write_json(folder / ENVIRONMENT, _environment())
     return known
 
 
@@ -157,7 +157,7 @@ def write_result(folder: Path, result: Result, verification: Verification | None
     write_json(folder / RESULT, content)
 
 
-def environment() -> dict[str, Any]:
+def _environment() -> dict[str, Any]:
     """Return the versions and the machine's size, as far as a reader needs them to repeat a run."""
     versions = {}
     for package in PACKAGES:

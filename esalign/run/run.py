@@ -163,7 +163,7 @@ class Run:
         if gain >= 0:  # of equal ones, the later
             progress.best_generation, progress.best = number, self._learner.snapshot()
             progress.best_scores = scores
-        return validation_row(row, results)
+        return _validation_row(row, results)
 
     def _validate_last(self) -> None:
         """Validate the step that a resumed run ends with, as its limit was lowered to what is done already."""
@@ -186,7 +186,7 @@ class Run:
         progress.start_scores = {name: result.scores for name, result in held_out.items()}
         row: dict[str, Any] = {
             "generation": 0,
-            **validation_row({}, results),
+            **_validation_row({}, results),
             **{name: asdict(result.estimate) for name, result in held_out.items()},
             **self._totals(),
         }
@@ -375,7 +375,7 @@ def order_measures(measures: Sequence[str], select_by: str | None) -> tuple[str,
     return (select_by, *(name for name in measures if name != select_by))
 
 
-def validation_row(row: Mapping[str, Any], results: Mapping[str, HeldOutResult]) -> dict[str, Any]:
+def _validation_row(row: Mapping[str, Any], results: Mapping[str, HeldOutResult]) -> dict[str, Any]:
     """Return a row with ``validation``, by the measure that decides, ``validation/<measure>`` of others, and errors."""
     keys = ("validation", *(f"validation/{name}" for name in list(results)[1:]))
     for key, result in zip(keys, results.values(), strict=True):

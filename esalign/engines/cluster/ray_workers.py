@@ -223,7 +223,7 @@ def connect(address: str | None, size: int) -> bool:
             if address == "local":
                 _start(ray, size)
             else:
-                knock(address)
+                _knock(address)
                 ray.init(address=address, **QUIET)
     except Exception as error:  # Ray that does not start in time raises no class of its own
         asks = type(error) is ConnectionError and _AUTH not in os.environ  # somebody listens, and does not let us in
@@ -295,7 +295,7 @@ def joined(section: ClusterSection | None, *spaces: Space | None) -> Iterator[No
             ray.shutdown()
 
 
-def knock(address: str) -> None:
+def _knock(address: str) -> None:
     """See whether somebody listens at ``host:port``. Ray itself would try for minutes, and say so to nobody.
 
     Raises:

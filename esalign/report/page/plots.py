@@ -37,7 +37,7 @@ Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Series:
+class _Series:
     """A number of every generation.
 
     Args:
@@ -54,34 +54,34 @@ class Series:
 
 
 SERIES = (
-    Series("Loss", "Mean over the completed tokens of an update.", "loss", ("loss",)),
-    Series("Step size", "Sigma of the search distribution.", "sigma", ("sigma",)),
-    Series("Problems", "How many each candidate completed.", "problems per generation", ("prompts",)),
-    Series(
+    _Series("Loss", "Mean over the completed tokens of an update.", "loss", ("loss",)),
+    _Series("Step size", "Sigma of the search distribution.", "sigma", ("sigma",)),
+    _Series("Problems", "How many each candidate completed.", "problems per generation", ("prompts",)),
+    _Series(
         "Spread between candidates",
         "Standard deviation of their fitness: what selection works with.",
         "std of fitness",
         ("fitness", "std"),
     ),
-    Series("Distance from the start", "Norm of the distribution's mean.", "norm of mean", ("mean_norm",)),
-    Series(
+    _Series("Distance from the start", "Norm of the distribution's mean.", "norm of mean", ("mean_norm",)),
+    _Series(
         "Reward of the rollouts", "Mean over the rollouts that candidates are scored on.", "mean reward", ("reward",)
     ),
-    Series(
+    _Series(
         "Distance from the start's completions",
         "KL of the start to the candidates, on completions that it samples.",
         "nats per token",
         ("kl_to_start",),
     ),
-    Series("Distance from the rollouts", "KL to the policy that drew them.", "nats per token", ("kl_to_rollouts",)),
-    Series("Clipped tokens", "Share of tokens at the clip of the surrogate.", "% of tokens", ("clipped",), 100),
-    Series("Reverse KL to the teacher", "On the rollouts of each update.", "nats per token", ("reverse_kl",)),
-    Series("Pull of the teacher", "Mean beta: 0 samples from the student, 1 from the teacher.", "beta", ("beta",)),
-    Series("Distance of the rollouts", "KL of who samples to the student.", "nats per token", ("kl_student",)),
-    Series("Entropy of the teacher", "On the prefixes that were visited.", "nats", ("teacher_entropy",)),
-    Series("Gradient", "Norm, before clipping.", "norm", ("grad_norm",)),
-    Series("Length of completions", "Mean over all completions.", "tokens per completion", ("mean_tokens",)),
-    Series(
+    _Series("Distance from the rollouts", "KL to the policy that drew them.", "nats per token", ("kl_to_rollouts",)),
+    _Series("Clipped tokens", "Share of tokens at the clip of the surrogate.", "% of tokens", ("clipped",), 100),
+    _Series("Reverse KL to the teacher", "On the rollouts of each update.", "nats per token", ("reverse_kl",)),
+    _Series("Pull of the teacher", "Mean beta: 0 samples from the student, 1 from the teacher.", "beta", ("beta",)),
+    _Series("Distance of the rollouts", "KL of who samples to the student.", "nats per token", ("kl_student",)),
+    _Series("Entropy of the teacher", "On the prefixes that were visited.", "nats", ("teacher_entropy",)),
+    _Series("Gradient", "Norm, before clipping.", "norm", ("grad_norm",)),
+    _Series("Length of completions", "Mean over all completions.", "tokens per completion", ("mean_tokens",)),
+    _Series(
         "Cut completions", "Share of completions that reached the token limit.", "% of completions", ("truncated",), 100
     ),
 )

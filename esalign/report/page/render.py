@@ -48,23 +48,23 @@ def render(files: RunFiles) -> str:
         title=str((files.config.get("run") or {}).get("name") or files.folder.name),
         words=files.words,
         finished=files.result is not None,
-        headline=headline(files),
-        status=status(files),
-        comparisons=comparison_rows(files),
+        headline=_headline(files),
+        status=_status(files),
+        comparisons=_comparison_rows(files),
         plots=[(plot, Markup(_named(plot.svg, f"plot-{i}"))) for i, plot in enumerate(plots, 1)],  # noqa: S704  (our own)
-        forgetting=forgetting(files),
-        accounting=accounting(files),
+        forgetting=_forgetting(files),
+        accounting=_accounting(files),
         concerns=all_concerns(files),
         verification=(files.result or {}).get("verification"),
-        notes=[(str(note.get("kind", "")), clean(str(note.get("text", "")))) for note in files.notes],
-        changes=changes(files),
-        completions=completions(files),
-        config=settings(files.config),
-        environment=settings(files.environment),
+        notes=[(str(note.get("kind", "")), _clean(str(note.get("text", "")))) for note in files.notes],
+        changes=_changes(files),
+        completions=_completions(files),
+        config=_settings(files.config),
+        environment=_settings(files.environment),
     )
 
 
-def headline(files: RunFiles) -> Mapping[str, Any]:
+def _headline(files: RunFiles) -> Mapping[str, Any]:
     """Return what to remember of the run's test; while it goes on, of its validation so far.
 
     Under ``numbers`` stand label, mean and interval of each, under ``kind`` the verdict's, under ``text`` one sentence.
@@ -93,7 +93,7 @@ def headline(files: RunFiles) -> Mapping[str, Any]:
     return {"numbers": numbers, "kind": "", "text": f"Mean reward on {count(best.count)} validation problems."}
 
 
-def status(files: RunFiles) -> str:
+def _status(files: RunFiles) -> str:
     """Say how far the run is, or how it ended."""
     done = files.rows[-1]["generation"] if files.rows else 0
     step = files.words.step
@@ -107,7 +107,7 @@ def status(files: RunFiles) -> str:
     return f"The result is {chosen}, the best on validation problems. Stopped: {files.result.get('reason')}."
 
 
-def comparison_rows(files: RunFiles) -> list[Mapping[str, Any]]:
+def _comparison_rows(files: RunFiles) -> list[Mapping[str, Any]]:
     """Return the cells of the table of comparisons."""
     generation = int((files.result or {}).get("generation") or 0)
     return [
@@ -123,7 +123,7 @@ def comparison_rows(files: RunFiles) -> list[Mapping[str, Any]]:
     ]
 
 
-def forgetting(files: RunFiles) -> Pairs:
+def _forgetting(files: RunFiles) -> Pairs:
     """Say how far the result is from the start, and what it lost off the task."""
     if files.result is None:
         return []
@@ -135,7 +135,7 @@ def forgetting(files: RunFiles) -> Pairs:
     return [*pairs, ("off-task probe", f"{_change(probe)}; {_loss(probe['gain'])}")]
 
 
-def accounting(files: RunFiles) -> Pairs:
+def _accounting(files: RunFiles) -> Pairs:
     """Return what the run cost: tokens, seconds, memory."""
     last = (files.result or {}).get("totals") or (files.rows[-1] if files.rows else {})
     tokens, machine = last.get("tokens") or {}, last.get("machine") or {}
@@ -172,7 +172,7 @@ def all_concerns(files: RunFiles) -> list[str]:
     return [*files.broken, *(f"{text} ({_spread(when[kind], files.words.step)})" for kind, text in texts.items())]
 
 
-def changes(files: RunFiles) -> Mapping[str, Any] | None:
+def _changes(files: RunFiles) -> Mapping[str, Any] | None:
     """Return what became of the test problems: counts, form, and the texts of those gained and lost."""
     found = files.changes
     if files.result is None or found is None:
@@ -185,7 +185,7 @@ def changes(files: RunFiles) -> Mapping[str, Any] | None:
     }
 
 
-def completions(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
+def _completions(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
     """Return completions to read: the result's own, the start's, and some between, newest first."""
     groups: dict[int, list[Mapping[str, str]]] = {}
     for sample in files.samples:
@@ -196,12 +196,12 @@ def completions(files: RunFiles) -> list[tuple[str, list[Mapping[str, str]]]]:
     return [("the result, on test problems", of_result), *shown] if of_result else shown
 
 
-def settings(values: Mapping[str, Any]) -> Pairs:
+def _settings(values: Mapping[str, Any]) -> Pairs:
     """Return ('run.seed', '0') and the like of nested mappings."""
-    return [(key, "none" if value is None else clean(str(value))) for key, value in leaves(values).items()]
+    return [(key, "none" if value is None else _clean(str(value))) for key, value in leaves(values).items()]
 
 
-def clean(text: str) -> str:
+def _clean(text: str) -> str:
     """Return text that a page can hold: control characters become a visible mark."""
     kept = "".join(
         char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs") else "\ufffd" for char in text
@@ -218,18 +218,18 @@ def _named(svg: str, name: str) -> str:
 def _answer(sample: Mapping[str, Any]) -> Mapping[str, str]:
     reward = sample.get("reward")
     return {
-        "prompt": clean(prompt_text(sample.get("prompt", ""))),
-        "start": clean(str(sample.get("start") or "")),
-        "completion": clean(str(sample.get("completion", ""))),
+        "prompt": _clean(prompt_text(sample.get("prompt", ""))),
+        "start": _clean(str(sample.get("start") or "")),
+        "completion": _clean(str(sample.get("completion", ""))),
         "reward": "none (abstained)" if reward is None else f"{reward:g}",
     }
 
 
 def _change_of(change: Change) -> Mapping[str, str]:
     return {
-        "prompt": clean(prompt_text(change.prompt)),
-        "before": clean(change.before),
-        "after": clean(change.after),
+        "prompt": _clean(prompt_text(change.prompt)),
+        "before": _clean(change.before),
+        "after": _clean(change.after),
         "reward_before": f"{change.reward_before:g}",
         "reward_after": f"{change.reward_after:g}",
     }

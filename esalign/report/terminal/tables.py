@@ -64,18 +64,18 @@ def show_result(
         text = verdict.text if result.generation == 0 else f"{set_name(name)}: {verdict.text}"
         console.print(text, style=STYLES[verdict.kind], markup=False, soft_wrap=True)
     console.print()
-    console.print(comparison_table(result, words, wide=console.width >= ONE_LINE_WIDTH))
+    console.print(_comparison_table(result, words, wide=console.width >= ONE_LINE_WIDTH))
     console.print()
     for label, text in _facts(result, words):
         show_fact(console, label, text)
-    show_changes(console, find_changes(read_json_lines(folder / COMPLETIONS)))
+    _show_changes(console, find_changes(read_json_lines(folder / COMPLETIONS)))
     if verification is not None:
         show_fact(console, "check", verification.note, "" if verification.good else STYLES["worse"])
     show_fact(console, saved, str(folder / saved))
     show_fact(console, "report", str(folder / "report.html"))
 
 
-def show_changes(console: "Console", changes: Changes | None) -> None:
+def _show_changes(console: "Console", changes: Changes | None) -> None:
     """Print how many test problems were gained and lost, and a few of each with the texts before and after."""
     if changes is None:
         return
@@ -94,7 +94,7 @@ def show_changes(console: "Console", changes: Changes | None) -> None:
             )
 
 
-def comparison_table(result: "Result", words: Words, *, wide: bool) -> "Table":
+def _comparison_table(result: "Result", words: Words, *, wide: bool) -> "Table":
     """Return a table of the held-out sets: start, result, paired gain, each with its 95 % interval."""
     from rich.text import Text
 
@@ -152,7 +152,7 @@ def show_plan(console: "Console", plan: "Plan") -> None:
     console.print()
 
 
-def forgetting(result: "Result") -> str:
+def _forgetting(result: "Result") -> str:
     """Say how far the result is from the start, and what it lost off the task."""
     kl = "not measured" if result.kl is None else f"{number(result.kl, '.4f')} nats per token"
     probe = result.comparisons.get(PROBE)
@@ -172,7 +172,7 @@ def _facts(result: "Result", words: Words) -> Sequence[tuple[str, str]]:
     work, judgements = (duration(machine.get(f"{kind}_seconds")) for kind in ("search", "held_out"))
     return (
         ("result", f"{words.result_of(result.generation)} ({result.reason})"),
-        ("forgetting", forgetting(result)),
+        ("forgetting", _forgetting(result)),
         (
             "tokens",
             (
