@@ -1,7 +1,8 @@
 """Writing Hugging Face models of the Llama, Mistral, Qwen, Gemma and Phi-3 families as GGUF files."""
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from esalign_llama_cpp.vocabulary import add_vocabulary
 
 STORED_TYPES = ("f32", "f16", "bf16")
 SKIPPED = ("rotary_emb.inv_freq", "masked_bias")
-HEAD = "lm_head.weight"
 
 
 def convert_model(folder: str | Path, out: str | Path, *, kind: str = "f32") -> Path:
@@ -113,8 +113,9 @@ def _tensors(folder: Path, config: ModelConfig) -> Iterator[tuple[str, Array]]:
     """Yield the weights under their GGUF names, float32, laid out as llama.cpp wants them."""
     needed = {to_gguf(layer, config.architecture) for layer in config.layer_names()}
     seen = set()
-    for name, values in _read_weights(folder):
-        if name.endswith(SKIPPED) or (name == HEAD and config.tied):
+    weights = (read_weights(file, lambda tensors, name: tensors.get_tensor(name)) for file in weight_files(folder))
+    for name, weight in itertools.chain.from_iterable(weights):
+        if name.endswith(SKIPPED) or (name == "lm_head.weight" and config.tied):
             continue
         layer, _, suffix = name.rpartition(".")
         ours = to_gguf(layer, config.architecture)
@@ -123,23 +124,26 @@ def _tensors(folder: Path, config: ModelConfig) -> Iterator[tuple[str, Array]]:
         seen.add(ours)
         offset = config.norm_offset if layer.endswith("norm") else 0.0
         heads = heads_to_permute(layer, config.architecture, config.heads)
-        yield f"{ours}.{suffix}", permute(values + offset, heads)
+        yield f"{ours}.{suffix}", permute(weight.float().numpy() + offset, heads)
     missing = sorted(str(name) for name in needed - seen)
     if missing:
         raise BackendError(f"model '{folder}' has no weights for {missing[0]}: is the download complete?")
 
 
-def _read_weights(folder: Path) -> Iterator[tuple[str, Array]]:
+def read_weights(file: Path, read: Callable[[Any, str], Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the names in a safetensors file, with what is read of each from the open file.
+
+    Raises:
+        BackendError: the file is broken.
+    """
     from safetensors import SafetensorError, safe_open
 
-    files = weight_files(folder)
-    for file in files:
-        try:
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (it is no dictionary)
-                    yield name, tensors.get_tensor(name).float().numpy()
-        except (SafetensorError, OSError) as error:
-            raise BackendError(f"'{file}' is broken ({error}): download the model again") from error
+    try:
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (it is no dictionary)
+                yield name, read(tensors, name)
+    except (SafetensorError, OSError) as error:
+        raise BackendError(f"'{file}' is broken ({error}): download the model again") from error
 
 
 def weight_files(folder: Path) -> list[Path]:

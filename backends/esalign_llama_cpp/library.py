@@ -15,7 +15,6 @@ TESTED = ("0.3.36", "0.3.36")
 WARNING, ERROR, CONTINUED = 3, 4, 5  # of ggml.h; the binding's own table is older than its library
 EMPTY_WORDS = ("failed to load model", "llama_model_loader: failed to load model")  # they follow on the reason
 _SPEAKER = re.compile(r"^(\w+: )(error loading model: )?")
-NO_USER_DATA = ctypes.c_void_p(0)
 
 
 class Log:
@@ -61,7 +60,7 @@ class Library:
         self.api = api
         self.log = Log()
         self._callback = api.llama_log_callback(self._on_log)  # C holds no reference to it
-        api.llama_log_set(self._callback, NO_USER_DATA)
+        api.llama_log_set(self._callback, ctypes.c_void_p(0))
         api.llama_backend_init()
 
     def _on_log(self, level: int, text: bytes, _data: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from esalign.errors import BackendError
 from esalign.space.hub import find_folder
 from esalign_llama_cpp.config import read_config
-from esalign_llama_cpp.convert import STORED_TYPES, convert_model, weight_files
+from esalign_llama_cpp.convert import STORED_TYPES, convert_model, read_weights, weight_files
 from esalign_llama_cpp.quantize import BLOCKS, check_rows, quantize_model
 
 QUANTIZATIONS = (*STORED_TYPES, *BLOCKS)
@@ -112,14 +112,8 @@ def _make(folder: Path, target: Path, kind: str, threads: int) -> None:
 
 def _own_kind(folder: Path) -> str:
     """Return the type that is nearest to that of the weights in a folder."""
-    from safetensors import SafetensorError, safe_open
-
     for file in weight_files(folder):
-        try:
-            with safe_open(file, "pt") as tensors:
-                kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118  (no dictionary)
-        except (SafetensorError, OSError) as error:
-            raise BackendError(f"'{file}' is broken ({error}): download the model again") from error
+        kinds = {kind for _, kind in read_weights(file, lambda tensors, name: tensors.get_slice(name).get_dtype())}
         if "F32" in kinds or "BF16" in kinds:
             return "f32" if "F32" in kinds else "bf16"
     return "f16"

@@ -12,8 +12,6 @@ from esalign.types import Array
 from esalign_llama_cpp.lora import open_gguf, read_architecture
 from esalign_llama_cpp.names import heads_to_permute, linear_from_gguf, unpermute
 
-SUFFIX = ".weight"
-
 
 class GgufWeights:
     """The linear layers of a GGUF model in any quantisation, under the names of Hugging Face models.
@@ -34,7 +32,7 @@ class GgufWeights:
         self._tensors = {}
         for tensor in (tensor for part in parts for tensor in part.tensors):
             try:
-                self._tensors[linear_from_gguf(tensor.name.removesuffix(SUFFIX), self._architecture)] = tensor
+                self._tensors[linear_from_gguf(tensor.name.removesuffix(".weight"), self._architecture)] = tensor
             except AdapterError:
                 continue  # embeddings, norms, biases
         self.names = tuple(self._tensors)

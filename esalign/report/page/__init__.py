@@ -8,8 +8,6 @@ from esalign.report.page.source import read_run
 
 __all__ = ["write_report"]
 
-REPORT = "report.html"
-
 
 def write_report(folder: Path) -> Path:
     """Write ``report.html`` into a run's directory, finished or not, and return its path.
@@ -19,6 +17,6 @@ def write_report(folder: Path) -> Path:
     Raises:
         CheckpointError: the folder holds no run.
     """
-    path = Path(folder) / REPORT
+    path = Path(folder) / "report.html"
     write_atomically(path, render(read_run(Path(folder))).encode("utf-8", "replace"))
     return path

@@ -30,7 +30,6 @@ from esalign.run.statistics import Estimate
 LONGEST_TEXT = 4000  # characters of a prompt or a completion that are shown
 SHOWN_GENERATIONS = 8
 SHOWN_CHANGES = 20  # of the problems gained, and of those lost
-PROBE = "probe"
 
 Pairs = list[tuple[str, str]]
 
@@ -129,7 +128,7 @@ def _forgetting(files: RunFiles) -> Pairs:
         return []
     kl = files.result.get("kl")
     pairs = [("KL to the start", "not measured" if kl is None else f"{number(kl, '.4f')} nats per token")]
-    probe = files.comparisons.get(PROBE)
+    probe = files.comparisons.get("probe")
     if probe is None:
         return [*pairs, ("off-task probe", "none; the section probe of the configuration adds one")]
     return [*pairs, ("off-task probe", f"{_change(probe)}; {_loss(probe['gain'])}")]

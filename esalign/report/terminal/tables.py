@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 ONE_LINE_WIDTH = 130  # columns from which a mean and its interval fit side by side
 LABEL_WIDTH = 12
 STYLES = {"better": "bold green", "worse": "bold red", "unclear": "bold", "none": "bold"}
-PROBE = "probe"
 SHOWN_GAINED, SHOWN_LOST, SHOWN_TEXT = 3, 1, 60  # problems, and characters of each of their texts
 
 
@@ -155,7 +154,7 @@ def show_plan(console: "Console", plan: "Plan") -> None:
 def _forgetting(result: "Result") -> str:
     """Say how far the result is from the start, and what it lost off the task."""
     kl = "not measured" if result.kl is None else f"{number(result.kl, '.4f')} nats per token"
-    probe = result.comparisons.get(PROBE)
+    probe = result.comparisons.get("probe")
     if probe is None:
         return f"KL to the start {kl}; no off-task probe"
     lost = "lost" if probe.gain.high < 0 else "no loss shown"
