@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cluster import problems
 
 from esalign.assets import adapter_path, model_path
 from esalign.config.cluster import ClusterSection
-from esalign.config.sections import BackendSection, Source
-from esalign.data import load_dataset
+from esalign.config.sections import BackendSection
 from esalign.engines.cluster.make import make_cluster
 from esalign.space import SvdLora
 from esalign.types import Sampling
-
-GAME = {"min_numbers": 3, "max_numbers": 3, "min_value": 1, "max_value": 12, "min_target": 1, "max_target": 99}
 
 
 def fitness(rows: Any) -> list[float]:
@@ -34,8 +32,7 @@ def fitness(rows: Any) -> list[float]:
 def main(backend: str, kills: int, workers: int, prompts: int) -> int:
     """Return the number of generations that differ."""
     space = SvdLora.from_pretrained(adapter_path("embedded"))
-    source = Source(source="reasoning-gym:countdown", options=GAME)
-    asked = [example.prompt for example in load_dataset(source, size=prompts, seed=0).examples]
+    asked = problems(prompts)
     vectors = np.random.default_rng(0).standard_normal((12, space.dim)) * 0.3
     section = ClusterSection(workers=workers, min_workers=1, cpus=0.5, unit=16, address="local", cut_for=workers)
     cluster = make_cluster(BackendSection(name=backend, dtype="float32"), model_path("embedded"), space, section)

