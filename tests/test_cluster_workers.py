@@ -30,7 +30,7 @@ from esalign.engines.cluster.backend import _check_scores
 from esalign.engines.cluster.engine import Engine, Hello, Kind, Refused, _versions
 from esalign.engines.cluster.lifeline import Lifeline
 from esalign.engines.cluster.make import make_cluster
-from esalign.engines.cluster.packing import blocks, needed, open_block, pack, unpack
+from esalign.engines.cluster.packing import blocks, open_block, pack, unpack
 from esalign.engines.cluster.ray_workers import connect
 from esalign.engines.cluster.units import BLOCK, Unit, cut
 from esalign.engines.cluster.workers import Unfit, WrongAnswer
@@ -146,7 +146,8 @@ def test_prompts_are_sent_in_blocks_and_come_out_as_they_were():
     packed = list(blocks(prompts))
     assert [len(ends) for _, ends in packed] == [256, 256, 188]
     for wanted in (range(700), range(300, 500), range(511, 513), range(512, 513)):
-        held, places = needed(wanted)
+        unit = Unit((0, 0), range(1), wanted)
+        held, places = unit.blocks, unit.places
         there = [one for block in packed[held.start : held.stop] for one in open_block(block)]
         assert there[places.start : places.stop] == prompts[wanted.start : wanted.stop]
 

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from esalign.errors import ConfigError, MissingPackageError
 
-TRACKERS = ("trackio", "wandb", "tensorboard")
 logger = logging.getLogger(__name__)
 
 
@@ -73,16 +72,14 @@ class _TensorBoardTracker:
 
 
 def make_tracker(kind: str, *, name: str, folder: Path, config: Mapping[str, Any]) -> Tracker | None:
-    """Return the tracker of a name, or None for 'none'.
+    """Return the tracker of a name, as ``run.tracker`` has it, or None for 'none'.
 
     Raises:
-        MissingPackageError: its package is not installed.
-        ConfigError: the name is unknown.
+        MissingPackageError: trackio is not installed.
+        ConfigError: another one's package is not installed, or it cannot start.
     """
     if kind == "none":
         return None
-    if kind not in TRACKERS:
-        raise ConfigError(f"run.tracker is {kind!r}, expected none, {', '.join(TRACKERS)}")
     try:
         if kind == "tensorboard":
             return _Guarded(kind, _TensorBoardTracker(folder / kind))

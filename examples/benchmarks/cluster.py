@@ -27,7 +27,7 @@ from esalign.config.cluster import ClusterSection
 from esalign.config.sections import BackendSection, Source
 from esalign.data import load_dataset
 from esalign.engines.cluster.make import make_cluster
-from esalign.engines.cluster.packing import needed, pack, unpack
+from esalign.engines.cluster.packing import pack, unpack
 from esalign.engines.cluster.scheduler import Scheduler
 from esalign.engines.cluster.units import BLOCK, Unit, cut
 from esalign.engines.cluster.workers import WorkerLost
@@ -97,7 +97,7 @@ class World:
         """Return when a worker answers, and what."""
         began = time.process_time()
         seconds = self.seconds(unit) * (SLOWER if worker in self.slow else 1.0)
-        self.sent |= {(worker, block) for block in needed(unit.prompts)[0]}
+        self.sent |= {(worker, block) for block in unit.blocks}
         due = [at for at in self.deaths if at <= now + seconds]
         if due:  # a death hits whoever is at work
             self.deaths.remove(due[0])

@@ -12,7 +12,7 @@ import numpy as np
 from esalign.config.cluster import ClusterSection
 from esalign.engines.checks import opened
 from esalign.engines.cluster.engine import Kind
-from esalign.engines.cluster.packing import blocks, needed, unpack
+from esalign.engines.cluster.packing import blocks, unpack
 from esalign.engines.cluster.ray_workers import RayWorkers
 from esalign.engines.cluster.scheduler import Scheduler
 from esalign.engines.cluster.units import Unit, cut, describe
@@ -94,10 +94,9 @@ class ClusterBackend:
             return len(answer.ids)
 
         def ask(unit: Unit) -> Any:
-            held, places = needed(unit.prompts)
             here = replace(sampling, offset=sampling.offset + unit.prompts.start)
             vectors = table[unit.candidates.start : unit.candidates.stop]
-            return "generate", vectors, places, here, *handles[held.start : held.stop]
+            return "generate", vectors, unit.places, here, *handles[unit.blocks.start : unit.blocks.stop]
 
         def name(unit: Unit) -> str:
             longest = max(unit.prompts, key=lambda j: len(ids[j]))

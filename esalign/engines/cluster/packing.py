@@ -26,16 +26,6 @@ def open_block(block: Blocked) -> list[tuple[int, ...]]:
     return [tuple(one.tolist()) for one in np.split(block[0], block[1][:-1])]
 
 
-def needed(prompts: range) -> tuple[range, range]:
-    """Return the blocks that hold prompts, and where in these blocks, one after another, the prompts are.
-
-    >>> needed(range(300, 500)), needed(range(0, 600))
-    ((range(1, 2), range(44, 244)), (range(0, 3), range(0, 600)))
-    """
-    first, last = prompts.start // BLOCK, -(-prompts.stop // BLOCK)
-    return range(first, last), range(prompts.start - first * BLOCK, prompts.stop - first * BLOCK)
-
-
 @dataclass(frozen=True)
 class Packed:
     """A table of completions, row by row.

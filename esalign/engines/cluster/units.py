@@ -35,6 +35,17 @@ class Unit:
         """The blocks of prompts that hold its own."""
         return range(self.prompts.start // BLOCK, -(-self.prompts.stop // BLOCK))
 
+    @property
+    def places(self) -> range:
+        """Where in these blocks, one after another, its own are.
+
+        >>> unit = Unit((0, 0), range(1), range(300, 500))
+        >>> unit.blocks, unit.places
+        (range(1, 2), range(44, 244))
+        """
+        first = self.blocks.start * BLOCK
+        return range(self.prompts.start - first, self.prompts.stop - first)
+
 
 def cut(
     candidates: int, prompts: int, *, workers: int, fewest: int, by_prompt: bool = False, call: int = 0
