@@ -218,6 +218,18 @@ def test_regex_match_tells_forms_and_groups():
     assert last(prompts=["p"] * 3, completions=["= 1, = B", "= b = 1", "b"], answer=["b", "b", "b"]) == [1.0, 0.0, 0.0]
 
 
+def test_a_pattern_that_ignores_case_by_itself_leaves_the_case_of_answers():
+    letter = load_reward("regex-match", pattern=r"(?i)answer: (\w)", group=1)
+    completions = ["ANSWER: B", "answer: b", "Answer: C"]
+    assert letter(prompts=["p"] * 3, completions=completions, answer=["B"] * 3) == [1.0, 0.0, 0.0]
+
+
+def test_an_answer_that_no_text_can_be_is_refused_also_where_nothing_is_found():
+    letter = load_reward("regex-match", pattern="(B)", group=1)
+    with pytest.raises(RewardError, match="needs one text or number as 'answer'"):
+        letter(prompts=["p"], completions=["?"], answer=[["B"]])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,5 +1,6 @@
 """Rewards that compare text."""
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -22,13 +23,10 @@ def exact_match(
     Raises:
         RewardError: an answer that is a list or a mapping.
     """
-
-    def normal(text: str) -> str:
-        text = text.strip() if strip else text
-        return text.casefold() if ignore_case else text
+    normal = functools.partial(_normal, ignore_case=ignore_case, strip=strip)
 
     def is_match(completion: str, right: Any) -> bool:
-        return normal(completion) in {normal(spelling) for spelling in spellings("exact-match", right)}
+        return normal(completion) in map(normal, spellings("exact-match", right))
 
     pairs = zip(completions, answer, strict=True)
     return [None if right is None else float(is_match(completion, right)) for completion, right in pairs]
@@ -66,20 +64,17 @@ def regex_match(
         raise RewardError("reward 'regex-match' with a group needs the column 'answer'")
     if group not in compiled.groupindex and not (isinstance(group, int) and 0 <= group <= compiled.groups):
         raise RewardError(f"reward 'regex-match' has no group {group!r} in its pattern {pattern!r}")
+    normal = functools.partial(_normal, ignore_case=ignore_case)
 
     def is_match(completion: str, right: Any) -> bool:
-        wanted = {_normal(spelling, ignore_case) for spelling in spellings("regex-match", right)}
-        return _last_group(compiled, completion, group) in wanted
+        wanted, matches = spellings("regex-match", right), list(compiled.finditer(completion))
+        found = matches[-1].group(group) if matches else None
+        return found is not None and normal(found) in map(normal, wanted)
 
     pairs = zip(completions, answer, strict=True)
     return [None if right is None else float(is_match(completion, right)) for completion, right in pairs]
 
 
-def _last_group(pattern: re.Pattern[str], text: str, group: int | str) -> str | None:
-    matches = list(pattern.finditer(text))
-    found = matches[-1].group(group) if matches else None
-    return None if found is None else _normal(found, bool(pattern.flags & re.IGNORECASE))
-
-
-def _normal(text: str, ignore_case: bool) -> str:
-    return text.strip().casefold() if ignore_case else text.strip()
+def _normal(text: str, *, ignore_case: bool, strip: bool = True) -> str:
+    text = text.strip() if strip else text
+    return text.casefold() if ignore_case else text
