@@ -10,8 +10,11 @@ from esalign.data import Source, load_examples, make_splits
 from esalign.data.instruction_words import KINDS, conflict
 from esalign.errors import DataError
 from esalign.rewards import load_reward
-from esalign.rewards.ifeval.checkers import CONFLICTS, parameters_of
+from esalign.rewards.ifeval.checkers import parameters_of  # before lm-eval, which it lets fetch nothing
 
+from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_CONFLICTS, conflict_make  # isort: skip
+
+CONFLICTS = conflict_make(INSTRUCTION_CONFLICTS)  # kind -> kinds that cannot stand beside it, itself among them
 OFFICIAL = Path(__file__).parent / "data" / "ifeval_prompts.jsonl.gz"
 pytestmark = pytest.mark.filterwarnings("ignore::esalign.errors.EsalignWarning")
 

@@ -18,15 +18,12 @@ from esalign.rewards.ifeval.sentences import has_punkt_tab
 # Without punkt_tab, lm-eval fetches it when imported, and prints that it did even if it did not.
 with patch.object(nltk, "download", lambda *_: False), contextlib.redirect_stdout(io.StringIO()):
     from lm_eval.tasks.ifeval import instructions_util
-    from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_CONFLICTS, INSTRUCTION_DICT, conflict_make
+    from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
 
 langdetect.DetectorFactory.seed = 0  # else it draws at random, and the language of a text changes from call to call
 
 KINDS: tuple[str, ...] = tuple(INSTRUCTION_DICT)
 """All kinds of instructions that lm-eval judges."""
-
-CONFLICTS: dict[str, set[str]] = conflict_make(INSTRUCTION_CONFLICTS)
-"""Kind -> kinds that cannot stand beside it in a prompt, itself among them."""
 
 
 def parameters_of(kind: str) -> list[str]:
