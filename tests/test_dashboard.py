@@ -211,6 +211,7 @@ def test_plain_output_is_one_line_an_event_without_escapes(tmp_path):
         reporter.generation(searched(1))
         reporter.generation({**searched(2, validation=interval(0.3)), "truncated": 0.5})
         reporter.generation({**searched(3), "truncated": 0.6})
+        reporter.generation({**searched(4), "fitness": {"mean": 0.2, "max": 0.2, "std": 0.0}})  # the run warns of it
         reporter.warn("something\nwith two lines")
     lines = printed(console).splitlines()
     assert lines[0] == f"run {tmp_path} begins: 20 generations, 24 candidates x 100 problems each, cma-es on torch"
@@ -220,7 +221,8 @@ def test_plain_output_is_one_line_an_event_without_escapes(tmp_path):
     assert lines[4].endswith("validation 0.300 [0.250, 0.350], start 0.200, best so far")
     assert lines[5] == "warning: 50% of completions were cut at the limit of 32 tokens: raise sampling.max_tokens?"
     assert lines[6].startswith(" 3/20")
-    assert lines[7:] == ["warning: something with two lines"]
+    assert lines[7].startswith(" 4/20")
+    assert lines[8:] == ["warning: something with two lines"]
     assert "\x1b" not in printed(console)
 
 

@@ -30,7 +30,7 @@ class PlainReporter:
         self._console, self._clock = console, clock
         self._stage, self._said = "", clock()
         self._progress: RunProgress | None = None
-        self._told: set[str] = set()
+        self._told = {"flat"}  # of that the run itself warns, with completions
 
     def __enter__(self) -> Self:
         return self
