@@ -29,7 +29,7 @@ DOCTOR = "esalign.doctor"
 PLUGS = {BACKENDS: Backend, OPTIMIZERS: Optimizer, SPACES: Space, FITNESS: Fitness}
 NEVERGRAD = "nevergrad"
 
-DEFAULT_SIGMA = 0.5
+DEFAULT_SIGMA = 0.7
 """First step size where a space names none of its own."""
 DEFAULT_POPULATION = 24
 """Candidates of a generation."""

@@ -46,7 +46,7 @@ def test_every_row_is_a_valid_configuration():
     from esalign.config.run import RunConfig
 
     for task, row in itertools.product(TASKS.values(), ROWS.values()):
-        load_config([asset("quickstart.yaml")], [*SAME, *task, *row.overrides], schema=RunConfig)
+        load_config([asset("quickstart.yaml")], [*SAME, *task.overrides, *row.overrides], schema=RunConfig)
 
 
 @pytest.mark.parametrize("task", ["countdown", "chain-sum"])
@@ -59,6 +59,26 @@ def test_the_problems_of_a_task_are_posed_once_and_told_apart_from_its_probe(tas
     before = Path(config.data.source).stat().st_mtime_ns
     make_config(ROWS["start"], tmp_path, task=task)
     assert Path(config.data.source).stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_the_task_that_is_learnt_starts_from_an_adapter_of_its_own_that_names_numbers_of_the_question(tmp_path):
+    from contextlib import ExitStack
+
+    from judging import Judge
+    from rows import ROWS, make_config
+
+    config = make_config(ROWS["start"], tmp_path, task="largest")
+    assert Path(str(config.model.adapter)).is_relative_to(tmp_path)
+    row = json.loads(Path(config.data.source).read_text().splitlines()[0])
+    numbers = row["question"].removeprefix("Largest of ").removesuffix(":").split(", ")
+    assert max(numbers, key=int) == row["answer"]
+    with ExitStack() as closing:
+        judge = Judge(config, closing)
+        assert 0.02 < judge.validate(None)["greedy"] < 0.25  # chance, were the form all that it knew, is 1/4
+        pass_at = list(judge.pass_at(None).values())
+    assert len(pass_at) == 5
+    assert pass_at == sorted(pass_at)
 
 
 @pytest.mark.slow

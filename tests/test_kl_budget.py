@@ -75,7 +75,8 @@ def test_tokens_are_counted_and_the_state_is_the_fitness_own(backend):
 
 
 def test_a_run_keeps_its_budget_and_resumes_exactly(tmp_path, monkeypatch):
-    changes = {"optimizer__sigma": 2.0, "optimizer__name": "cma-es", "run__generations": 6}
+    optimizer = {"name": "cma-es", "population": 6, "sigma": 2.0, "options": {"mean_rate": 0.5}}
+    changes = {"optimizer": optimizer, "run__generations": 6}
     free = run_quickly(write_quick_run(tmp_path / "free", **changes), monkeypatch)
     recorder = Recorder()
     bound = {**changes, "fitness__kl_budget": 0.02}

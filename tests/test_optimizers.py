@@ -155,7 +155,7 @@ def test_small_mean_rate_holds_out_against_noise_in_many_dimensions():
 
 def test_mean_rate_falls_with_dimensions_per_candidate():
     rates = [default_mean_rate(dim, 24) for dim in (64, 768, 2048, 8192)]
-    assert rates[:2] == [0.5, 0.5]
+    assert rates[:2] == [0.25, 0.25]
     assert rates == sorted(rates, reverse=True)
     assert rates[3] == pytest.approx(0.153, abs=1e-3)
 

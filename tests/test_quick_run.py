@@ -43,7 +43,7 @@ def test_a_run_says_how_far_the_judgements_of_start_and_result_are(tmp_path, mon
 
 
 def test_the_search_raises_the_reward(tmp_path, monkeypatch):
-    config = write_quick_run(tmp_path, run__generations=25, fitness__prompts=16, optimizer__population=12)
+    config = write_quick_run(tmp_path, run__generations=25, fitness__prompts=32, optimizer__population=24)
     outcome = run_quickly(config, monkeypatch)
     assert outcome.result.comparisons["test/greedy"].gain.low > 0
 

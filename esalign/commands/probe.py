@@ -17,6 +17,7 @@ from esalign.errors import ConfigError
 from esalign.files import finite, write_json
 from esalign.fitness.completions import complete_mixed
 from esalign.fitness.reliability import LEAST
+from esalign.fitness.reward import SAMPLED
 from esalign.run.signal import GRID, PAIRS, Probed, measure, propose
 from esalign.run.statistics import estimate
 from esalign.seeds import Use, derive, generator
@@ -66,7 +67,7 @@ def probe(config: RunConfig, *, output: Path | None = None, progress: Progress =
             candidates,
             examples,
             config.sampling.make(seed=derive(seed, Use.GENERATION, 1)),
-            sampled=config.fitness.options.get("sampled", 0.0),
+            sampled=config.fitness.options.get("sampled", SAMPLED if config.fitness.name == "reward" else 0.0),
             on_completion=lambda: progress(next(finished), total),
         )
         seconds = time.perf_counter() - began

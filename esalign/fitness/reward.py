@@ -11,6 +11,9 @@ from esalign.fitness.reliability import LEAST, ProblemCount
 from esalign.seeds import Use, derive
 from esalign.types import Array, Evaluation, Example, State
 
+SAMPLED = 0.5
+"""Share of the problems that are sampled by default; see docs/benchmarks/comparison.md for how it was chosen."""
+
 
 class RewardFitness:
     """Mean reward over a mini-batch of problems that all candidates of a generation share (common random numbers).
@@ -28,7 +31,7 @@ class RewardFitness:
     """
 
     def __init__(
-        self, parts: FitnessParts, *, prompts: int | None = None, samples: int = 1, sampled: float = 0.0
+        self, parts: FitnessParts, *, prompts: int | None = None, samples: int = 1, sampled: float = SAMPLED
     ) -> None:
         if samples > 1 and parts.sampling.temperature == 0:
             raise ConfigError(

@@ -175,6 +175,7 @@ def judge(job: Job) -> list[dict[str, Any]]:
         best = snapshots[chosen] if chosen is not None else None
         scores = judge.test(best, problems=config.data.test_size)
         probe = judge.probe(best)
+        pass_at = judge.pass_at(best)
         kl = judge.kl(best) if best is not None else 0.0
     head = {"row": row.name, "label": label(row, job.extra), "seed": job.seed, "extra": job.extra, **training}
     result = {
@@ -183,6 +184,7 @@ def judge(job: Job) -> list[dict[str, Any]]:
         **{name: interval(values) for name, values in scores.items()},
         "probe": None if probe is None else interval(probe),
         "kl": kl,
+        "pass_at": pass_at,
         "scores": {name: "".join(str(int(value)) for value in values) for name, values in scores.items()},
         "probe_scores": None if probe is None else "".join(str(int(value)) for value in probe),
     }

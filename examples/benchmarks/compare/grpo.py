@@ -16,7 +16,7 @@ from transformers.utils import logging
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from esalign.assets import asset
+from esalign.assets import adapter_path, asset
 from esalign.commands.build import load_splits, make_pool
 from esalign.config.run import RunConfig
 from esalign.rewards.pool import RewardPool
@@ -103,8 +103,8 @@ def train_grpo(config: RunConfig, options: dict[str, float], meter: Meter, *, si
     logging.set_verbosity_error()
     tokenizer = AutoTokenizer.from_pretrained(asset("embedded/model"))
     base = AutoModelForCausalLM.from_pretrained(asset("embedded/model"), dtype=torch.float32)
-    model: Any = PeftModel.from_pretrained(base, str(asset("embedded/adapter")), is_trainable=True)
-    space = SvdLora.from_pretrained(asset("embedded/adapter"))
+    model: Any = PeftModel.from_pretrained(base, adapter_path(str(config.model.adapter)), is_trainable=True)
+    space = SvdLora.from_pretrained(adapter_path(str(config.model.adapter)))
     offsets = restrict(model, space) if singular else []
     examples = load_splits(config).train.examples
 

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from math import comb
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from esalign.assets import asset
+from esalign.assets import EMBEDDED, adapter_path, asset
 from esalign.commands.build import load_splits, make_backend, make_pool, make_probe
 from esalign.config.run import RunConfig
 from esalign.protocols import Backend
@@ -20,7 +21,8 @@ from esalign.types import Array
 
 CURVE_PROBLEMS = 500
 KL_PROBLEMS = 64
-DECODINGS = {"greedy": 0.0, "sampled": 1.0}
+DECODINGS = {"greedy": 0.0, "sampled": 1.0, "at 0.7": 0.7}
+PASS_PROBLEMS, PASS_SAMPLES = 200, 16
 
 
 class Judge:
@@ -33,6 +35,7 @@ class Judge:
 
     def __init__(self, config: RunConfig, closing: ExitStack) -> None:
         self._config = config
+        self._adapter = adapter_path(config.model.adapter or EMBEDDED)
         splits = load_splits(config)
         pool = closing.enter_context(make_pool(config.rewards, config.scoring))
         self._validation = HeldOut(splits.validation.examples, pool)
@@ -50,6 +53,20 @@ class Judge:
         held_out = replace(self._test, examples=self._test.examples[:problems])
         with self._open(snapshot) as (backend, zero):
             return {name: self._scores(backend, zero, held_out, Use.TEST, name) for name in DECODINGS}
+
+    def pass_at(self, snapshot: Path | None) -> dict[str, float]:
+        """Return pass@k at temperature 1 of the first test problems, k a power of two up to the samples drawn.
+
+        The unbiased estimate of Chen et al. (2021), "Evaluating Large Language Models Trained on Code", arXiv
+        2107.03374: 1 - C(n - c, k) / C(n, k), with c of n samples right.
+        """
+        repeated = tuple(e for e in self._test.examples[:PASS_PROBLEMS] for _ in range(PASS_SAMPLES))
+        with self._open(snapshot) as (backend, zero):
+            scores = self._scores(backend, zero, replace(self._test, examples=repeated), Use.TEST, "sampled")
+        right = (scores.reshape(-1, PASS_SAMPLES) == 1).sum(axis=1)
+        wrong = [PASS_SAMPLES - int(count) for count in right]
+        powers = [2**power for power in range(PASS_SAMPLES.bit_length())]
+        return {str(k): float(np.mean([1 - comb(w, k) / comb(PASS_SAMPLES, k) for w in wrong])) for k in powers}
 
     def probe(self, snapshot: Path | None) -> Array | None:
         """Return the scores on the off-task probe, greedy."""
@@ -79,12 +96,12 @@ class Judge:
     @contextmanager
     def _open(self, snapshot: Path | None) -> Iterator[tuple[Backend, Array]]:
         """Lend the engine with a snapshot, None being the start, and the search vector that leaves it as it is."""
-        model, adapter = str(asset("embedded/model")), asset("embedded/adapter")
+        model = str(asset("embedded/model"))
         space: SvdLora | None = None
         if snapshot is not None and (snapshot / "model").is_dir():
             model = str(snapshot / "model")
         else:
-            space = SvdLora.from_pretrained(adapter if snapshot is None else snapshot / "adapter")
+            space = SvdLora.from_pretrained(self._adapter if snapshot is None else snapshot / "adapter")
         backend = make_backend(self._config.backend, model, space)
         try:
             yield backend, np.zeros(space.dim if space else 0)

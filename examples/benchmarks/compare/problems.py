@@ -1,41 +1,65 @@
-"""The problems of a task and a seed, posed once by reasoning-gym, and read from files by every row."""
+"""The tasks, with the problems of each seed, which are posed once, and read from files by every row."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from esalign.assets import asset
+import largest
+
+from esalign.assets import EMBEDDED, asset
 from esalign.commands.build import load_splits
 from esalign.config.reading import load_config
 from esalign.config.run import RunConfig
 from esalign.config.sections import DataSection, Source
 
+COUNTDOWN = "{min_numbers: 3, max_numbers: 3, min_value: 1, max_value: 12, min_target: 1, max_target: 99}"
 SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task.
+
+    Args:
+        overrides: laid over quickstart.yaml.
+        own: whether its problems and its adapter are made by `largest`; else, by reasoning-gym and the shipped one.
+    """
+
+    overrides: tuple[str, ...] = ()
+    own: bool = False
+
+
 TASKS = {
-    "countdown": (),
-    "chain-sum": (
-        "data.options=",
-        "data.source=reasoning-gym:chain_sum",
-        "data.options={min_terms: 3, max_terms: 3, min_digits: 1, max_digits: 1}",
-        "probe.options=",
-        "probe.source=reasoning-gym:countdown",
-        "probe.options={min_numbers: 3, max_numbers: 3, min_value: 1, max_value: 12, min_target: 1, max_target: 99}",
+    "countdown": Task(),
+    "chain-sum": Task(
+        (
+            "data.options=",
+            "data.source=reasoning-gym:chain_sum",
+            "data.options={min_terms: 3, max_terms: 3, min_digits: 1, max_digits: 1}",
+            "probe.options=",
+            "probe.source=reasoning-gym:countdown",
+            f"probe.options={COUNTDOWN}",
+        )
     ),
+    "largest": Task(("rewards=[{name: exact-match}]", "sampling.max_tokens=12"), own=True),
 }
-"""What is laid over quickstart.yaml, whose task is the first."""
 
 
 def pose(task: str, seed: int, folder: Path) -> DataSection:
     """Return the section of a configuration that reads a seed's problems, which are posed if need be."""
     home = folder / "problems" / f"seed{seed}"
-    posed = load_config([asset("quickstart.yaml")], [*TASKS[task], f"run.seed={seed}"], schema=RunConfig)
+    overrides = [*TASKS[task].overrides, f"run.seed={seed}"]
+    data = load_config([asset("quickstart.yaml")], overrides, schema=RunConfig).data
     if not (home / f"{SPLITS[-1]}.jsonl").exists():
         home.mkdir(parents=True, exist_ok=True)
-        splits = load_splits(posed)
+        if TASKS[task].own:
+            _write(home / "all.jsonl", largest.pose(seed))
+            overrides += ["data=", f"data.source={home / 'all.jsonl'}"]
+            overrides += [f"data.{name}_size={getattr(data, f'{name}_size')}" for name in SPLITS]
+        splits = load_splits(load_config([asset("quickstart.yaml")], overrides, schema=RunConfig))
         for name in SPLITS:
-            rows = [dict(example.columns) for example in getattr(splits, name).examples]
-            (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            _write(home / f"{name}.jsonl", [dict(example.columns) for example in getattr(splits, name).examples])
     train, validation, test = (Source(source=str(home / f"{name}.jsonl")) for name in SPLITS)
-    data = posed.data
     return DataSection(
         source=train.source,
         train_size=data.train_size,
@@ -44,3 +68,17 @@ def pose(task: str, seed: int, folder: Path) -> DataSection:
         test=test,
         test_size=data.test_size,
     )
+
+
+def find_adapter(task: str, folder: Path) -> str:
+    """Return the adapter that every row of a task starts from, which is trained if need be."""
+    if not TASKS[task].own:
+        return EMBEDDED
+    adapter = folder / "adapter"
+    if not (adapter / "adapter_config.json").exists():
+        largest.train_adapter(adapter)
+    return str(adapter)
+
+
+def _write(file: Path, rows: list[dict[str, str]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

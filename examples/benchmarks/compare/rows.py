@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from problems import TASKS, pose
+from problems import TASKS, find_adapter, pose
 
 from esalign.assets import asset
 from esalign.config.reading import load_config
@@ -81,9 +81,12 @@ def make_config(
 ) -> RunConfig:
     """Return the row's configuration, with the problems that lie in a folder of results."""
     here = (f"backend.device={device}", f"run.seed={seed}")
-    overrides = (*SAME, *TASKS[task], *here, *row.overrides, *split_extra(extra)[0])
+    overrides = (*SAME, *TASKS[task].overrides, *here, *row.overrides, *split_extra(extra)[0])
     config = load_config([asset("quickstart.yaml")], overrides, schema=RunConfig)
-    return config.model_copy(update={"data": pose(task, seed, folder)})
+    update = {"data": pose(task, seed, folder)}
+    if config.model.adapter is not None:  # a row may search the model alone
+        update["model"] = config.model.model_copy(update={"adapter": find_adapter(task, folder)})
+    return config.model_copy(update=update)
 
 
 def split_extra(extra: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from meter import Meter, Save
 
-from esalign.assets import asset
+from esalign.assets import adapter_path, asset
 from esalign.commands.build import load_splits, make_backend, make_parts, make_pool
 from esalign.config.run import RunConfig
 from esalign.data import MiniBatches
@@ -113,7 +113,7 @@ class RawLora:
 
 def train_raw_lora(config: RunConfig, meter: Meter) -> None:
     """Search over the LoRA factors' own entries."""
-    space = RawLora(SvdLora.from_pretrained(asset("embedded/adapter")).adapter)
+    space = RawLora(_start(config))
     backend = WrittenBackend(config, space.adapter)
     backend.write = lambda vector: backend.write_adapter(space.adapt(vector))
     section = config.optimizer
@@ -186,7 +186,7 @@ def train_full(config: RunConfig, options: dict[str, float], meter: Meter) -> No
     """Search over all weights of the model, the start's adapter merged into them."""
     from transformers import AutoTokenizer
 
-    backend = WrittenBackend(config, SvdLora.from_pretrained(asset("embedded/adapter")).adapter)
+    backend = WrittenBackend(config, _start(config))
     optimizer: Any = SeededEs(
         [parameter.data for parameter in backend.model.parameters()],
         sigma=options["sigma"],
@@ -204,6 +204,10 @@ def train_full(config: RunConfig, options: dict[str, float], meter: Meter) -> No
 
     with make_pool(config.rewards, config.scoring) as pool:
         run_search(optimizer, _reward_fitness(config, backend, pool), meter, save)
+
+
+def _start(config: RunConfig) -> Adapter:
+    return SvdLora.from_pretrained(adapter_path(str(config.model.adapter))).adapter
 
 
 def _reward_fitness(config: RunConfig, backend: Any, pool: Any) -> RewardFitness:
