@@ -189,7 +189,8 @@ def write_result(folder, label, seed, scores, points):
     head = {"row": label, "label": label, "seed": seed, "extra": [], "budget": 1.0, "steps": 2, "parts": {}}
     head |= {"loaded_mib": 1.0, "peak_rss_mib": 2.0}
     best = {"validation": {"greedy": 0.5, "sampled": 0.5}, "kl": 0.0, "probe_scores": scores}
-    best |= {"scores": {"greedy": scores, "sampled": scores}, "greedy": {"mean": 0.5}, "sampled": {"mean": 0.5}}
+    best |= {"scores": dict.fromkeys(("greedy", "sampled", "at 0.7"), scores), "pass_at": {"1": 0.25, "2": 0.5}}
+    best |= {"greedy": {"mean": 0.5}, "sampled": {"mean": 0.5}}
     lines = "".join(json.dumps(line) + "\n" for line in (head, *points, best))
     (folder / f"{label}.seed{seed}.jsonl").write_text(lines)
 
@@ -204,10 +205,15 @@ def test_tables_pair_problems_within_a_seed_and_plots_are_drawn(tmp_path, capsys
     for seed in (0, 1):
         write_result(tmp_path, "start", seed, "0011" * 25, [])
         write_result(tmp_path, "cma-es", seed, "0111" * 25, [point])
+        write_result(tmp_path, "defaults", seed, "1110" * 25, [point])
     print_tables(tmp_path)
     printed = capsys.readouterr().out
     assert "| ESSA, CMA-ES (diagonal) | 2 | 0.750 | +0.250 [" in printed
     assert "| ESSA, CMA-ES (diagonal) | 4 | 6 | 7.2 |" in printed  # half of the gain is reached half way to 8 seconds
+    assert (
+        "| ESSA, nothing set | 0.750 | +0.250 [+0.135, +0.365] | 0.250 | 0.500 | 100 | 50 | 8 | 100 | 184M |" in printed
+    )
+    assert "| ESSA, CMA-ES (diagonal) | +0.000 [-0.098, +0.098] |" in printed  # the defaults less this row
     draw(tmp_path)
     assert {file.name for file in tmp_path.glob("*.png")} == {"curves_greedy.png", "curves_sampled.png"}
 

@@ -157,7 +157,7 @@ def train(job: Job) -> None:
 
 def judge(job: Job) -> list[dict[str, Any]]:
     """Return the lines of a result: what was run, each snapshot on its way, and the one that validation chose."""
-    from judging import CURVE_PROBLEMS, Judge, interval
+    from judging import CURVE_PROBLEMS, ON_THE_WAY, Judge, interval
 
     config, row = job.config(), job.row
     training = {"points": []} if row.kind == "start" else json.loads((job.work / "training.json").read_text())
@@ -170,7 +170,7 @@ def judge(job: Job) -> list[dict[str, Any]]:
         chosen = int(np.argmax([point["validation"]["greedy"] for point in points])) if points else None
         snapshots: list[Path | None] = [job.work / f"point{number + 1}" for number in range(len(points))]
         for point, snapshot in zip(points, snapshots, strict=True):
-            scores = judge.test(snapshot, problems=CURVE_PROBLEMS)
+            scores = judge.test(snapshot, problems=CURVE_PROBLEMS, decodings=ON_THE_WAY)
             point["test"] = {name: interval(values) for name, values in scores.items()}
         best = snapshots[chosen] if chosen is not None else None
         scores = judge.test(best, problems=config.data.test_size)

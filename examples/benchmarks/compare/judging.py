@@ -1,6 +1,6 @@
 """Judging snapshots: on validation problems, which choose, and on test problems, which nothing was chosen by."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import comb
@@ -22,6 +22,7 @@ from esalign.types import Array
 CURVE_PROBLEMS = 500
 KL_PROBLEMS = 64
 DECODINGS = {"greedy": 0.0, "sampled": 1.0, "at 0.7": 0.7}
+ON_THE_WAY = ("greedy", "sampled")
 PASS_PROBLEMS, PASS_SAMPLES = 200, 16
 
 
@@ -45,14 +46,16 @@ class Judge:
     def validate(self, snapshot: Path | None) -> dict[str, float]:
         """Return the mean scores on the validation problems, by decoding."""
         with self._open(snapshot) as (backend, zero):
-            scores = {name: self._scores(backend, zero, self._validation, Use.VALIDATION, name) for name in DECODINGS}
+            scores = {name: self._scores(backend, zero, self._validation, Use.VALIDATION, name) for name in ON_THE_WAY}
         return {name: float(values.mean()) for name, values in scores.items()}
 
-    def test(self, snapshot: Path | None, *, problems: int) -> dict[str, Array]:
+    def test(
+        self, snapshot: Path | None, *, problems: int, decodings: Sequence[str] = tuple(DECODINGS)
+    ) -> dict[str, Array]:
         """Return the scores of the first test problems, by decoding."""
         held_out = replace(self._test, examples=self._test.examples[:problems])
         with self._open(snapshot) as (backend, zero):
-            return {name: self._scores(backend, zero, held_out, Use.TEST, name) for name in DECODINGS}
+            return {name: self._scores(backend, zero, held_out, Use.TEST, name) for name in decodings}
 
     def pass_at(self, snapshot: Path | None) -> dict[str, float]:
         """Return pass@k at temperature 1 of the first test problems, k a power of two up to the samples drawn.

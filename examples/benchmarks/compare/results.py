@@ -26,7 +26,7 @@ class Result:
     best: Mapping[str, Any]
 
     def scores(self, name: str) -> Array:
-        """Return the chosen snapshot's score on each problem: greedy, sampled, or probe."""
+        """Return the chosen snapshot's score on each problem: greedy, sampled, at 0.7, or probe."""
         text = self.best["probe_scores"] if name == "probe" else self.best["scores"][name]
         return np.array([float(digit) for digit in text])
 
@@ -69,6 +69,12 @@ def gain(results: Iterable[Result], starts: Iterable[Result], name: str) -> Esti
         (result.scores(name), by_seed[result.head["seed"]]) for result in results if result.head["seed"] in by_seed
     ]
     return paired_difference(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
+
+
+def changes_of(results: Iterable[Result], starts: Iterable[Result]) -> list[Array]:
+    """Return the greedy score of each problem less the start's, by seed."""
+    by_seed = {start.head["seed"]: start.scores("greedy") for start in starts}
+    return [r.scores("greedy") - by_seed[r.head["seed"]] for r in results if r.head["seed"] in by_seed]
 
 
 def curve(results: list[Result], start: float, decoding: str, cost: str) -> tuple[Array, Array]:

@@ -3,7 +3,18 @@
 from pathlib import Path
 
 import numpy as np
-from results import COSTS, SHARES, Result, cost_to_reach, curve, forward_flops, gain, pooled, read_results
+from results import (
+    COSTS,
+    SHARES,
+    Result,
+    changes_of,
+    cost_to_reach,
+    curve,
+    forward_flops,
+    gain,
+    pooled,
+    read_results,
+)
 from rows import ROWS
 
 from esalign.run.statistics import Estimate
@@ -15,8 +26,11 @@ def print_tables(folder: Path) -> None:
     starts = results["start"]
     rows = {label: found for label, found in results.items() if label in ROWS}
     print_rows(rows, starts)
+    print_more(rows, starts)
+    print_ahead(rows)
     for decoding in ("greedy", "sampled"):
-        print_times(rows, starts, decoding)
+        for best_of in (rows, {"grpo": rows["grpo"]} if "grpo" in rows else {}):
+            print_times(rows, starts, decoding, best_of)
     print_work(rows)
     print_variants({label: found for label, found in results.items() if label not in ROWS}, results)
 
@@ -41,13 +55,55 @@ def print_rows(rows: dict[str, list[Result]], starts: list[Result]) -> None:
         print("| " + " | ".join(cells + [""] * (10 - len(cells))) + " |")
 
 
-def print_times(rows: dict[str, list[Result]], starts: list[Result], decoding: str) -> None:
-    """Print what it cost to get half, three quarters and nine tenths of the best gain of all rows."""
+def print_more(rows: dict[str, list[Result]], starts: list[Result]) -> None:
+    """Print further decodings, problems gained and lost (greedy, all seeds together), and what was spent."""
+    ks = list(next(iter(rows.values()))[0].best.get("pass_at", ()))
+    print(
+        f"\n| row | at 0.7 | gain | {' | '.join(f'pass@{k}' for k in ks)} | gained | lost | seconds | tokens | FLOPs |"
+    )
+    print("|---" * (8 + len(ks)) + "|")
+    for label, found in rows.items():
+        cells = [ROWS[label].title, f"{pooled(found, 'at 0.7').mean:.3f}"]
+        cells.append("" if label == "start" else signed(gain(found, starts, "at 0.7")))
+        cells += [f"{np.mean([result.best['pass_at'][k] for result in found]):.3f}" for k in ks]
+        if label != "start":
+            changes = np.concatenate(changes_of(found, starts))
+            last = [result.points[-1] for result in found]
+            cells += [str(int((changes > 0).sum())), str(int((changes < 0).sum()))]
+            cells.append(f"{np.mean([point['processor_seconds'] for point in last]):.0f}")
+            cells.append(shortened(float(np.mean([point["tokens"]["generated"] for point in last]))))
+            cells.append(shortened(float(np.mean([forward_flops(point["tokens"]) for point in last]))))
+        print("| " + " | ".join(cells + [""] * (8 + len(ks) - len(cells))) + " |")
+
+
+def print_ahead(rows: dict[str, list[Result]]) -> None:
+    """Print how far the defaults are ahead of each other row on the same problems."""
+    if "defaults" not in rows:
+        return
+    print("\n| the defaults less | greedy | sampled |\n|---|---|---|")
+    for label, found in rows.items():
+        if label not in ("start", "defaults"):
+            seeds = {result.head["seed"] for result in found}
+            mine = [result for result in rows["defaults"] if result.head["seed"] in seeds]
+            both = " | ".join(signed(gain(mine, found, name)) for name in ("greedy", "sampled"))
+            print(f"| {ROWS[label].title} | {both} |")
+
+
+def print_times(
+    rows: dict[str, list[Result]], starts: list[Result], decoding: str, best_of: dict[str, list[Result]]
+) -> None:
+    """Print what it cost to get half, three quarters and nine tenths of the best gain of some rows."""
     start = pooled(starts, decoding).mean
     trained = {label: found for label, found in rows.items() if label != "start"}
-    best = max(curve(found, start, decoding, "processor seconds")[1].max() for found in trained.values())
+    curves = [
+        curve(found, start, decoding, "processor seconds")[1] for label, found in best_of.items() if label in trained
+    ]
+    if not curves:
+        return
+    best = max(scores.max() for scores in curves)
     shares = ", ".join(f"{share:.0%} at {start + share * (best - start):.3f}" for share in SHARES)
-    print(f"\n{decoding}: start {start:.3f}, best of all curves {best:.3f}; {shares}\n")
+    whose = ROWS[next(iter(best_of))].title if len(best_of) == 1 else "all curves"
+    print(f"\n{decoding}: start {start:.3f}, best of {whose} {best:.3f}; {shares}\n")
     print("| row | " + " | ".join(f"{cost} to {share:.0%}" for cost in COSTS for share in SHARES) + " |")
     print("|---" * (1 + len(COSTS) * len(SHARES)) + "|")
     for label, found in trained.items():
