@@ -12,7 +12,7 @@ from esalign.seeds import Use, derive
 from esalign.types import Array, Evaluation, Example, State
 
 SAMPLED = 0.5
-"""Share of the problems that are sampled by default; see docs/benchmarks/comparison.md for how it was chosen."""
+"""Share of the problems that are sampled by default; see docs/benchmarks/tasks.md for how it was chosen."""
 
 
 class RewardFitness:
