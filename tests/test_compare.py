@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks" / "compare"
 def _examples_on_the_path(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     yield
-    for name in ("meter", "rows", "problems", "searching", "grpo", "judging", "results", "tables", "plots"):
+    for name in ("meter", "rows", "problems", "largest", "searching", "grpo", "judging", "results", "tables", "plots"):
         sys.modules.pop(name, None)
 
 
@@ -74,7 +74,7 @@ def test_the_task_that_is_learnt_starts_from_an_adapter_of_its_own_that_names_nu
     numbers = row["question"].removeprefix("Largest of ").removesuffix(":").split(", ")
     assert max(numbers, key=int) == row["answer"]
     with ExitStack() as closing:
-        judge = Judge(config, closing)
+        judge = Judge(config, str(config.model.adapter), closing)
         assert 0.02 < judge.validate(None)["greedy"] < 0.25  # chance, were the form all that it knew, is 1/4
         pass_at = list(judge.pass_at(None).values())
     assert len(pass_at) == 5
@@ -213,9 +213,49 @@ def test_tables_pair_problems_within_a_seed_and_plots_are_drawn(tmp_path, capsys
     assert (
         "| ESSA, nothing set | 0.750 | +0.250 [+0.135, +0.365] | 0.250 | 0.500 | 100 | 50 | 8 | 100 | 184M |" in printed
     )
-    assert "| ESSA, CMA-ES (diagonal) | +0.000 [-0.098, +0.098] |" in printed  # the defaults less this row
+    assert "| ESSA, CMA-ES (diagonal) | 2 | +0.000 [-0.098, +0.098] |" in printed  # the defaults less this row
     draw(tmp_path)
     assert {file.name for file in tmp_path.glob("*.png")} == {"curves_greedy.png", "curves_sampled.png"}
+
+
+def test_results_of_before_and_rows_without_a_common_seed_are_left_out_of_what_they_lack(tmp_path, capsys):
+    from tables import print_tables
+
+    tokens = {"prompt": 0, "generated": 100, "scored": 0, "trained": 0}
+    test = {name: {"mean": 0.75} for name in ("greedy", "sampled")}
+    point = {"steps": 2, "processor_seconds": 8.0, "tokens": tokens, "test": test}
+    for seed in (0, 1):
+        write_result(tmp_path, "start", seed, "0011" * 25, [])
+    write_result(tmp_path, "grpo", 0, "0111" * 25, [point])
+    write_result(tmp_path, "defaults", 1, "1110" * 25, [point])
+    file = tmp_path / "grpo.seed0.jsonl"
+    *lines, best = map(json.loads, file.read_text().splitlines())
+    del best["pass_at"], best["scores"]["at 0.7"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in (*lines, best)))
+    print_tables(tmp_path)
+    printed = capsys.readouterr().out
+    assert "| GRPO (TRL), LoRA rank 8 | 1 | 0.750 | +0.250" in printed
+    assert "| GRPO (TRL), LoRA rank 8 | 0.750 |" not in printed
+    assert "| ESSA, nothing set | 0.750 |" in printed
+    assert "GRPO" not in printed.partition("seeds of both")[2].partition("\n\n")[0]
+
+
+def test_a_task_chooses_a_trainers_options_and_the_command_line_overrides_them():
+    from rows import ROWS, make_options
+
+    row = ROWS["grpo"]
+    assert make_options(row, "countdown")["lr"] == make_options(row, "largest")["lr"] == 3e-3
+    assert make_options(row, "chain-sum") == {"lr": 1e-3, "group": 8}
+    assert make_options(row, "chain-sum", ("lr=1e-2",))["lr"] == 1e-2
+
+
+def test_a_row_that_trains_an_adapter_refuses_to_have_none(tmp_path):
+    from problems import start_of
+    from rows import ROWS, make_config
+
+    config = make_config(ROWS["grpo"], tmp_path, extra=("model.adapter=",))
+    with pytest.raises(SystemExit, match="is empty"):
+        start_of(config)
 
 
 def test_a_folder_without_results_is_named_in_one_line(tmp_path):

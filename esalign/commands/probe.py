@@ -67,7 +67,7 @@ def probe(config: RunConfig, *, output: Path | None = None, progress: Progress =
             candidates,
             examples,
             config.sampling.make(seed=derive(seed, Use.GENERATION, 1)),
-            sampled=config.fitness.options.get("sampled", SAMPLED if config.fitness.name == "reward" else 0.0),
+            sampled=config.fitness.options.get("sampled", SAMPLED),
             on_completion=lambda: progress(next(finished), total),
         )
         seconds = time.perf_counter() - began

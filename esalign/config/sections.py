@@ -156,7 +156,11 @@ class SamplingSection(Section):
     """How completions are decoded during the search."""
 
     max_tokens: int = Field(256, ge=1, description="Most tokens of one completion.")
-    temperature: float = Field(0.0, ge=0, description="0 is greedy.")
+    temperature: float = Field(
+        0.0,
+        ge=0,
+        description="0 is greedy; the fitness reward samples half of its problems all the same (options: sampled).",
+    )
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus to draw from.")
     top_k: int = Field(0, ge=0, description="Number of tokens to draw from; 0 is all.")
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="Strings that end a completion.")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-MODELS = {"0.9M": (128, 4), "25M": (512, 8), "151M": (1024, 12)}
+MODELS = {"0.9M": (128, 4), "27M": (512, 8), "164M": (1024, 12)}
 """Width and layers by number of weights."""
 PROMPT_TOKENS = 30
 

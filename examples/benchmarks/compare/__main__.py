@@ -6,10 +6,11 @@
     python examples/benchmarks/compare table            Markdown of what is in the folder
     python examples/benchmarks/compare plot             figures of it
 
-Every row starts from the shipped adapter and has the same problems, reward, decoding and processor seconds. A row
-trains in a process of its own, which leaves snapshots; they are judged afterwards. Results are one jsonl file for each
-row and seed; what is finished is skipped. Keys with a section are overrides of a run (``fitness.prompts=32``), others
-options of the row's trainer (``lr=1e-3``); they make a variant of the row with a file of its own.
+Every row of a task starts from the same adapter, the shipped one or the task's own, and has the same problems, reward,
+decoding and processor seconds. A row trains in a process of its own, which leaves snapshots; they are judged
+afterwards. Results are one jsonl file for each row and seed; what is finished is skipped. Keys with a section are
+overrides of a run (``fitness.prompts=32``), others options of the row's trainer (``lr=1e-3``); they make a variant of
+the row with a file of its own.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from problems import TASKS
+from problems import TASKS, find_adapter
 from rows import GRPO_SWEEP, ROWS, Row, label, make_config, make_options
 
 from esalign.config.run import RunConfig
@@ -125,6 +126,7 @@ def run(job: Job) -> None:
         return
     if job.row.kind != "start" and not (job.work / "training.json").exists():
         shutil.rmtree(job.work, ignore_errors=True)
+        job.config()  # poses problems and trains the start if need be, outside the process that is measured
         subprocess.run([sys.executable, str(Path(__file__).parent), *job.arguments()], check=True)
     lines = judge(job)
     job.home.mkdir(parents=True, exist_ok=True)
@@ -144,12 +146,12 @@ def train(job: Job) -> None:
     if row.kind.startswith("grpo"):
         from grpo import train_grpo
 
-        train_grpo(config, make_options(row, job.extra), meter, singular=row.kind == "grpo-singular")
+        train_grpo(config, make_options(row, job.task, job.extra), meter, singular=row.kind == "grpo-singular")
     else:
         import searching
 
         if row.kind == "full-es":
-            searching.train_full(config, make_options(row, job.extra), meter)
+            searching.train_full(config, make_options(row, job.task, job.extra), meter)
         else:
             {"search": searching.train_search, "raw-lora": searching.train_raw_lora}[row.kind](config, meter)
     meter.finish()
@@ -163,7 +165,7 @@ def judge(job: Job) -> list[dict[str, Any]]:
     training = {"points": []} if row.kind == "start" else json.loads((job.work / "training.json").read_text())
     points = training.pop("points")
     with ExitStack() as closing:
-        judge = Judge(config, closing)
+        judge = Judge(config, find_adapter(job.task, job.home), closing)
         for point in points or [{"folder": None}]:
             snapshot = job.work / point.pop("folder") if points else None
             point["validation"] = judge.validate(snapshot)

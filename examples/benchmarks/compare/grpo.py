@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from meter import Meter
 from peft import PeftModel
+from problems import start_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
@@ -103,8 +104,8 @@ def train_grpo(config: RunConfig, options: dict[str, float], meter: Meter, *, si
     logging.set_verbosity_error()
     tokenizer = AutoTokenizer.from_pretrained(asset("embedded/model"))
     base = AutoModelForCausalLM.from_pretrained(asset("embedded/model"), dtype=torch.float32)
+    space = start_of(config)
     model: Any = PeftModel.from_pretrained(base, adapter_path(str(config.model.adapter)), is_trainable=True)
-    space = SvdLora.from_pretrained(adapter_path(str(config.model.adapter)))
     offsets = restrict(model, space) if singular else []
     examples = load_splits(config).train.examples
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from esalign.assets import EMBEDDED, adapter_path, asset
+from esalign.assets import adapter_path, asset
 from esalign.commands.build import load_splits, make_backend, make_pool, make_probe
 from esalign.config.run import RunConfig
 from esalign.protocols import Backend
@@ -31,12 +31,12 @@ class Judge:
 
     Args:
         config: of the row: its problems, rewards and decoding.
+        adapter: the task's start, which gains and KL refer to, of rows without an adapter too.
         closing: closes what must be closed.
     """
 
-    def __init__(self, config: RunConfig, closing: ExitStack) -> None:
-        self._config = config
-        self._adapter = adapter_path(config.model.adapter or EMBEDDED)
+    def __init__(self, config: RunConfig, adapter: str, closing: ExitStack) -> None:
+        self._config, self._adapter = config, adapter_path(adapter)
         splits = load_splits(config)
         pool = closing.enter_context(make_pool(config.rewards, config.scoring))
         self._validation = HeldOut(splits.validation.examples, pool)

@@ -1,16 +1,20 @@
 """The tasks, with the problems of each seed, which are posed once, and read from files by every row."""
 
 import json
-from dataclasses import dataclass
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import largest
 
-from esalign.assets import EMBEDDED, asset
+from esalign.assets import EMBEDDED, adapter_path, asset
 from esalign.commands.build import load_splits
 from esalign.config.reading import load_config
 from esalign.config.run import RunConfig
 from esalign.config.sections import DataSection, Source
+from esalign.space import SvdLora
 
 COUNTDOWN = "{min_numbers: 3, max_numbers: 3, min_value: 1, max_value: 12, min_target: 1, max_target: 99}"
 SPLITS = ("train", "validation", "test")
@@ -22,10 +26,12 @@ class Task:
 
     Args:
         overrides: laid over quickstart.yaml.
+        options: of the rows that are trained otherwise here than on Countdown, by the row's name.
         own: whether its problems and its adapter are made by `largest`; else, by reasoning-gym and the shipped one.
     """
 
     overrides: tuple[str, ...] = ()
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     own: bool = False
 
 
@@ -39,7 +45,8 @@ TASKS = {
             "probe.options=",
             "probe.source=reasoning-gym:countdown",
             f"probe.options={COUNTDOWN}",
-        )
+        ),
+        {"grpo": ("lr=1e-3",)},
     ),
     "largest": Task(("rewards=[{name: exact-match}]", "sampling.max_tokens=12"), own=True),
 }
@@ -75,9 +82,20 @@ def find_adapter(task: str, folder: Path) -> str:
     if not TASKS[task].own:
         return EMBEDDED
     adapter = folder / "adapter"
-    if not (adapter / "adapter_config.json").exists():
-        largest.train_adapter(adapter)
+    if not adapter.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as part:  # whole or not at all
+            largest.train_adapter(Path(part) / "adapter")
+            if not adapter.exists():
+                (Path(part) / "adapter").rename(adapter)
     return str(adapter)
+
+
+def start_of(config: RunConfig) -> SvdLora:
+    """Return the space around the adapter that a row starts from."""
+    if config.model.adapter is None:
+        sys.exit("this row trains an adapter, but model.adapter is empty: leave that override out")
+    return SvdLora.from_pretrained(adapter_path(config.model.adapter))
 
 
 def _write(file: Path, rows: list[dict[str, str]]) -> None:

@@ -95,9 +95,10 @@ def split_extra(extra: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...
     return sections, tuple(text for text in extra if text not in sections)
 
 
-def make_options(row: Row, extra: tuple[str, ...] = ()) -> dict[str, float]:
+def make_options(row: Row, task: str, extra: tuple[str, ...] = ()) -> dict[str, float]:
     """Return the trainer's options, the later over the earlier."""
-    pairs = [text.partition("=") for text in (*row.options, *split_extra(extra)[1])]
+    texts = (*row.options, *TASKS[task].options.get(row.name, ()), *split_extra(extra)[1])
+    pairs = [text.partition("=") for text in texts]
     return {key: float(value) for key, _, value in pairs}
 
 

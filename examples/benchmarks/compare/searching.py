@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from meter import Meter, Save
+from problems import start_of
 
-from esalign.assets import adapter_path, asset
+from esalign.assets import asset
 from esalign.commands.build import load_splits, make_backend, make_parts, make_pool
 from esalign.config.run import RunConfig
 from esalign.data import MiniBatches
@@ -18,7 +19,6 @@ from esalign.fitness.reward import RewardFitness
 from esalign.loop import search
 from esalign.protocols import Fitness, Optimizer, Space
 from esalign.registry import make_optimizer
-from esalign.space import SvdLora
 from esalign.space.adapter import Adapter, write_adapter
 from esalign.types import Array, Completion, OnCompletion, Prompt, Sampling
 
@@ -113,7 +113,7 @@ class RawLora:
 
 def train_raw_lora(config: RunConfig, meter: Meter) -> None:
     """Search over the LoRA factors' own entries."""
-    space = RawLora(_start(config))
+    space = RawLora(start_of(config).adapter)
     backend = WrittenBackend(config, space.adapter)
     backend.write = lambda vector: backend.write_adapter(space.adapt(vector))
     section = config.optimizer
@@ -186,7 +186,7 @@ def train_full(config: RunConfig, options: dict[str, float], meter: Meter) -> No
     """Search over all weights of the model, the start's adapter merged into them."""
     from transformers import AutoTokenizer
 
-    backend = WrittenBackend(config, _start(config))
+    backend = WrittenBackend(config, start_of(config).adapter)
     optimizer: Any = SeededEs(
         [parameter.data for parameter in backend.model.parameters()],
         sigma=options["sigma"],
@@ -206,13 +206,11 @@ def train_full(config: RunConfig, options: dict[str, float], meter: Meter) -> No
         run_search(optimizer, _reward_fitness(config, backend, pool), meter, save)
 
 
-def _start(config: RunConfig) -> Adapter:
-    return SvdLora.from_pretrained(adapter_path(str(config.model.adapter))).adapter
-
-
 def _reward_fitness(config: RunConfig, backend: Any, pool: Any) -> RewardFitness:
     seed = config.run.seed
     batches = MiniBatches(load_splits(config).train.examples, seed=seed)
     section = config.fitness
     sampling = config.sampling.make(seed=seed)
-    return RewardFitness(FitnessParts(backend, batches, pool, sampling, seed=seed), prompts=section.prompts or 100)
+    parts = FitnessParts(backend, batches, pool, sampling, seed=seed)
+    samples = section.samples or 1
+    return RewardFitness(parts, prompts=section.prompts or 100, samples=samples, **section.options)

@@ -56,8 +56,14 @@ def print_rows(rows: dict[str, list[Result]], starts: list[Result]) -> None:
 
 
 def print_more(rows: dict[str, list[Result]], starts: list[Result]) -> None:
-    """Print further decodings, problems gained and lost (greedy, all seeds together), and what was spent."""
-    ks = list(next(iter(rows.values()))[0].best.get("pass_at", ()))
+    """Print further decodings, problems gained and lost (greedy, all seeds together), and what was spent.
+
+    Rows with results of before these were judged are left out.
+    """
+    rows = {label: found for label, found in rows.items() if all("pass_at" in one.best for one in [*found, *starts])}
+    if not rows:
+        return
+    ks = list(next(iter(rows.values()))[0].best["pass_at"])
     print(
         f"\n| row | at 0.7 | gain | {' | '.join(f'pass@{k}' for k in ks)} | gained | lost | seconds | tokens | FLOPs |"
     )
@@ -80,13 +86,15 @@ def print_ahead(rows: dict[str, list[Result]]) -> None:
     """Print how far the defaults are ahead of each other row on the same problems."""
     if "defaults" not in rows:
         return
-    print("\n| the defaults less | greedy | sampled |\n|---|---|---|")
+    print("\n| the defaults less | seeds of both | greedy | sampled |\n|---|---|---|---|")
     for label, found in rows.items():
         if label not in ("start", "defaults"):
             seeds = {result.head["seed"] for result in found}
             mine = [result for result in rows["defaults"] if result.head["seed"] in seeds]
+            if not mine:
+                continue
             both = " | ".join(signed(gain(mine, found, name)) for name in ("greedy", "sampled"))
-            print(f"| {ROWS[label].title} | {both} |")
+            print(f"| {ROWS[label].title} | {len(mine)} | {both} |")
 
 
 def print_times(
