@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esalign.errors import BackendError
+from esalign.space.skeleton import make_skeleton
 from esalign_vllm.environment import quietly
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def quantize_model(source: str | Path, target: str | Path, *, scheme: str, group
 def _find_linear_layers(source: Path) -> tuple[list[str], dict[str, Any]]:
     """Return the names of the linear layers to quantise, and the content of config.json."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     file = source / "config.json"
     if not file.is_file():
@@ -73,8 +74,7 @@ def _find_linear_layers(source: Path) -> tuple[list[str], dict[str, Any]]:
     config = json.loads(file.read_text())
     if "quantization_config" in config:
         raise BackendError(f"'{source}' is quantised already: give the model in full precision")
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+    skeleton = make_skeleton(AutoConfig.from_pretrained(source))
     head = skeleton.get_output_embeddings()
     names = [n for n, m in skeleton.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
     return names, config

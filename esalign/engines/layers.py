@@ -8,6 +8,7 @@ import numpy as np
 from esalign.errors import BackendError
 from esalign.protocols import Space
 from esalign.space import SvdModule
+from esalign.space.skeleton import make_skeleton
 
 
 def find_adapted(model: Any, space: Space, label: str) -> list[tuple[str, Any]]:
@@ -68,11 +69,7 @@ def _check_layer(layer: Any, module: SvdModule, label: str) -> None:
 
 def _check_peft_agrees(model_config: Any, space: Space, names: Sequence[str], label: str) -> None:
     """Refuse an adapter whose layers peft takes for others: for mixtures of experts it rewrites what is targeted."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(model_config)
+    skeleton = make_skeleton(model_config)
     if not any(name.endswith(".experts") for name, _ in skeleton.named_modules()):
         return
     found = _adapted_by_peft(skeleton, space.fold(np.zeros(space.dim)).config)

@@ -14,6 +14,7 @@ from esalign.engines.checks import check_choice
 from esalign.errors import BackendError
 from esalign.files import expand_home
 from esalign.space.hub import is_hub_id
+from esalign.space.skeleton import causal_lm
 
 if TYPE_CHECKING:
     import torch
@@ -114,11 +115,11 @@ def load_model(
     model: Any
     info: Any
     with quiet(), one_line_errors(label):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        factory = causal_lm()
+        from transformers import AutoTokenizer
 
         place, unpacked = _unpack(model_path(path))
         tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=unpacked.get("gguf_file"), **common)
-        factory: Any = AutoModelForCausalLM
         model, info = factory.from_pretrained(
             place,
             dtype=dtype,

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from esalign.errors import BackendError
 from esalign.registry import find_format
 from esalign.space.hub import find_folder
+from esalign.space.skeleton import make_skeleton
 from esalign.space.targets import linear_layers
 from esalign.types import Array
 
@@ -91,12 +92,10 @@ def _find_tensors(folder: Path, label: str) -> dict[str | None, Path]:
 
 def _read_shape(folder: Path, label: str) -> tuple[dict[str, bool], str]:
     """Return the model's linear layers but its head, each with whether it is stored transposed; and its prefix."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        model = make_skeleton(AutoConfig.from_pretrained(folder))
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError) as error:
         detail = " ".join(str(error).split())[:300]
         raise BackendError(f"{label} cannot be read: {type(error).__name__}: {detail}") from error
