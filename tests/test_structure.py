@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,19 @@ def test_import_and_help_load_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_loaded_model_brings_no_scikit_learn():
+    """transformers imports it, and pandas with it, for what no engine does; it must be told of again afterwards."""
+    code = (
+        "import sys\n"
+        "from esalign.engines.loading import load_model\n"
+        "from transformers.utils import is_sklearn_available\n"
+        "load_model('model', 'embedded', 'embedded')\n"
+        "print('sklearn' in sys.modules, 'pandas' in sys.modules, is_sklearn_available())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", str(find_spec("sklearn") is not None)]
 
 
 def test_every_public_name_can_be_imported():
