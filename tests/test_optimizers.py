@@ -14,8 +14,9 @@ import pytest
 from esalign.errors import ConfigError, OptimizerError
 from esalign.optimizers.cma_es import CmaEs, default_mean_rate
 from esalign.optimizers.nevergrad import Nevergrad, Surroundings
-from esalign.optimizers.openai_es import OpenAiEs, centred_ranks
+from esalign.optimizers.openai_es import OpenAiEs
 from esalign.optimizers.random_search import RandomSearch
+from esalign.optimizers.ranks import centred_ranks
 from esalign.run.checkpoint import load_state, save_state
 from esalign.testing import optimizer as contract
 
@@ -125,7 +126,8 @@ def test_diagonal_cma_learns_scales_that_full_cma_has_not_learnt_yet():
     weights = 100.0 ** np.linspace(0, 1, 150)
     left = {}
     for covariance in ("diagonal", "full"):
-        optimizer = CmaEs(dim=150, sigma=0.3, population=24, seed=0, covariance=covariance, mean_rate=1.0)
+        textbook = {"mean_rate": 1.0, "recombination": "better-half"}
+        optimizer = CmaEs(dim=150, sigma=0.3, population=24, seed=0, covariance=covariance, **textbook)
         run(optimizer, 300, lambda candidates: -(weights * (candidates - 1) ** 2).sum(axis=1))
         left[covariance] = (weights * (optimizer.mean - 1) ** 2).sum() / weights.sum()
     assert left["diagonal"] < left["full"] / 5 < 0.2
@@ -140,7 +142,8 @@ def test_full_cma_learns_correlations():
 
 
 def test_small_mean_rate_holds_out_against_noise_in_many_dimensions():
-    """At rate 1 the mean's random walk outruns what it learns; at the default rate it comes nearer to the optimum."""
+    """At rate 1 the mean's random walk outruns what it learns; at the default rate it comes nearer to the optimum, and
+    nearer still where all candidates count."""
 
     def distance(**options):
         rng = np.random.default_rng(0)
@@ -149,8 +152,9 @@ def test_small_mean_rate_holds_out_against_noise_in_many_dimensions():
         return np.sqrt(-sphere(optimizer.mean[None], 0.5)[0])
 
     start = 0.5 * np.sqrt(2048)
-    assert distance() < 0.97 * start
-    assert distance(mean_rate=1.0) > 1.2 * start
+    assert distance() < distance(recombination="better-half") - 0.03 * start < 0.94 * start
+    assert distance(mean_rate=1.0) > 1.04 * start
+    assert distance(mean_rate=1.0, recombination="better-half") > 1.2 * start
 
 
 def test_mean_rate_falls_with_dimensions_per_candidate():
@@ -158,6 +162,30 @@ def test_mean_rate_falls_with_dimensions_per_candidate():
     assert rates[:2] == [0.25, 0.25]
     assert rates == sorted(rates, reverse=True)
     assert rates[3] == pytest.approx(0.153, abs=1e-3)
+
+
+def test_all_candidates_count_or_the_better_half():
+    """Where fitness is turned upside down, the mean goes the opposite way if the worse candidates count as the better.
+
+    Not to the last digit, as a candidate counts a little more than an equally extreme one's image.
+    """
+
+    def cosine(recombination):
+        steps = []
+        for sign in (1, -1):
+            optimizer = CmaEs(dim=300, sigma=0.3, population=24, seed=0, recombination=recombination)
+            steps.append(run(optimizer, 1, lambda x, sign=sign: sign * x[:, 0]).mean)
+        return steps[0] @ steps[1] / np.linalg.norm(steps[0]) / np.linalg.norm(steps[1])
+
+    assert cosine("all") < -0.95
+    assert abs(cosine("better-half")) < 0.3
+
+
+def test_recombination_is_chosen_by_dimension():
+    def kind(dim):
+        return CmaEs(dim=dim, sigma=0.3, population=6, seed=0).state_dict()["recombination"]
+
+    assert (kind(200), kind(201)) == ("better-half", "all")
 
 
 def test_generation_of_equal_fitness_teaches_cma_nothing():
@@ -194,6 +222,7 @@ def test_cma_never_stops_and_says_nothing(tmp_path, monkeypatch, capfd, recwarn)
     ("options", "message"),
     [
         ({"covariance": "sparse"}, "covariance is 'sparse', expected 'auto', 'full' or 'diagonal'"),
+        ({"recombination": "worse-half"}, "recombination is 'worse-half', expected 'auto', 'better-half' or 'all'"),
         ({"mean_rate": 0.0}, "mean_rate is 0.0, expected a finite number above 0 and of at most 1"),
         ({"mean_rate": 1.5}, "mean_rate is 1.5"),
         ({"step_damping": -1.0}, "step_damping is -1.0"),

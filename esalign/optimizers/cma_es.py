@@ -13,14 +13,17 @@ import numpy as np
 
 from esalign.errors import OptimizerError
 from esalign.optimizers import checks
+from esalign.optimizers.ranks import centred_ranks
 from esalign.seeds import Use, generator
 from esalign.types import Array, State
 
 Covariance = Literal["auto", "full", "diagonal"]
+Recombination = Literal["auto", "all", "better-half"]
 
 LARGEST_FULL = 200
-"""Dimensions up to which ``auto`` is a full covariance. Its learning rate falls with dim^2, a diagonal one's with dim:
-with 24 candidates and 160 generations, the full one was ahead at 32 dimensions, level at 128 and behind at 256."""
+"""Dimensions up to which ``auto`` is a full covariance and the better half. A full covariance's learning rate falls
+with dim^2, a diagonal one's with dim: with 24 candidates and 160 generations, the full one was ahead at 32 dimensions,
+level at 128 and behind at 256."""
 
 _EIGEN = ("C", "B", "D")  # the covariance C = B diag(D^2) B^T, eigenvectors and roots of eigenvalues updated lazily
 
@@ -39,6 +42,11 @@ class CmaEs:
         covariance: ``full`` learns all correlations: O(dim^2) memory, O(dim^3) time at each update of its eigenvectors.
             ``diagonal`` learns a scale for each coordinate, with learning rates that are larger by about dim / 3.
             ``auto`` is full up to 200 dimensions.
+        recombination: whom the mean moves to. ``better-half`` is the textbook's weighted mean of the better half of the
+            candidates. ``all`` counts the worse half too, by its mirror image through the mean: what is bad in one
+            direction is taken to be good in the other. With many more dimensions than candidates that holds well
+            enough, and halves the mean's random walk (in square); but no curvature can be learnt from it.
+            ``auto`` is all above 200 dimensions.
         mean_rate: learning rate of the mean, in (0, 1]; see `default_mean_rate` for why it is not 1.
         step_damping: factor on the damping of the step size, positive; above 1, sigma changes more slowly. At the
             textbook's 1, noise lets sigma grow and the mean stray, which costs the embedded model sampled accuracy.
@@ -52,6 +60,7 @@ class CmaEs:
         population: int,
         seed: int,
         covariance: Covariance = "auto",
+        recombination: Recombination = "auto",
         mean_rate: float | None = None,
         step_damping: float = 10.0,
     ) -> None:
@@ -62,16 +71,17 @@ class CmaEs:
                 "search with another optimizer, such as openai-es"
             )
         checks.check_number("step_damping", step_damping, above=0.0)
-        mean_rate = default_mean_rate(dim, population) if mean_rate is None else mean_rate
+        self._diagonal = _choose(covariance, "covariance", ("full", "diagonal"), dim) == "diagonal"
+        self._all = _choose(recombination, "recombination", ("better-half", "all"), dim) == "all"
+        told = 2 * population if self._all else population
+        mean_rate = default_mean_rate(dim, told) if mean_rate is None else mean_rate
         checks.check_number("mean_rate", mean_rate, above=0.0, most=1.0)
-        if covariance not in ("auto", "full", "diagonal"):
-            raise OptimizerError(f"covariance is {covariance!r}, expected 'auto', 'full' or 'diagonal'")
-        self._diagonal = covariance == "diagonal" or (covariance == "auto" and dim > LARGEST_FULL)
         settings: State = {
             "optimizer": "cma-es",
             "dim": int(dim),
             "population": int(population),
             "covariance": "diagonal" if self._diagonal else "full",
+            "recombination": "all" if self._all else "better-half",
             "mean_rate": float(mean_rate),
             "step_damping": float(step_damping),
         }
@@ -83,7 +93,7 @@ class CmaEs:
 
         settings = self._pending.settings
         options = {
-            "popsize": settings["population"],
+            "popsize": settings["population"] * (2 if self._all else 1),
             "CMA_diagonal": self._diagonal,
             "AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA,
             "CSA_dampfac": settings["step_damping"],
@@ -99,7 +109,8 @@ class CmaEs:
 
     def ask(self) -> Array:
         """Return the next candidates, shape (population, dim), float64."""
-        return self._pending.ask(lambda: np.array(_quietly(self._es.ask), dtype=np.float64))
+        number = self._pending.shape[0]
+        return self._pending.ask(lambda: np.array(_quietly(self._es.ask, number), dtype=np.float64))
 
     def tell(self, candidates: Array, fitness: Array) -> None:
         """Update mean, covariance and step size from the ranking of the candidates.
@@ -109,7 +120,11 @@ class CmaEs:
         asked, fitness = self._pending.tell(candidates, fitness)
         if np.ptp(fitness) == 0:
             return
-        # check_points=False: the candidates are the asked ones, so pycma need not look them up and clip unknown ones
+        if self._all:
+            images = 2 * np.array(self._es.mean) - asked
+            ranks = centred_ranks(fitness)
+            asked, fitness = np.concatenate([asked, images]), np.concatenate([ranks, -ranks])
+        # check_points=False: pycma need not look the candidates up and clip unknown ones
         _quietly(self._es.tell, list(asked), list(-fitness), check_points=False)
 
     @property
@@ -166,17 +181,31 @@ class CmaEs:
         es.sm.last_update = int(checks.take(state, "updates_at_eigen"))
 
 
-def default_mean_rate(dim: int, population: int) -> float:
-    """Return the learning rate of the mean: 1/4 up to 24 candidates, 1/2 from 48 on; less in very many dimensions.
+def default_mean_rate(dim: int, solutions: int) -> float:
+    """Return the learning rate of the mean: 1/4 at 24 solutions, growing to 1/2 at 96; less in very many dimensions.
 
-    At rate 1, the mean moves in each generation by about ``sigma * sqrt(dim / mu_eff)`` whether fitness says anything
+    At rate 1, the mean moves in each generation by about ``sigma * sqrt(dim / solutions)`` whether fitness says anything
     or not. With noise and many dimensions that random walk outruns what is learnt: on a noisy sphere of 2048 dimensions
-    with 24 candidates the mean ends farther from the optimum than it began, and closer at this rate.
+    with 24 candidates the mean ends farther from the optimum than it began, and closer at this rate, which grows with
+    the root of the number of solutions, so that the walk stays the same.
+
+    Args:
+        dim: length of the search vector.
+        solutions: candidates of a generation, and their mirror images where those count.
 
     >>> default_mean_rate(256, 24), default_mean_rate(256, 96), default_mean_rate(8192, 64)
     (0.25, 0.5, 0.25)
     """
-    return min(max(0.25, population / 96), 0.5, math.sqrt(8 * population / dim))
+    return min(max(0.25, math.sqrt(solutions / 384)), 0.5, math.sqrt(8 * solutions / dim))
+
+
+def _choose(value: str, option: str, kinds: tuple[str, str], dim: int) -> str:
+    """Return which of two kinds an option means: auto is the first in few dimensions, the second in many."""
+    if value == "auto":
+        return kinds[dim > LARGEST_FULL]
+    if value not in kinds:
+        raise OptimizerError(f"{option} is {value!r}, expected 'auto', {kinds[0]!r} or {kinds[1]!r}")
+    return value
 
 
 def _quietly(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from esalign.errors import OptimizerError
 from esalign.optimizers import checks
+from esalign.optimizers.ranks import centred_ranks
 from esalign.seeds import Use, generator
 from esalign.types import Array, State
 
@@ -128,16 +129,3 @@ class OpenAiEs:
         theta, m, v = (checks.take(state, name, pending.shape[1:]) for name in ("theta", "m", "v"))
         t = int(checks.take(state, "t"))
         self._pending, self._theta, self._m, self._v, self._t = pending, theta, m, v, t
-
-
-def centred_ranks(fitness: Array) -> Array:
-    """Return fitness, shape (population,), as ranks spread over [-1/2, 1/2]; equal fitness shares the mean rank.
-
-    Section 2.1 of the paper, "fitness shaping": outliers and the scale of fitness lose their say.
-
-    >>> centred_ranks(np.array([3.0, 100.0, 3.0]))
-    array([-0.25,  0.5 , -0.25])
-    """
-    _, inverse, counts = np.unique(fitness, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts + 1) / 2  # the mean rank of each distinct value, from 0
-    return np.asarray(ranks[inverse] / (len(fitness) - 1) - 0.5)
