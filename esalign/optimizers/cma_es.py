@@ -184,10 +184,10 @@ class CmaEs:
 def default_mean_rate(dim: int, solutions: int) -> float:
     """Return the learning rate of the mean: 1/4 at 24 solutions, growing to 1/2 at 96; less in very many dimensions.
 
-    At rate 1, the mean moves in each generation by about ``sigma * sqrt(dim / solutions)`` whether fitness says anything
-    or not. With noise and many dimensions that random walk outruns what is learnt: on a noisy sphere of 2048 dimensions
-    with 24 candidates the mean ends farther from the optimum than it began, and closer at this rate, which grows with
-    the root of the number of solutions, so that the walk stays the same.
+    At rate 1, the mean moves in each generation by about ``sigma * sqrt(dim / solutions)`` whether fitness says
+    anything or not. With noise and many dimensions that random walk outruns what is learnt: on a noisy sphere of 2048
+    dimensions with 24 candidates the mean ends farther from the optimum than it began, and closer at this rate. It
+    grows with the root of the number of solutions, so that the walk stays the same.
 
     Args:
         dim: length of the search vector.
