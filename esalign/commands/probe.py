@@ -16,9 +16,8 @@ from esalign.data import MiniBatches
 from esalign.errors import ConfigError
 from esalign.files import finite, write_json
 from esalign.fitness.completions import complete_mixed
-from esalign.fitness.reliability import LEAST
 from esalign.fitness.reward import SAMPLED
-from esalign.run.signal import GRID, PAIRS, Probed, measure, propose
+from esalign.run.signal import GRID, LEAST_PROMPTS, PAIRS, Probed, measure, propose
 from esalign.run.statistics import estimate
 from esalign.seeds import Use, derive, generator
 
@@ -52,7 +51,7 @@ def probe(config: RunConfig, *, output: Path | None = None, progress: Progress =
         learner, train = parts.learner, parts.splits.train.examples
         if len(train) < 2:
             raise ConfigError(f"there is {len(train)} training problem, expected at least 2 to probe with")
-        wanted = max(config.fitness.prompts or 0, LEAST)
+        wanted = max(config.fitness.prompts or 0, LEAST_PROMPTS)
         chosen = MiniBatches(train, seed=seed).next(min(wanted, len(train)))  # the first generation's
         examples = [example for example in chosen for _ in range(samples)]
         directions = generator(seed, Use.FIRST_STEP).standard_normal((PAIRS, learner.space.dim))

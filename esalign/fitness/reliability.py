@@ -6,8 +6,8 @@ import numpy as np
 
 from esalign.types import Array
 
-WANTED = 0.5  # reliability: half of the variance between candidates is signal
-LEAST, MOST = 24, 400  # problems
+WANTED = 0.3  # reliability: the share of signal in the variance between candidates
+LEAST, MOST = 16, 400  # problems
 MEMORY = 0.7  # weight of what was known before a generation
 ROUNDS = 20
 FASTEST = 1.5  # factor that the number of problems changes by, at most, in one generation

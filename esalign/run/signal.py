@@ -18,6 +18,7 @@ PAIRS = 4
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0)  # times the configured sigma
 CLEAR = 2.37  # the 95 % quantile of chi2 / PAIRS with PAIRS degrees of freedom
 LEAST_RATE = 0.25
+LEAST_PROMPTS = 24  # that are probed
 
 
 @dataclass(frozen=True)
