@@ -22,7 +22,7 @@ def variety(prompts, completions, **columns):
     return [len(set(text)) / 40 for text in completions]
 
 
-def simulated(rng, *, signal, noise, candidates=24, problems=LEAST):
+def simulated(rng, *, signal, noise, candidates=24, problems=24):
     """Rewards of candidates that differ by a standard deviation, problems that differ, and noise."""
     rows, columns = rng.normal(0, signal, (candidates, 1)), rng.normal(0, 0.3, (1, problems))
     return 0.5 + rows + columns + rng.normal(0, noise, (candidates, problems))
@@ -52,7 +52,7 @@ def test_abstentions_leave_the_variances_what_they_are(missing):
 
 def test_a_candidate_without_rewards_and_a_table_without_any_are_left_out():
     rewards = simulated(np.random.default_rng(0), signal=0.1, noise=0.3)
-    np.testing.assert_allclose(variances(np.vstack([rewards, np.full((1, LEAST), np.nan)])), variances(rewards))
+    np.testing.assert_allclose(variances(np.vstack([rewards, np.full((1, 24), np.nan)])), variances(rewards))
     assert np.isnan(variances(np.full((24, 5), np.nan))).all()
 
 
