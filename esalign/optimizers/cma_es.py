@@ -211,13 +211,14 @@ def _choose(value: str, option: str, kinds: tuple[str, str], dim: int) -> str:
 
 def _import_pycma() -> Any:
     """Return pycma, imported without what it plots and models fitness with, which nothing here does: 47 MiB."""
-    left_out = [name for name in ("matplotlib", "scipy.stats") if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(left_out))  # None, which says that there is no such module
+    modules: dict[str, Any] = sys.modules
+    left_out = [name for name in ("matplotlib", "scipy.stats") if name not in modules]
+    modules.update(dict.fromkeys(left_out))  # None says that there is no such module
     try:
         return _quietly(import_module, "cma")
     finally:
         for name in left_out:
-            del sys.modules[name]
+            del modules[name]
 
 
 def _quietly(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
