@@ -3,21 +3,25 @@
 from importlib import import_module
 from typing import Any
 
+# What transformers imports where it is installed: by the question that it asks, and the module that asks it.
+_UNUSED = {
+    "is_sklearn_available": "transformers.generation.candidate_generator",  # assisted decoding; brings pandas too
+    "is_scipy_available": "transformers.loss.loss_utils",  # losses of object detection
+}
+
 
 def causal_lm() -> Any:
-    """Return ``transformers.AutoModelForCausalLM``, imported without scikit-learn.
-
-    Where that is installed, transformers imports it, with pandas, for assisted decoding, which no engine does: 100 MiB.
-    """
+    """Return ``transformers.AutoModelForCausalLM``, imported without what no engine uses: 135 MiB."""
     import transformers
 
     utils: Any = transformers.utils
-    found = utils.is_sklearn_available
-    utils.is_sklearn_available = lambda: False
-    try:
-        import_module("transformers.generation.candidate_generator")  # keeps the answer that it is given here
-    finally:
-        utils.is_sklearn_available = found
+    for question, module in _UNUSED.items():
+        answer = getattr(utils, question)
+        setattr(utils, question, lambda: False)
+        try:
+            import_module(module)  # which keeps the answer that it is given here
+        finally:
+            setattr(utils, question, answer)
     return transformers.AutoModelForCausalLM
 
 
