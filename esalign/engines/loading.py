@@ -14,7 +14,7 @@ from esalign.engines.checks import check_choice
 from esalign.errors import BackendError
 from esalign.files import expand_home
 from esalign.space.hub import is_hub_id
-from esalign.space.skeleton import causal_lm
+from esalign.space.skeleton import import_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -115,12 +115,10 @@ def load_model(
     model: Any
     info: Any
     with quiet(), one_line_errors(label):
-        factory = causal_lm()
-        from transformers import AutoTokenizer
-
+        transformers = import_transformers()
         place, unpacked = _unpack(model_path(path))
-        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=unpacked.get("gguf_file"), **common)
-        model, info = factory.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, gguf_file=unpacked.get("gguf_file"), **common)
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
             place,
             dtype=dtype,
             attn_implementation=attn_implementation,
@@ -171,9 +169,7 @@ def load_tokenizer(path: str) -> Any:
         BackendError: it cannot be loaded.
     """
     with quiet(), one_line_errors(f"the tokenizer '{path}'"):
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(expand_home(path))
+        return import_transformers().AutoTokenizer.from_pretrained(expand_home(path))
 
 
 def _find_device(name: str) -> "torch.device":

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from esalign.engines.loading import load_model
+from esalign.space.skeleton import import_transformers
 
 BATCH = 64  # prompts that transformers completes at once
 
@@ -12,10 +13,8 @@ def find_obstacle(model: str) -> str | None:
     """Say why transformers and peft cannot stand in for an engine with a base model; None if they can."""
     if model.endswith(".gguf"):
         return "the base model is a GGUF file, whose dequantised weights are not those that its engine computes with"
-    from transformers import AutoConfig
-
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = import_transformers().AutoConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
         return f"transformers cannot read the base model ({str(error).strip().splitlines()[0]})"
     if getattr(config, "quantization_config", None):

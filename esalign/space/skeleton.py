@@ -1,4 +1,4 @@
-"""Causal language models of transformers: their factory, and a model without its weights."""
+"""transformers without what no engine uses, and its models without their weights."""
 
 from importlib import import_module
 from typing import Any
@@ -10,8 +10,11 @@ _UNUSED = {
 }
 
 
-def causal_lm() -> Any:
-    """Return ``transformers.AutoModelForCausalLM``, imported without what no engine uses: 135 MiB."""
+def import_transformers() -> Any:
+    """Return transformers, whose models are imported without what no engine uses: 135 MiB.
+
+    It must come before any of its Auto classes is used, as these import the models' code.
+    """
     import transformers
 
     utils: Any = transformers.utils
@@ -22,7 +25,7 @@ def causal_lm() -> Any:
             import_module(module)  # which keeps the answer that it is given here
         finally:
             setattr(utils, question, answer)
-    return transformers.AutoModelForCausalLM
+    return transformers
 
 
 def make_skeleton(config: Any) -> Any:
@@ -30,4 +33,4 @@ def make_skeleton(config: Any) -> Any:
     import torch
 
     with torch.device("meta"):
-        return causal_lm().from_config(config)
+        return import_transformers().AutoModelForCausalLM.from_config(config)
