@@ -47,7 +47,7 @@ class CmaEs:
         recombination: whom the mean moves to. ``better-half`` is the textbook's weighted mean of the better half of the
             candidates. ``all`` counts the worse half too, by its mirror image through the mean: what is bad in one
             direction is taken to be good in the other. With many more dimensions than candidates that holds well
-            enough, and halves the mean's random walk (in square); but no curvature can be learnt from it.
+            enough, and halves the square of the mean's random walk; but no curvature can be learnt from it.
             ``auto`` is all above 200 dimensions.
         mean_rate: learning rate of the mean, in (0, 1]; see `default_mean_rate` for why it is not 1.
         step_damping: factor on the damping of the step size, positive; above 1, sigma changes more slowly. At the
@@ -212,6 +212,8 @@ def _choose(value: str, option: str, kinds: tuple[str, str], dim: int) -> str:
 def _import_pycma() -> Any:
     """Return pycma, imported without what it plots and models fitness with, which nothing here does: 47 MiB."""
     modules: dict[str, Any] = sys.modules
+    if "cma" in modules:
+        return modules["cma"]
     left_out = [name for name in ("matplotlib", "scipy.stats") if name not in modules]
     modules.update(dict.fromkeys(left_out))  # None says that there is no such module
     try:

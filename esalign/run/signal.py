@@ -201,9 +201,9 @@ def propose(signals: Sequence[Signal], start: float, *, dim: int, prompts: int, 
     """Propose settings for a run.
 
     Sigma: of those that do no damage and whose signal is clear, the one with the most usable signal; where none is
-    clear, the largest that does no damage, as signals grow with sigma until damage sets in. Prompts: so many that half
-    of the variance between candidates is signal. Population: CMA-ES's ``4 + 3 log(dim)``, and as many as let its mean
-    learn at a rate of 1/4.
+    clear, the largest that does no damage, as signals grow with sigma until damage sets in. Prompts: so many that
+    three tenths of the variance between candidates are signal. Population: CMA-ES's ``4 + 3 log(dim)``, and as many as
+    let its mean learn at a rate of at least 1/4.
 
     Args:
         signals: by step size, from small to large.

@@ -1,5 +1,6 @@
 """transformers without what no engine uses, and its models without their weights."""
 
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -13,16 +14,20 @@ _UNUSED = {
 def import_transformers() -> Any:
     """Return transformers, whose models are imported without what no engine uses: 135 MiB.
 
-    It must come before any of its Auto classes is used, as these import the models' code.
+    It must come before any of its Auto classes is used, as these import the models' code. In this process assisted
+    decoding then does without scikit-learn, and the losses of object detection fail.
     """
     import transformers
 
     utils: Any = transformers.utils
     for question, module in _UNUSED.items():
-        answer = getattr(utils, question)
+        answer = getattr(utils, question, None)
+        if answer is None:  # another version of transformers, which costs memory alone
+            continue
         setattr(utils, question, lambda: False)
         try:
-            import_module(module)  # which keeps the answer that it is given here
+            with suppress(ModuleNotFoundError):
+                import_module(module)  # which keeps the answer that it is given here
         finally:
             setattr(utils, question, answer)
     return transformers
