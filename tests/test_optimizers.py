@@ -108,11 +108,12 @@ def test_wrong_settings_are_refused(name, setting, value, message):
 # --- cma-es ---
 
 
-def test_covariance_is_chosen_by_dimension():
-    def kind(dim):
-        return CmaEs(dim=dim, sigma=0.3, population=8, seed=0).state_dict()["covariance"]
+def test_covariance_and_recombination_are_chosen_by_dimension():
+    def kinds(dim):
+        state = CmaEs(dim=dim, sigma=0.3, population=8, seed=0).state_dict()
+        return state["covariance"], state["recombination"]
 
-    assert (kind(200), kind(201)) == ("full", "diagonal")
+    assert (kinds(200), kinds(201)) == (("full", "better-half"), ("diagonal", "all"))
 
 
 def test_diagonal_cma_state_grows_linearly_with_the_dimension():
@@ -165,10 +166,9 @@ def test_mean_rate_falls_with_dimensions_per_candidate():
 
 
 def test_all_candidates_count_or_the_better_half():
-    """Where fitness is turned upside down, the mean goes the opposite way if the worse candidates count as the better.
+    """Where fitness is turned upside down, the mean goes the opposite way if the worse count as the better do.
 
-    Not to the last digit, as a candidate counts a little more than an equally extreme one's image.
-    """
+    But for a little, by which a candidate counts more than an equally extreme one's image."""
 
     def cosine(recombination):
         steps = []
@@ -179,13 +179,6 @@ def test_all_candidates_count_or_the_better_half():
 
     assert cosine("all") < -0.95
     assert abs(cosine("better-half")) < 0.3
-
-
-def test_recombination_is_chosen_by_dimension():
-    def kind(dim):
-        return CmaEs(dim=dim, sigma=0.3, population=6, seed=0).state_dict()["recombination"]
-
-    assert (kind(200), kind(201)) == ("better-half", "all")
 
 
 def test_generation_of_equal_fitness_teaches_cma_nothing():
