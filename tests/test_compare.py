@@ -185,6 +185,14 @@ def test_meter_counts_training_and_not_the_saving(tmp_path):
     assert meter.tokens["generated"] == 7 * meter.steps
 
 
+POINT = {
+    "steps": 2,
+    "processor_seconds": 8.0,
+    "tokens": {"prompt": 0, "generated": 100, "scored": 0, "trained": 0},
+    "test": {name: {"mean": 0.75} for name in ("greedy", "sampled")},
+}
+
+
 def write_result(folder, label, seed, scores, points):
     head = {"row": label, "label": label, "seed": seed, "extra": [], "budget": 1.0, "steps": 2, "parts": {}}
     head |= {"loaded_mib": 1.0, "peak_rss_mib": 2.0}
@@ -199,13 +207,10 @@ def test_tables_pair_problems_within_a_seed_and_plots_are_drawn(tmp_path, capsys
     from plots import draw
     from tables import print_tables
 
-    tokens = {"prompt": 0, "generated": 100, "scored": 0, "trained": 0}
-    test = {name: {"mean": 0.75} for name in ("greedy", "sampled")}
-    point = {"steps": 2, "processor_seconds": 8.0, "tokens": tokens, "test": test}
     for seed in (0, 1):
         write_result(tmp_path, "start", seed, "0011" * 25, [])
-        write_result(tmp_path, "cma-es", seed, "0111" * 25, [point])
-        write_result(tmp_path, "defaults", seed, "1110" * 25, [point])
+        write_result(tmp_path, "cma-es", seed, "0111" * 25, [POINT])
+        write_result(tmp_path, "defaults", seed, "1110" * 25, [POINT])
     print_tables(tmp_path)
     printed = capsys.readouterr().out
     assert "| ESSA, CMA-ES (diagonal) | 2 | 0.750 | +0.250 [" in printed
@@ -221,13 +226,10 @@ def test_tables_pair_problems_within_a_seed_and_plots_are_drawn(tmp_path, capsys
 def test_results_of_before_and_rows_without_a_common_seed_are_left_out_of_what_they_lack(tmp_path, capsys):
     from tables import print_tables
 
-    tokens = {"prompt": 0, "generated": 100, "scored": 0, "trained": 0}
-    test = {name: {"mean": 0.75} for name in ("greedy", "sampled")}
-    point = {"steps": 2, "processor_seconds": 8.0, "tokens": tokens, "test": test}
     for seed in (0, 1):
         write_result(tmp_path, "start", seed, "0011" * 25, [])
-    write_result(tmp_path, "grpo", 0, "0111" * 25, [point])
-    write_result(tmp_path, "defaults", 1, "1110" * 25, [point])
+    write_result(tmp_path, "grpo", 0, "0111" * 25, [POINT])
+    write_result(tmp_path, "defaults", 1, "1110" * 25, [POINT])
     file = tmp_path / "grpo.seed0.jsonl"
     *lines, best = map(json.loads, file.read_text().splitlines())
     del best["pass_at"], best["scores"]["at 0.7"]

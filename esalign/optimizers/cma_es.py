@@ -122,7 +122,7 @@ class CmaEs:
         if np.ptp(fitness) == 0:
             return
         if self._all:
-            images = 2 * np.array(self._es.mean) - asked
+            images = 2 * self.mean - asked
             ranks = centred_ranks(fitness)
             asked, fitness = np.concatenate([asked, images]), np.concatenate([ranks, -ranks])
         # check_points=False: pycma need not look the candidates up and clip unknown ones
