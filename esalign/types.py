@@ -46,6 +46,7 @@ class Sampling:
             that prompt repeated.
         offset: what is added to j: a call that completes a part of a list of prompts, from its tenth on, say, draws
             with offset 9 as the call that completes them all.
+        greedy: the first so many prompts are completed greedily, whatever the temperature: one call may do both.
         stop: strings that end a completion; the completion's text ends before the first of them.
     """
 
@@ -55,6 +56,7 @@ class Sampling:
     top_k: int = 0
     seed: int = 0
     offset: int = field(default=0, kw_only=True)
+    greedy: int = field(default=0, kw_only=True)
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -64,10 +66,15 @@ class Sampling:
             ("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("offset", self.offset >= 0, "0 or more"),
+            ("greedy", self.greedy >= 0, "0 or more"),
             ("stop", not isinstance(self.stop, str) and all(self.stop), "a tuple of strings that are not empty"),
         ):
             if not fits:
                 raise ValueError(f"sampling.{name} is {getattr(self, name)!r}, expected {expected}")
+
+    def draws(self, prompt: int) -> bool:
+        """Tell whether the completion of prompt j of a call is drawn; else it is greedy."""
+        return self.temperature > 0.0 and self.offset + prompt >= self.greedy
 
 
 @dataclass(frozen=True)

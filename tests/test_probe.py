@@ -83,12 +83,12 @@ def test_the_share_of_sampled_problems_is_probed_as_a_run_would_have_it(tmp_path
     seen, generate = [], FakeBackend.generate
 
     def note(self, candidates, prompts, sampling, on_completion=None):
-        seen.append((sampling.temperature, len(prompts)))
+        seen.append((sampling.temperature, sampling.greedy, len(prompts)))
         return generate(self, candidates, prompts, sampling, on_completion)
 
     monkeypatch.setattr(FakeBackend, "generate", note)
     probe(write_quick_run(tmp_path, fitness={"prompts": 32, "options": {"sampled": 0.25}}))
-    assert seen == [(0.0, 24), (1.0, 8)]
+    assert seen == [(1.0, 24, 32)]
 
 
 def test_what_nothing_tells_apart_is_said_and_sigma_is_the_largest_that_does_no_damage(tmp_path, told):

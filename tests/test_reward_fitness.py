@@ -92,11 +92,11 @@ def test_half_of_the_problems_are_sampled_where_decoding_is_greedy():
     candidates, [half, none, warm] = np.ones((2, 4)), [[], [], []]
     settings = [(half, {"sampled": 0.5}, 0.0), (none, {"sampled": 0.0}, 0.0), (warm, {"sampled": 0.5}, 0.7)]
     for rows, options, temperature in settings:
-        fitness = make_fitness(Sampling(max_tokens=8, temperature=temperature), prompts=6, **options)
+        fitness = make_fitness(Sampling(max_tokens=8, temperature=temperature), prompts=40, **options)
         fitness.prepare(np.zeros(4), 1)
-        rows += [fitness._complete(candidates).rows[0][j].text for j in range(6)]
-    assert half[:3] == none[:3]
-    assert all(mixed != greedy for mixed, greedy in zip(half[3:], none[3:], strict=True))
+        rows += [fitness._complete(candidates).rows[0][j].text for j in range(40)]
+    assert half[:20] == none[:20]
+    assert sum(mixed != greedy for mixed, greedy in zip(half[20:], none[20:], strict=True)) > 5
     assert warm != none
 
 

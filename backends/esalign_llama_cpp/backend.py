@@ -10,7 +10,7 @@ import numpy as np
 from esalign.engines.checks import as_asked, check_choice, check_count, check_positive, check_sequences, opened
 from esalign.engines.encoding import Encoding
 from esalign.engines.loading import load_tokenizer
-from esalign.engines.sampling import draw_uniforms
+from esalign.engines.sampling import lay_out_uniforms
 from esalign.engines.stops import StopStrings
 from esalign.engines.text import TextCodec
 from esalign.engines.turns import one_at_a_time
@@ -149,9 +149,7 @@ class LlamaCppBackend(Encoding):
         encoded = self._codec.encode_prompts(prompts, sampling.max_tokens)
         groups = group_by_prompt(encoded, range(len(encoded)))
         longest = max(map(len, encoded), default=0) + sampling.max_tokens
-        uniforms = None
-        if sampling.temperature:
-            uniforms = draw_uniforms(sampling.seed, len(encoded), sampling.max_tokens, offset=sampling.offset)
+        uniforms = lay_out_uniforms(sampling, len(encoded))
         stops = StopStrings(self._codec, sampling.stop) if sampling.stop else None
         rows = []
         for i, values in enumerate(table):

@@ -20,7 +20,8 @@ class Completions:
         codec: of the model.
         sampling: how to decode.
         stops: finds stop strings; None where there are none.
-        uniforms: each prompt's random numbers, common to all candidates, shape (prompts, max_tokens); None when greedy.
+        uniforms: each prompt's random numbers, common to all candidates, shape (prompts, max_tokens), NaN where it is
+            completed greedily, or (prompts, 0) where all are.
         finish: called with (prompt, completion) as each one ends.
     """
 
@@ -29,7 +30,7 @@ class Completions:
         codec: TextCodec,
         sampling: Sampling,
         stops: StopStrings | None,
-        uniforms: Array | None,
+        uniforms: Array,
         finish: Callable[[int, Completion], None],
     ) -> None:
         self._codec = codec
@@ -43,7 +44,7 @@ class Completions:
     def consume(self, member: int, logits: Array) -> Sequence[int]:
         """Choose a token, and feed it unless the completion has ended."""
         ids, stops = self._ids[member], self._stops
-        token = choose(logits[-1], self._sampling, None if self._uniforms is None else self._uniforms[member, len(ids)])
+        token = choose(logits[-1], self._sampling, self._uniforms[member, len(ids)] if self._uniforms.size else np.nan)
         ids.append(token)
         ended = token in self._ends or len(ids) == self._sampling.max_tokens
         if ended or (stops is not None and stops.may_complete(token) and stops.completed(ids)):

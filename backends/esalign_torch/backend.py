@@ -12,7 +12,7 @@ from torch import Tensor
 from esalign.engines.checks import Given, as_asked, check_choice, check_count, check_positive, check_sequences, opened
 from esalign.engines.encoding import Encoding
 from esalign.engines.loading import LoadedModel, load_model
-from esalign.engines.sampling import draw_uniforms
+from esalign.engines.sampling import lay_out_uniforms
 from esalign.engines.stops import StopStrings
 from esalign.engines.text import TextCodec
 from esalign.engines.turns import one_at_a_time
@@ -169,8 +169,6 @@ class TorchBackend(Encoding):
 
     def _request(self, engine: Engine, table: Tensor, sampling: Sampling, prompts: int) -> Request:
         """Lay out what all rows of a call share."""
-        tokens = sampling.max_tokens if sampling.temperature else 0
-        uniforms = draw_uniforms(sampling.seed, prompts, tokens, offset=sampling.offset)
         stops, marks = None, None
         if sampling.stop:
             stops = StopStrings(engine.codec, sampling.stop)
@@ -178,7 +176,7 @@ class TorchBackend(Encoding):
         return Request(
             sampling=sampling,
             table=table,
-            uniforms=torch.from_numpy(uniforms).to(engine.device),
+            uniforms=torch.from_numpy(lay_out_uniforms(sampling, prompts)).to(engine.device),
             stops=stops,
             may_complete=None if marks is None else marks.to(engine.device),
             ends=torch.tensor(sorted(engine.codec.ends_with(sampling.stop)), dtype=torch.long, device=engine.device),

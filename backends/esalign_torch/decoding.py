@@ -51,7 +51,8 @@ class Request:
     Args:
         sampling: how to decode.
         table: singular values of all candidates, shape (population, width).
-        uniforms: the prompts' random numbers, shape (prompts, max_tokens), or (prompts, 0) when greedy.
+        uniforms: the prompts' random numbers, shape (prompts, max_tokens), NaN where a prompt is completed greedily, or
+            (prompts, 0) where all are.
         stops: finder of stop strings, or None.
         may_complete: which ids may complete a stop string, shape (vocab,), bool; None without stop strings.
         ends: ids that end a completion, shape (ends,).
@@ -208,10 +209,10 @@ class Batch:
         return logits
 
     def _choose(self, logits: Tensor, part: slice) -> Tensor:
-        sampling = self.request.sampling
-        if sampling.temperature == 0.0:
-            return choose(logits, sampling, None)
-        return choose(logits, sampling, self.tables.uniforms[part].gather(1, self.tables.counts[part, None])[:, 0])
+        uniforms = self.tables.uniforms[part]
+        if not uniforms.shape[1]:
+            return logits.argmax(dim=-1)
+        return choose(logits, self.request.sampling, uniforms.gather(1, self.tables.counts[part, None])[:, 0])
 
     def _show_values(self) -> None:
         """Let the adapted layers and the cache see the live rows."""

@@ -9,13 +9,19 @@ from esalign.types import Sampling
 SLICE_ELEMENTS = 2**26
 
 
-def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor | None) -> Tensor:
-    """Return the next token of each row, shape (rows,), from logits (rows, vocab) and uniforms (rows,)."""
-    if uniforms is None:
-        return logits.argmax(dim=-1)
-    rows = max(1, SLICE_ELEMENTS // logits.shape[-1])
-    parts = zip(logits.split(rows), uniforms.split(rows), strict=True)
-    return torch.cat([_draw(part, sampling, u) for part, u in parts])
+def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
+    """Return the next token of each row.
+
+    Args:
+        logits: shape (rows, vocab).
+        sampling: temperature, top-k and the nucleus.
+        uniforms: each row's number, in [0, 1), shape (rows,), NaN for the likeliest token.
+    """
+    tokens = logits.argmax(dim=-1)
+    drawn = (~uniforms.isnan()).nonzero()[:, 0]
+    for rows in drawn.split(max(1, SLICE_ELEMENTS // logits.shape[-1])):
+        tokens[rows] = _draw(logits[rows], sampling, uniforms[rows])
+    return tokens
 
 
 def _draw(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:

@@ -18,11 +18,11 @@ def generation_parameters(sampling: Sampling, prompt: int, ends: Sequence[int], 
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    random = sampling.temperature > 0.0
+    random = sampling.draws(prompt)
     seed = int(seed_sequence(sampling.seed, sampling.offset + prompt).generate_state(1, np.uint64)[0] >> 1)
     return SamplingParams(
         max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
+        temperature=sampling.temperature if random else 0.0,
         top_p=sampling.top_p if random else 1.0,
         top_k=(sampling.top_k or -1) if random else -1,
         seed=seed if random else None,

@@ -4,6 +4,7 @@ Prompt j's stream comes neither from the other prompts nor from the candidates. 
 random numbers), and what is drawn does not depend on how the work is cut.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,19 @@ def draw_uniforms(seed: int, prompts: int, tokens: int, dtype: Any = np.float32,
     return table.clip(max=1 - np.finfo(dtype).eps)  # u * total must stay below total, rounded too
 
 
+def lay_out_uniforms(sampling: Sampling, prompts: int) -> Array:
+    """Return each prompt's random numbers, NaN where it is completed greedily.
+
+    Returns:
+        Shape (prompts, max_tokens), or (prompts, 0) where none is drawn; float32.
+    """
+    drawn = [sampling.draws(j) for j in range(prompts)]
+    tokens = sampling.max_tokens if any(drawn) else 0
+    uniforms = draw_uniforms(sampling.seed, prompts, tokens, offset=sampling.offset)
+    uniforms[~np.array(drawn, dtype=bool)] = np.nan
+    return uniforms
+
+
 def invert(mass: "Tensor", uniforms: "Tensor") -> "Tensor":
     """Draw one token per row: invert its distribution function, in the vocabulary's order, so that like draws like.
 
@@ -50,7 +64,7 @@ def invert(mass: "Tensor", uniforms: "Tensor") -> "Tensor":
     return torch.searchsorted(cumulative, at[:, None], right=True)[:, 0]
 
 
-def choose(logits: Array, sampling: Sampling, uniform: float | None) -> int:
+def choose(logits: Array, sampling: Sampling, uniform: float) -> int:
     """Return the next token: greedily, or where a number in [0, 1) falls in the distribution function of what is left.
 
     The function is inverted in the vocabulary's order, so that candidates that are alike draw alike.
@@ -58,14 +72,14 @@ def choose(logits: Array, sampling: Sampling, uniform: float | None) -> int:
     Args:
         logits: shape (vocab,).
         sampling: temperature, top-k and the nucleus, which apply in this order.
-        uniform: the number; None, or a temperature of 0, for the likeliest token.
+        uniform: the number; NaN for the likeliest token.
 
     >>> choose(np.log([0.2, 0.5, 0.3]), Sampling(temperature=1.0), 0.69)
     1
     >>> choose(np.log([0.2, 0.5, 0.3]), Sampling(temperature=1.0, top_p=0.6), 0.69)
     2
     """
-    if uniform is None or sampling.temperature == 0.0:
+    if math.isnan(uniform):
         return int(logits.argmax())
     scaled = logits.astype(np.float64) / sampling.temperature
     if 0 < sampling.top_k < len(scaled):

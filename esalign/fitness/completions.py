@@ -1,6 +1,5 @@
 """What candidates complete, and what it is worth: generation and scoring side by side."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -74,19 +73,6 @@ class Completed:
         return self
 
 
-def _join(first: Completed, second: Completed) -> Completed:
-    """Return what the same candidates wrote for the problems of the first, then for those of the second."""
-    counts = {name: first.errors.get(name, 0) + second.errors.get(name, 0) for name in {*first.errors, *second.errors}}
-    return Completed(
-        rows=[[*a, *b] for a, b in zip(first.rows, second.rows, strict=True)],
-        rewards=np.concatenate([first.rewards, second.rewards], axis=1),
-        errors=counts,
-        error_examples={**second.error_examples, **first.error_examples},
-        begun=[*first.begun, *second.begun],
-        all_failed=first.all_failed and second.all_failed,
-    )
-
-
 def complete(
     backend: Backend,
     pool: RewardPool,
@@ -133,7 +119,7 @@ def complete_mixed(
     sampled: float,
     on_completion: Callable[[], None] | None = None,
 ) -> Completed:
-    """Let candidates complete examples as `complete` does, the last of them at temperature 1.
+    """Let candidates complete examples as `complete` does, the last of them at temperature 1, in one call.
 
     Args:
         backend: the engine.
@@ -147,14 +133,9 @@ def complete_mixed(
     Raises:
         RewardError: no completion could be scored.
     """
-    greedy = len(examples) - (round(sampled * len(examples)) if sampling.temperature == 0 else 0)
-    hot = replace(sampling, temperature=1.0)
-    parts = [
-        complete(backend, pool, candidates, some, how, on_completion=on_completion)
-        for some, how in ((examples[:greedy], sampling), (examples[greedy:], hot))
-        if some
-    ]
-    return functools.reduce(_join, parts).refuse_unscored()
+    if sampling.temperature == 0 and sampled > 0:
+        sampling = replace(sampling, temperature=1.0, greedy=len(examples) - round(sampled * len(examples)))
+    return complete(backend, pool, candidates, examples, sampling, on_completion=on_completion).refuse_unscored()
 
 
 def add_errors(row: Mapping[str, Any], errors: Mapping[str, int], examples: Mapping[str, str]) -> dict[str, Any]:

@@ -109,6 +109,20 @@ def draws_alike_in_a_part_of_the_prompts(subject: Subject) -> None:
     subject.agrees(ids_of(part), [row[3:7] for row in rows], slack=1)
 
 
+def completes_greedily_and_draws_in_one_call(subject: Subject) -> None:
+    """The first prompts are completed as by a greedy call, the others as by one that draws all; with an offset too."""
+    sampling = subject.sampling(temperature=1.0, seed=5)
+    candidates, prompts = subject.candidates[:2], subject.prompts[:4]
+    greedy = ids_of(subject.backend.generate(candidates, prompts, subject.sampling()))
+    drawn = ids_of(subject.backend.generate(candidates, prompts, sampling))
+    assert greedy != drawn
+    expected = [a[:2] + b[2:] for a, b in zip(greedy, drawn, strict=True)]
+    mixed = subject.backend.generate(candidates, prompts, replace(sampling, greedy=2))
+    subject.agrees(ids_of(mixed), expected, slack=1)
+    part = subject.backend.generate(candidates, prompts[1:], replace(sampling, greedy=2, offset=1))
+    subject.agrees(ids_of(part), [row[1:] for row in expected], slack=1)
+
+
 def completes_whatever_the_company(subject: Subject) -> None:
     """A candidate completes alone as it does among others, sampled too, and a prompt as it does among other prompts."""
     if not subject.batch_invariant:
@@ -295,6 +309,7 @@ CLAIMS: tuple[Callable[[Subject], None], ...] = (
     repeats_itself,
     draws_alike_for_all_candidates,
     draws_alike_in_a_part_of_the_prompts,
+    completes_greedily_and_draws_in_one_call,
     completes_whatever_the_company,
     draws_from_the_model,
     draws_within_top_k_and_top_p,

@@ -116,8 +116,8 @@ class FakeBackend(Encoding):
     def _complete(self, candidate: Array, prompt: tuple[int, ...], sampling: Sampling, j: int) -> Completion:
         """Complete prompt j, shape (dim,) being the candidate's."""
         writing = Writing(opened(self._engine), candidate, prompt, self._told(candidate, prompt), self._confidence)
-        uniforms = np.random.default_rng(seed_sequence(sampling.seed, sampling.offset + j)).random(sampling.max_tokens)
-        for uniform in uniforms:
+        stream = np.random.default_rng(seed_sequence(sampling.seed, sampling.offset + j))
+        for uniform in stream.random(sampling.max_tokens) if sampling.draws(j) else [np.nan] * sampling.max_tokens:
             writing.append(choose(writing.logits(), sampling, float(uniform)))
             text = self._codec.decode(writing.ids)
             if writing.ids[-1] == END or any(stop in text for stop in sampling.stop):
