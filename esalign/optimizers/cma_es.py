@@ -27,6 +27,9 @@ LARGEST_FULL = 200
 with dim^2, a diagonal one's with dim: with 24 candidates and 160 generations, the full one was ahead at 32 dimensions,
 level at 128 and behind at 256."""
 
+SETTLED = 90
+"""Generation from which on the mean has its last learning rate."""
+
 _EIGEN = ("C", "B", "D")  # the covariance C = B diag(D^2) B^T, eigenvectors and roots of eigenvalues updated lazily
 
 
@@ -49,7 +52,9 @@ class CmaEs:
             direction is taken to be good in the other. With many more dimensions than candidates that holds well
             enough, and halves the square of the mean's random walk; but no curvature can be learnt from it.
             ``auto`` is all above 200 dimensions.
-        mean_rate: learning rate of the mean, in (0, 1]; see `default_mean_rate` for why it is not 1.
+        mean_rate: learning rate of the mean from the 90th generation on, in (0, 1]; see `default_mean_rate` for why it
+            is not 1. Before that it is larger by ``sqrt(90 / t)`` in generation t, as far as `most_mean_rate` goes: at
+            first there is more to learn in a step than noise to average out.
         step_damping: factor on the damping of the step size, positive; above 1, sigma changes more slowly. At the
             textbook's 1, noise lets sigma grow and the mean stray, which costs the embedded model sampled accuracy.
     """
@@ -98,7 +103,6 @@ class CmaEs:
             "CMA_diagonal": self._diagonal,
             "AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA,
             "CSA_dampfac": settings["step_damping"],
-            "CMA_cmean": settings["mean_rate"],
             "CMA_mirrors": 0,
             "conditioncov_alleviate": False,  # it would change the coordinates under the state
             "randn": lambda *shape: rng.standard_normal(shape),
@@ -125,8 +129,14 @@ class CmaEs:
             images = 2 * self.mean - asked
             ranks = centred_ranks(fitness)
             asked, fitness = np.concatenate([asked, images]), np.concatenate([ranks, -ranks])
+        self._es.sp.cmean = self._mean_rate(self._es.countiter + 1)
         # check_points=False: pycma need not look the candidates up and clip unknown ones
         _quietly(self._es.tell, list(asked), list(-fitness), check_points=False)
+
+    def _mean_rate(self, generation: int) -> float:
+        last = float(self._pending.settings["mean_rate"])
+        most = most_mean_rate(self._pending.shape[1], self._es.popsize)
+        return max(last, min(last * math.sqrt(SETTLED / generation), most))
 
     @property
     def mean(self) -> Array:
@@ -183,7 +193,7 @@ class CmaEs:
 
 
 def default_mean_rate(dim: int, solutions: int) -> float:
-    """Return the learning rate of the mean: 1/4 at 24 solutions, growing to 1/2 at 96; less in very many dimensions.
+    """Return the last learning rate of the mean: 1/4 at 24 solutions, 1/2 at 96; less in very many dimensions.
 
     At rate 1, the mean moves in each generation by about ``sigma * sqrt(dim / solutions)`` whether fitness says
     anything or not. With noise and many dimensions that random walk outruns what is learnt: on a noisy sphere of 2048
@@ -197,7 +207,16 @@ def default_mean_rate(dim: int, solutions: int) -> float:
     >>> default_mean_rate(256, 24), default_mean_rate(256, 96), default_mean_rate(8192, 64)
     (0.25, 0.5, 0.25)
     """
-    return min(max(0.25, math.sqrt(solutions / 384)), 0.5, math.sqrt(8 * solutions / dim))
+    return min(max(0.25, math.sqrt(solutions / 384)), 0.5, most_mean_rate(dim, solutions))
+
+
+def most_mean_rate(dim: int, solutions: int) -> float:
+    """Return the learning rate of the mean, at most 1, at which that random walk is three sigma a generation.
+
+    >>> most_mean_rate(256, 48), most_mean_rate(8192, 64)
+    (1.0, 0.25)
+    """
+    return min(1.0, math.sqrt(8 * solutions / dim))
 
 
 def _choose(value: str, option: str, kinds: tuple[str, str], dim: int) -> str:

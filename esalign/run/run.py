@@ -27,7 +27,7 @@ from esalign.run.trackers import Tracker
 from esalign.seeds import Use, derive
 from esalign.types import Array, Sample, Sampling, State
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 UNLIMITED = 0  # as `flat_limit`: a learner that has no candidates
 
 
