@@ -11,7 +11,7 @@ from esalign import Example
 from esalign.assets import asset
 from esalign.sft import SftOptions, train_sft
 
-DEMONSTRATIONS, PROBLEMS = 1000, 3000
+DEMONSTRATIONS, PROBLEMS = 1000, 3600
 
 
 def pose(seed: int) -> list[dict[str, str]]:
