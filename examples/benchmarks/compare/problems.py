@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 
 import largest
 
@@ -71,7 +72,8 @@ def pose(task: str, seed: int, folder: Path) -> DataSection:
             _write(home / "all.jsonl", largest.pose(seed))
             overrides += ["data=", f"data.source={home / 'all.jsonl'}"]
         overrides += ["data.validation_size=1", "data.test_size=1", f"data.train_size={POSED}"]
-        posed = load_splits(load_config([asset("quickstart.yaml")], overrides, schema=RunConfig)).train.examples
+        posed = list(load_splits(load_config([asset("quickstart.yaml")], overrides, schema=RunConfig)).train.examples)
+        Random(seed).shuffle(posed)  # a generator poses its commonest problems first
         tests = [example for example in posed if _is_for_tests(example)]
         others = [example for example in posed if not _is_for_tests(example)]
         train, validation = others[: SIZES["train"]], others[SIZES["train"] :]
