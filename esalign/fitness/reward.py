@@ -11,7 +11,7 @@ from esalign.fitness.reliability import LEAST, ProblemCount
 from esalign.seeds import Use, derive
 from esalign.types import Array, Evaluation, Example, State
 
-SAMPLED = 0.25
+SAMPLED = 0.5
 """Share of the problems that are sampled by default; see docs/benchmarks/tasks.md for how it was chosen."""
 
 

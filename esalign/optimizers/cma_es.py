@@ -27,7 +27,7 @@ LARGEST_FULL = 200
 with dim^2, a diagonal one's with dim: with 24 candidates and 160 generations, the full one was ahead at 32 dimensions,
 level at 128 and behind at 256."""
 
-SETTLED = 90
+SETTLED = 30
 """Generation from which on the mean has its last learning rate."""
 
 _EIGEN = ("C", "B", "D")  # the covariance C = B diag(D^2) B^T, eigenvectors and roots of eigenvalues updated lazily
@@ -52,8 +52,8 @@ class CmaEs:
             direction is taken to be good in the other. With many more dimensions than candidates that holds well
             enough, and halves the square of the mean's random walk; but no curvature can be learnt from it.
             ``auto`` is all above 200 dimensions.
-        mean_rate: learning rate of the mean from the 90th generation on, in (0, 1]; see `default_mean_rate` for why it
-            is not 1. Before that it is larger by ``sqrt(90 / t)`` in generation t, as far as `most_mean_rate` goes: at
+        mean_rate: learning rate of the mean from the 30th generation on, in (0, 1]; see `default_mean_rate` for why it
+            is not 1. Before that it is larger by ``sqrt(30 / t)`` in generation t, as far as `most_mean_rate` goes: at
             first there is more to learn in a step than noise to average out.
         step_damping: factor on the damping of the step size, positive; above 1, sigma changes more slowly. At the
             textbook's 1, noise lets sigma grow and the mean stray, which costs the embedded model sampled accuracy.
