@@ -81,7 +81,7 @@ class CmaEs:
         self._diagonal = _choose(covariance, "covariance", ("full", "diagonal"), dim) == "diagonal"
         self._all = _choose(recombination, "recombination", ("better-half", "all"), dim) == "all"
         told = 2 * population if self._all else population
-        mean_rate = default_mean_rate(dim, told) if mean_rate is None else mean_rate
+        mean_rate = default_mean_rate(dim, population, told) if mean_rate is None else mean_rate
         checks.check_number("mean_rate", mean_rate, above=0.0, most=1.0)
         settings: State = {
             "optimizer": "cma-es",
@@ -192,22 +192,23 @@ class CmaEs:
         es.sm.last_update = int(checks.take(state, "updates_at_eigen"))
 
 
-def default_mean_rate(dim: int, solutions: int) -> float:
-    """Return the last learning rate of the mean: 1/4 at 24 solutions, 1/2 at 96; less in very many dimensions.
+def default_mean_rate(dim: int, population: int, solutions: int) -> float:
+    """Return the last learning rate of the mean: 1/4 at 24 candidates, 1/2 at 96; less in very many dimensions.
 
     At rate 1, the mean moves in each generation by about ``sigma * sqrt(dim / solutions)`` whether fitness says
     anything or not. With noise and many dimensions that random walk outruns what is learnt: on a noisy sphere of 2048
     dimensions with 24 candidates the mean ends farther from the optimum than it began, and closer at this rate. It
-    grows with the root of the number of solutions, so that the walk stays the same.
+    grows with the root of the number of candidates, so that the walk stays the same.
 
     Args:
         dim: length of the search vector.
-        solutions: candidates of a generation, and their mirror images where those count.
+        population: candidates of a generation.
+        solutions: what the mean moves to: the candidates, and their mirror images where those count.
 
-    >>> default_mean_rate(256, 24), default_mean_rate(256, 96), default_mean_rate(8192, 64)
+    >>> default_mean_rate(256, 24, 48), default_mean_rate(256, 96, 192), default_mean_rate(8192, 64, 64)
     (0.25, 0.5, 0.25)
     """
-    return min(max(0.25, math.sqrt(solutions / 384)), 0.5, most_mean_rate(dim, solutions))
+    return min(max(0.25, math.sqrt(population / 384)), 0.5, most_mean_rate(dim, solutions))
 
 
 def most_mean_rate(dim: int, solutions: int) -> float:
