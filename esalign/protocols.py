@@ -97,7 +97,7 @@ class Backend(Protocol):
         Args:
             candidates: search vectors, shape (population, dim).
             prompts: any mixture of the three kinds of prompt.
-            sampling: how to decode.
+            sampling: how to decode; completion j is drawn where ``sampling.draws(j)``, else greedy.
             on_completion: called as each completion is finished, so that it can be scored while others are generated.
 
         Returns:

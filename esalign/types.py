@@ -46,7 +46,8 @@ class Sampling:
             that prompt repeated.
         offset: what is added to j: a call that completes a part of a list of prompts, from its tenth on, say, draws
             with offset 9 as the call that completes them all.
-        greedy: the first so many prompts are completed greedily, whatever the temperature: one call may do both.
+        greedy: prompts j below this, the offset counted, are completed greedily whatever the temperature: one call may
+            do both.
         stop: strings that end a completion; the completion's text ends before the first of them.
     """
 
@@ -73,7 +74,11 @@ class Sampling:
                 raise ValueError(f"sampling.{name} is {getattr(self, name)!r}, expected {expected}")
 
     def draws(self, prompt: int) -> bool:
-        """Tell whether the completion of prompt j of a call is drawn; else it is greedy."""
+        """Tell whether the completion of prompt j of a call is drawn; else it is greedy.
+
+        >>> [Sampling(temperature=1.0, greedy=2, offset=1).draws(j) for j in range(3)]
+        [False, True, True]
+        """
         return self.temperature > 0.0 and self.offset + prompt >= self.greedy
 
 

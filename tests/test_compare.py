@@ -3,12 +3,15 @@
 import itertools
 import json
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from esalign.assets import asset
+from esalign.commands.build import load_splits
+from esalign.data.splits import problem_key
 from esalign.space import SvdLora
 
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks" / "compare"
@@ -53,7 +56,11 @@ def test_every_row_is_a_valid_configuration():
 def test_the_problems_of_a_task_are_posed_once_and_told_apart_from_its_probe(task, tmp_path):
     from rows import ROWS, make_config
 
-    config = make_config(ROWS["start"], tmp_path, task=task)
+    config, other = (make_config(ROWS["start"], tmp_path, task=task, seed=seed) for seed in (0, 1))
+    keys = [{problem_key(e) for e in part.examples} for part in attrgetter("train", "validation")(load_splits(config))]
+    tests = {problem_key(example) for example in load_splits(other).test.examples}
+    assert [len(part) for part in (*keys, tests)] == [1200, 400, 1000]
+    assert not tests & (keys[0] | keys[1])
     posed = json.loads(Path(config.data.source).read_text().splitlines()[0])["metadata"]["source_dataset"]
     assert config.probe.source not in ("", f"reasoning-gym:{posed}")
     before = Path(config.data.source).stat().st_mtime_ns

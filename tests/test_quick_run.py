@@ -87,6 +87,7 @@ def test_equal_fitness_stops_a_run_and_is_warned_of(tmp_path, monkeypatch):
         tmp_path,
         backend__options={"completions": told},
         rewards=[{"name": "exact-match"}],
+        fitness={"options": {"sampled": 0}},
         run__flat_limit=2,
         run__generations=50,
     )

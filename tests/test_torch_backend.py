@@ -108,9 +108,9 @@ def test_all_linear_layers_can_be_adapted_at_differing_ranks(tmp_path, claim):
     claim(subject)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_answers_do_not_depend_on_how_the_work_is_cut(llama, temperature, monkeypatch):
-    sampling = Sampling(max_tokens=150, temperature=temperature, seed=3)
+@pytest.mark.parametrize(("temperature", "greedy"), [(0.0, 0), (1.0, 0), (1.0, 5)])
+def test_answers_do_not_depend_on_how_the_work_is_cut(llama, temperature, greedy, monkeypatch):
+    sampling = Sampling(max_tokens=150, temperature=temperature, seed=3, greedy=greedy)
     joined = []
     join = Batch.join.__func__
     monkeypatch.setattr(Batch, "join", classmethod(lambda cls, parts: joined.append(len(parts)) or join(cls, parts)))

@@ -115,8 +115,8 @@ def test_sampled_prompts_may_be_read_in_pieces(backend: Any, start: Any, space: 
     """vLLM takes back the draws of all pieces but the last, in a way that generators of CPUs lack."""
     vectors, prompts = draw(space, 2), [LONG, "2 and 2", LONG[20:]]
     pieces = start(max_num_batched_tokens=64, max_num_seqs=8)
-    for temperature in (0.0, 1.0):
-        sampling = Sampling(max_tokens=8, temperature=temperature, seed=3)
+    for temperature, greedy in ((0.0, 0), (1.0, 0), (1.0, 2)):
+        sampling = Sampling(max_tokens=8, temperature=temperature, seed=3, greedy=greedy)
         read_whole, in_pieces = (ids_of(one.generate(vectors, prompts, sampling)) for one in (backend, pieces))
         assert in_pieces == read_whole
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -198,6 +199,14 @@ def test_seeds_of_streams_depend_on_seed_and_prompt_alone() -> None:
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert stream_seed(-1, 0) == stream_seed(2**64 - 1, 0)
+
+
+def test_the_first_prompts_of_a_list_are_greedy_whatever_the_offset() -> None:
+    sampling = Sampling(temperature=0.5, top_k=3, greedy=2)
+    told = [generation_parameters(sampling, prompt, ()) for prompt in (1, 2)]
+    told.append(generation_parameters(replace(sampling, offset=2), 0, ()))
+    assert [one.temperature for one in told] == [0.0, 0.5, 0.5]
+    assert [one.seed is None for one in told] == [True, False, False]
 
 
 def test_environment_is_restored_and_the_users_settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:

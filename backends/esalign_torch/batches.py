@@ -10,7 +10,7 @@ CPU_ROWS = 512
 CUDA_ROWS = 4096
 CPU_TOKENS = 1024  # their tables stay in the second-level cache
 CUDA_TOKENS = 65536
-LOGIT_BYTES = 16  # a logit, its float32 copy, and the sampler's two tables
+LOGIT_BYTES = 20  # a logit, the copy of drawn rows, its float32 copy, and the sampler's two tables
 MEMORY_SHARE = 0.5
 
 

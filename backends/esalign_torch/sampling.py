@@ -19,7 +19,7 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
     """
     tokens = logits.argmax(dim=-1)
     drawn = (~uniforms.isnan()).nonzero()[:, 0]
-    for rows in drawn.split(max(1, SLICE_ELEMENTS // logits.shape[-1])):
+    for rows in drawn.split(max(1, SLICE_ELEMENTS // logits.shape[-1])) if len(drawn) else ():
         tokens[rows] = _draw(logits[rows], sampling, uniforms[rows])
     return tokens
 

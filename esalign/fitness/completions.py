@@ -126,8 +126,8 @@ def complete_mixed(
         pool: the rewards.
         candidates: shape (population, dim).
         examples: the problems.
-        sampling: how the first problems are completed.
-        sampled: the share of the last, in [0, 1]; without effect where ``sampling`` draws samples itself.
+        sampling: how problems are completed; where it is greedy, the last are drawn at temperature 1 all the same.
+        sampled: the share of the last, in [0, 1].
         on_completion: called as each completion is finished.
 
     Raises:

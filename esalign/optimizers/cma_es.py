@@ -52,9 +52,9 @@ class CmaEs:
             direction is taken to be good in the other. With many more dimensions than candidates that holds well
             enough, and halves the square of the mean's random walk; but no curvature can be learnt from it.
             ``auto`` is all above 200 dimensions.
-        mean_rate: learning rate of the mean from the 30th generation on, in (0, 1]; see `default_mean_rate` for why it
-            is not 1. Before that it is larger by ``sqrt(30 / t)`` in generation t, as far as `most_mean_rate` goes: at
-            first there is more to learn in a step than noise to average out.
+        mean_rate: learning rate of the mean, in (0, 1]. None lets it fall to `default_mean_rate`: in generation t,
+            those without a ranking not counted, it is larger by ``sqrt(SETTLED / t)``, as far as `most_mean_rate` goes.
+            At first there is more to learn in a step than noise to average out.
         step_damping: factor on the damping of the step size, positive; above 1, sigma changes more slowly. At the
             textbook's 1, noise lets sigma grow and the mean stray, which costs the embedded model sampled accuracy.
     """
@@ -80,16 +80,15 @@ class CmaEs:
         checks.check_number("step_damping", step_damping, above=0.0)
         self._diagonal = _choose(covariance, "covariance", ("full", "diagonal"), dim) == "diagonal"
         self._all = _choose(recombination, "recombination", ("better-half", "all"), dim) == "all"
-        told = 2 * population if self._all else population
-        mean_rate = default_mean_rate(dim, population, told) if mean_rate is None else mean_rate
-        checks.check_number("mean_rate", mean_rate, above=0.0, most=1.0)
+        if mean_rate is not None:
+            checks.check_number("mean_rate", mean_rate, above=0.0, most=1.0)
         settings: State = {
             "optimizer": "cma-es",
             "dim": int(dim),
             "population": int(population),
             "covariance": "diagonal" if self._diagonal else "full",
             "recombination": "all" if self._all else "better-half",
-            "mean_rate": float(mean_rate),
+            "mean_rate": None if mean_rate is None else float(mean_rate),
             "step_damping": float(step_damping),
         }
         self._pending = checks.Pending(settings, generator(seed, Use.OPTIMIZER))
@@ -134,9 +133,14 @@ class CmaEs:
         _quietly(self._es.tell, list(asked), list(-fitness), check_points=False)
 
     def _mean_rate(self, generation: int) -> float:
-        last = float(self._pending.settings["mean_rate"])
-        most = most_mean_rate(self._pending.shape[1], self._es.popsize)
-        return max(last, min(last * math.sqrt(SETTLED / generation), most))
+        """Return the learning rate of a generation, 1 being the first."""
+        given = self._pending.settings["mean_rate"]
+        if given is not None:
+            return float(given)
+        population, dim = self._pending.shape
+        solutions = self._es.popsize
+        last = default_mean_rate(dim, population, solutions)
+        return max(last, min(last * math.sqrt(SETTLED / generation), most_mean_rate(dim, solutions)))
 
     @property
     def mean(self) -> Array:
@@ -193,7 +197,7 @@ class CmaEs:
 
 
 def default_mean_rate(dim: int, population: int, solutions: int) -> float:
-    """Return the last learning rate of the mean: 1/4 at 24 candidates, 1/2 at 96; less in very many dimensions.
+    """Return the last learning rate of the mean: 1/4 up to 24 candidates, 1/2 from 96; less in very many dimensions.
 
     At rate 1, the mean moves in each generation by about ``sigma * sqrt(dim / solutions)`` whether fitness says
     anything or not. With noise and many dimensions that random walk outruns what is learnt: on a noisy sphere of 2048
@@ -212,7 +216,11 @@ def default_mean_rate(dim: int, population: int, solutions: int) -> float:
 
 
 def most_mean_rate(dim: int, solutions: int) -> float:
-    """Return the learning rate of the mean, at most 1, at which that random walk is three sigma a generation.
+    """Return the largest learning rate of the mean at which noise alone moves it by less than three sigma a generation.
+
+    Args:
+        dim: length of the search vector.
+        solutions: candidates of a generation, and their mirror images where those count.
 
     >>> most_mean_rate(256, 48), most_mean_rate(8192, 64)
     (1.0, 0.25)

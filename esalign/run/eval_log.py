@@ -27,7 +27,7 @@ def write_log(file: Path, judged: Sequence[Judged], *, split: str, sampling: Sam
 
 def _rows(judged: Judged, split: str, sampling: Sampling) -> Iterator[dict[str, Any]]:
     rewards, answers = judged.rewards, judged.answers
-    decoding = {name: value for name, value in asdict(sampling).items() if name != "seed"}
+    decoding = {name: value for name, value in asdict(sampling).items() if name not in ("seed", "offset", "greedy")}
     for number, example in enumerate(judged.examples):
         for sample in range(judged.samples):
             completion, verdicts = judged.completion(number, sample), _verdicts(judged, number, sample)

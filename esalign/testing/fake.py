@@ -116,8 +116,11 @@ class FakeBackend(Encoding):
     def _complete(self, candidate: Array, prompt: tuple[int, ...], sampling: Sampling, j: int) -> Completion:
         """Complete prompt j, shape (dim,) being the candidate's."""
         writing = Writing(opened(self._engine), candidate, prompt, self._told(candidate, prompt), self._confidence)
-        stream = np.random.default_rng(seed_sequence(sampling.seed, sampling.offset + j))
-        for uniform in stream.random(sampling.max_tokens) if sampling.draws(j) else [np.nan] * sampling.max_tokens:
+        uniforms = np.full(sampling.max_tokens, np.nan)
+        if sampling.draws(j):
+            stream = np.random.default_rng(seed_sequence(sampling.seed, sampling.offset + j))
+            uniforms = stream.random(sampling.max_tokens)
+        for uniform in uniforms:
             writing.append(choose(writing.logits(), sampling, float(uniform)))
             text = self._codec.decode(writing.ids)
             if writing.ids[-1] == END or any(stop in text for stop in sampling.stop):
