@@ -76,8 +76,9 @@ class Sampling:
     def draws(self, prompt: int) -> bool:
         """Tell whether the completion of prompt j of a call is drawn; else it is greedy.
 
-        >>> [Sampling(temperature=1.0, greedy=2, offset=1).draws(j) for j in range(3)]
-        [False, True, True]
+        >>> part = Sampling(temperature=1.0, greedy=2, offset=1)
+        >>> part.draws(0), part.draws(1)
+        (False, True)
         """
         return self.temperature > 0.0 and self.offset + prompt >= self.greedy
 
