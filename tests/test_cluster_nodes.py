@@ -178,15 +178,27 @@ def nodes_with_cores():
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
 
+def score_until_all_do(pool, expected):
+    """Score until each machine has an actor that has answered: one harmed sooner is waited for like a place for it."""
+    deadline = time.monotonic() + 120
+    while pool.score(EXAMPLES, COMPLETIONS) != expected or len(actors()) != len(nodes_with_cores()):
+        assert time.monotonic() < deadline, commands_of(actors())
+
+
+def score_while_harmed(pool, expected, harm):
+    timer = threading.Timer(1.0, lambda: [os.kill(one, harm) for one in actors()])  # a completion hangs for 2 s
+    timer.start()
+    assert pool.score(EXAMPLES, COMPLETIONS) == expected, harm
+    timer.join()
+    score_until_all_do(pool, expected)
+
+
 def test_scoring_actors_that_are_killed_or_sleep_cost_nothing(pool, at_home, monkeypatch):
-    pool.score(EXAMPLES, COMPLETIONS)
+    score_until_all_do(pool, at_home)
     monkeypatch.setattr(scoring, "SILENCE", 2.0)
     for harm in (signal.SIGKILL, signal.SIGSTOP):
-        timer = threading.Timer(1.0, lambda harm=harm: [os.kill(one, harm) for one in actors()])  # one hangs for 2 s
-        timer.start()
         with pytest.warns(EsalignWarning, match="scoring processes of a machine were lost, and are made anew"):
-            assert pool.score(EXAMPLES, COMPLETIONS) == at_home, harm
-        timer.join()
+            score_while_harmed(pool, at_home, harm)
 
 
 def test_a_reward_that_a_machine_cannot_load_ends_the_run_in_one_line(nodes, tmp_path):
