@@ -9,7 +9,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from esalign.errors import BackendError
 
-STRIDE = 16  # least number of slots to grow by
+STRIDE = 8  # least number of slots to grow by
 
 
 class _RowCacheLayer(DynamicLayer):

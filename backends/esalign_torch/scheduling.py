@@ -63,3 +63,4 @@ def _complete_once(
         if batch.live:
             batch.shrink()
             parked.append(batch)
+        del batch  # its memory, before the next one takes some

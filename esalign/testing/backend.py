@@ -110,18 +110,20 @@ def draws_alike_in_a_part_of_the_prompts(subject: Subject) -> None:
 
 
 def completes_greedily_and_draws_in_one_call(subject: Subject) -> None:
-    """The first prompts are completed as by a greedy call, the others as by one that draws all; with an offset too."""
-    sampling = subject.sampling(temperature=1.0, seed=5)
+    """The first prompts are completed as by a greedy call, the others as by one that draws all, whatever is set."""
     candidates, prompts = subject.candidates[:3], [subject.prompts[j % 4] for j in range(8)]
-    greedy = ids_of(subject.backend.generate(candidates, prompts, subject.sampling()))
-    drawn = ids_of(subject.backend.generate(candidates, prompts, sampling))
-    differ = np.array([[a != b for a, b in zip(*rows, strict=True)] for rows in zip(greedy, drawn, strict=True)])
-    assert min(differ[:, :4].sum(), differ[:, 4:].sum()) > 2, "greedy and drawn completions hardly differ"
-    expected = [a[:4] + b[4:] for a, b in zip(greedy, drawn, strict=True)]
-    mixed = subject.backend.generate(candidates, prompts, replace(sampling, greedy=4))
-    subject.agrees(ids_of(mixed), expected, slack=1)
-    part = subject.backend.generate(candidates, prompts[2:], replace(sampling, greedy=4, offset=2))
-    subject.agrees(ids_of(part), [row[2:] for row in expected], slack=1)
+    text = max((completion.text for row in subject.greedy for completion in row), key=len)
+    for settings in ({}, {"top_k": 20, "top_p": 0.95, "stop": (_middle(text),)}):
+        greedily = subject.sampling(**{key: value for key, value in settings.items() if key == "stop"})
+        sampling = subject.sampling(temperature=1.0, seed=5, **settings)
+        greedy, drawn = (ids_of(subject.backend.generate(candidates, prompts, each)) for each in (greedily, sampling))
+        differ = np.array([[a != b for a, b in zip(*rows, strict=True)] for rows in zip(greedy, drawn, strict=True)])
+        assert min(differ[:, :4].sum(), differ[:, 4:].sum()) > 2, "greedy and drawn completions hardly differ"
+        expected = [a[:4] + b[4:] for a, b in zip(greedy, drawn, strict=True)]
+        mixed = subject.backend.generate(candidates, prompts, replace(sampling, greedy=4))
+        subject.agrees(ids_of(mixed), expected, slack=1)
+        part = subject.backend.generate(candidates, prompts[2:], replace(sampling, greedy=4, offset=2))
+        subject.agrees(ids_of(part), [row[2:] for row in expected], slack=1)
 
 
 def completes_whatever_the_company(subject: Subject) -> None:

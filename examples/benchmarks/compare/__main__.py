@@ -11,6 +11,9 @@ decoding and processor seconds. A row trains in a process of its own, which leav
 afterwards. Results are one jsonl file for each row and seed; what is finished is skipped. Keys with a section are
 overrides of a run (``fitness.prompts=32``), others options of the row's trainer (``lr=1e-3``); they make a variant of
 the row with a file of its own.
+
+Settings are chosen with ``--by-validation``: validation problems take the place of the test problems, and the last
+snapshot counts. Results of that stand under ``choosing``; seeds from 10 on are kept for it.
 """
 
 import argparse
@@ -45,9 +48,12 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=BUDGET, help="processor seconds of training")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="a folder for each task stands in it")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; raw-lora and full-es know the CPU alone")
+    parser.add_argument("--by-validation", action="store_true", help="judge on validation problems, to choose settings")
     parser.add_argument("--train-only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args()
-    same = {key: getattr(options, key) for key in ("task", "budget", "out", "device")}
+    if options.by_validation:
+        options.out /= "choosing"
+    same = {key: getattr(options, key) for key in ("task", "budget", "out", "device", "by_validation")}
     if options.all:
         for seed in SEEDS:
             for row in ROWS.values():
@@ -82,6 +88,7 @@ class Job:
         budget: processor seconds of training.
         out: folder of the results.
         device: cpu or cuda.
+        by_validation: whether validation problems judge instead of test problems.
     """
 
     row: Row
@@ -91,6 +98,7 @@ class Job:
     budget: float = BUDGET
     out: Path = Path("runs/compare")
     device: str = "cpu"
+    by_validation: bool = False
 
     @property
     def name(self) -> str:
@@ -165,11 +173,14 @@ def judge(job: Job) -> list[dict[str, Any]]:
     training = {"points": []} if row.kind == "start" else json.loads((job.work / "training.json").read_text())
     points = training.pop("points")
     with ExitStack() as closing:
-        judge = Judge(config, find_adapter(job.task, job.home), closing)
+        judge = Judge(config, find_adapter(job.task, job.home), closing, by_validation=job.by_validation)
         for point in points or [{"folder": None}]:
             snapshot = job.work / point.pop("folder") if points else None
             point["validation"] = judge.validate(snapshot)
-        chosen = int(np.argmax([point["validation"]["greedy"] for point in points])) if points else None
+        validation = [point["validation"]["greedy"] for point in points]
+        if job.by_validation:
+            validation[:-1] = [0.0] * (len(points) - 1)
+        chosen = int(np.argmax(validation)) if points else None
         snapshots: list[Path | None] = [job.work / f"point{number + 1}" for number in range(len(points))]
         for point, snapshot in zip(points, snapshots, strict=True):
             scores = judge.test(snapshot, problems=CURVE_PROBLEMS, decodings=ON_THE_WAY)

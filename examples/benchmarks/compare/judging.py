@@ -23,6 +23,8 @@ CURVE_PROBLEMS = 500
 KL_PROBLEMS = 64
 DECODINGS = {"greedy": 0.0, "sampled": 1.0, "at 0.7": 0.7}
 ON_THE_WAY = ("greedy", "sampled")
+CHOOSING_SAMPLES = 8
+"""Completions of a validation problem, where those choose and are not greedy: there are fewer of them than of tests."""
 PASS_PROBLEMS, PASS_SAMPLES = 200, 16
 
 
@@ -33,14 +35,16 @@ class Judge:
         config: of the row: its problems, rewards and decoding.
         adapter: the task's start, which gains and KL refer to, of rows without an adapter too.
         closing: closes what must be closed.
+        by_validation: whether validation problems take the place of the test problems.
     """
 
-    def __init__(self, config: RunConfig, adapter: str, closing: ExitStack) -> None:
+    def __init__(self, config: RunConfig, adapter: str, closing: ExitStack, *, by_validation: bool = False) -> None:
         self._config, self._adapter = config, adapter_path(adapter)
         splits = load_splits(config)
         pool = closing.enter_context(make_pool(config.rewards, config.scoring))
         self._validation = HeldOut(splits.validation.examples, pool)
-        self._test = HeldOut(splits.test.examples, pool)
+        self._test = self._validation if by_validation else HeldOut(splits.test.examples, pool)
+        self._samples = CHOOSING_SAMPLES if by_validation else 1
         self._probe = make_probe(config.probe, config, closing)
 
     def validate(self, snapshot: Path | None) -> dict[str, float]:
@@ -53,9 +57,13 @@ class Judge:
         self, snapshot: Path | None, *, problems: int, decodings: Sequence[str] = tuple(DECODINGS)
     ) -> dict[str, Array]:
         """Return the scores of the first test problems, by decoding."""
-        held_out = replace(self._test, examples=self._test.examples[:problems])
+        scores = {}
         with self._open(snapshot) as (backend, zero):
-            return {name: self._scores(backend, zero, held_out, Use.TEST, name) for name in decodings}
+            for name in decodings:
+                samples = self._samples if DECODINGS[name] else 1
+                repeated = tuple(e for e in self._test.examples[:problems] for _ in range(samples))
+                scores[name] = self._scores(backend, zero, replace(self._test, examples=repeated), Use.TEST, name)
+        return scores
 
     def pass_at(self, snapshot: Path | None) -> dict[str, float]:
         """Return pass@k at temperature 1 of the first test problems, k a power of two up to the samples drawn.
