@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import weakref
 from functools import partial
 
 import numpy as np
@@ -119,6 +120,23 @@ def test_answers_do_not_depend_on_how_the_work_is_cut(llama, temperature, greedy
     cut = TorchBackend(llama.model, llama.space, device="cpu", max_rows=11)
     llama.agrees(ids_of(cut.generate(llama.candidates, llama.prompts, sampling)), whole, slack=2)
     assert max(joined) > 1, "no batches were joined, so this shows little"
+
+
+def test_a_finished_batch_has_left_the_memory_when_the_next_one_is_read(llama, monkeypatch):
+    batches, alive = weakref.WeakSet(), []
+    read = Batch.read.__func__
+
+    def watched(cls, *args):
+        alive.append(len(batches))
+        batch = read(cls, *args)
+        batches.add(batch)
+        return batch
+
+    monkeypatch.setattr(Batch, "read", classmethod(watched))
+    cut = TorchBackend(llama.model, llama.space, device="cpu", max_rows=11)
+    cut.generate(llama.candidates, llama.prompts, Sampling(max_tokens=1))
+    assert len(alive) > 3
+    assert not any(alive)
 
 
 def test_scores_do_not_depend_on_how_the_work_is_cut(llama):
