@@ -21,17 +21,19 @@ class _RowCacheLayer(DynamicLayer):
 
     is_sliding = False
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, most: int) -> None:
         super().__init__()
         self.filled = 0
+        self.most = most
         self.window = (0, rows)
         self.rows = rows
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take memory for the first tokens, and for some more."""
         self.dtype, self.device = key_states.dtype, key_states.device
+        capacity = min(key_states.shape[2] + STRIDE, self.most)
         self.key_buffer, self.value_buffer = (
-            states.new_empty(self.rows, states.shape[1], states.shape[2] + STRIDE, states.shape[3])
+            states.new_empty(self.rows, states.shape[1], capacity, states.shape[3])
             for states in (key_states, value_states)
         )
         self.is_initialized = True
@@ -43,7 +45,7 @@ class _RowCacheLayer(DynamicLayer):
         first, last = self.window
         stop = self.filled + key_states.shape[2]
         if stop > self.key_buffer.shape[2]:
-            self.copy_to(rows=last, capacity=stop + max(STRIDE, stop // 2))
+            self.copy_to(rows=last, capacity=min(stop + max(STRIDE, stop // 2), self.most))
         keys = self.key_buffer[first:last, :, :stop]
         values = self.value_buffer[first:last, :, :stop]
         keys[:, :, self.filled :] = key_states
@@ -67,10 +69,11 @@ class RowCache(Cache):
     Args:
         layers: number of the model's layers.
         rows: number of sequences.
+        most: slots that will ever be filled.
     """
 
-    def __init__(self, layers: int, rows: int) -> None:
-        self.row_layers = [_RowCacheLayer(rows) for _ in range(layers)]
+    def __init__(self, layers: int, rows: int, most: int) -> None:
+        self.row_layers = [_RowCacheLayer(rows, most) for _ in range(layers)]
         super().__init__(layers=list(self.row_layers))
 
     @property
@@ -111,12 +114,15 @@ class RowCache(Cache):
         Args:
             parts: per cache, the number of its first rows to take, and the number of its last filled slots.
         """
-        joined = cls(len(parts[0][0].row_layers), sum(rows for _, rows, _ in parts))
+        to_come = max(cache.row_layers[0].most - cache.filled for cache, _, _ in parts)
+        most = max(slots for _, _, slots in parts) + to_come
+        joined = cls(len(parts[0][0].row_layers), sum(rows for _, rows, _ in parts), most)
         for at, layer in enumerate(joined.row_layers):
             sources = [(cache.row_layers[at], rows, slots) for cache, rows, slots in parts]
             layer.filled = max(slots for _, _, slots in parts)
-            layer.key_buffer = _joined([(s.key_buffer, r, n, s.filled) for s, r, n in sources], layer.filled)
-            layer.value_buffer = _joined([(s.value_buffer, r, n, s.filled) for s, r, n in sources], layer.filled)
+            sizes = layer.filled, min(layer.filled + STRIDE, most)
+            layer.key_buffer = _joined([(s.key_buffer, r, n, s.filled) for s, r, n in sources], *sizes)
+            layer.value_buffer = _joined([(s.value_buffer, r, n, s.filled) for s, r, n in sources], *sizes)
             layer.dtype, layer.device = layer.key_buffer.dtype, layer.key_buffer.device
             layer.is_initialized = True
         return joined
@@ -129,7 +135,7 @@ def kv_bytes(model: Any, layers: int, token: int) -> int:
     Raises:
         BackendError: a layer keeps none.
     """
-    cache = RowCache(layers, 1)
+    cache = RowCache(layers, 1, most=1)
     ids = torch.tensor([[token]], device=model.device)
     model(input_ids=ids, past_key_values=cache, use_cache=True)
     without = [number for number, layer in enumerate(cache.row_layers) if not layer.is_initialized]
@@ -147,14 +153,14 @@ def _resized(buffer: Tensor, rows: int, capacity: int, filled: int) -> Tensor:
     return larger
 
 
-def _joined(parts: Sequence[tuple[Tensor, int, int, int]], filled: int) -> Tensor:
+def _joined(parts: Sequence[tuple[Tensor, int, int, int]], filled: int, capacity: int) -> Tensor:
     """Stack buffers, given as (buffer, rows, slots, filled), so that all end at the same slot.
 
     The padding is zero: attention gives it no weight, but no weight times not-a-number would be not-a-number.
     """
     one = parts[0][0]
     rows = sum(count for _, count, _, _ in parts)
-    joined = torch.zeros(rows, one.shape[1], filled + STRIDE, one.shape[3], dtype=one.dtype, device=one.device)
+    joined = torch.zeros(rows, one.shape[1], capacity, one.shape[3], dtype=one.dtype, device=one.device)
     start = 0
     for buffer, count, slots, end in parts:
         joined[start : start + count, :, filled - slots : filled] = buffer[:count, :, end - slots : end]

@@ -134,7 +134,8 @@ class Batch:
             counts=torch.zeros_like(lengths),
             lengths=lengths,
         )
-        batch = cls(engine, request, rows=rows, tables=tables, cache=RowCache(engine.layers, len(rows)))
+        most = int(lengths.max()) + request.sampling.max_tokens
+        batch = cls(engine, request, rows=rows, tables=tables, cache=RowCache(engine.layers, len(rows), most))
         batch._read_prompts(most_tokens)
         return batch
 

@@ -167,7 +167,7 @@ def train(job: Job) -> None:
 
 def judge(job: Job) -> list[dict[str, Any]]:
     """Return the lines of a result: what was run, each snapshot on its way, and the one that validation chose."""
-    from judging import CURVE_PROBLEMS, ON_THE_WAY, Judge, interval
+    from judging import CURVE_PROBLEMS, ON_THE_WAY, SAMPLES, Judge, interval
 
     config, row = job.config(), job.row
     training = {"points": []} if row.kind == "start" else json.loads((job.work / "training.json").read_text())
@@ -184,9 +184,9 @@ def judge(job: Job) -> list[dict[str, Any]]:
         snapshots: list[Path | None] = [job.work / f"point{number + 1}" for number in range(len(points))]
         for point, snapshot in zip(points, snapshots, strict=True):
             scores = judge.test(snapshot, problems=CURVE_PROBLEMS, decodings=ON_THE_WAY)
-            point["test"] = {name: interval(values) for name, values in scores.items()}
+            point["test"] = {name: interval(values[:, 0]) for name, values in scores.items()}
         best = snapshots[chosen] if chosen is not None else None
-        scores = judge.test(best, problems=config.data.test_size)
+        scores = judge.test(best, problems=config.data.test_size, samples=SAMPLES)
         probe = judge.probe(best)
         pass_at = judge.pass_at(best)
         kl = judge.kl(best) if best is not None else 0.0
@@ -194,11 +194,11 @@ def judge(job: Job) -> list[dict[str, Any]]:
     result = {
         "point": chosen,
         "validation": points[chosen]["validation"] if chosen is not None else None,
-        **{name: interval(values) for name, values in scores.items()},
+        **{name: interval(values.mean(axis=1)) for name, values in scores.items()},
         "probe": None if probe is None else interval(probe),
         "kl": kl,
         "pass_at": pass_at,
-        "scores": {name: "".join(str(int(value)) for value in values) for name, values in scores.items()},
+        "scores": {name: "".join(str(int(value)) for value in values.flat) for name, values in scores.items()},
         "probe_scores": None if probe is None else "".join(str(int(value)) for value in probe),
     }
     return [head, *points, result]

@@ -23,8 +23,8 @@ CURVE_PROBLEMS = 500
 KL_PROBLEMS = 64
 DECODINGS = {"greedy": 0.0, "sampled": 1.0, "at 0.7": 0.7}
 ON_THE_WAY = ("greedy", "sampled")
-CHOOSING_SAMPLES = 8
-"""Completions of a validation problem, where those choose and are not greedy: there are fewer of them than of tests."""
+SAMPLES = 4
+"""Drawn completions of a problem of the chosen snapshot."""
 PASS_PROBLEMS, PASS_SAMPLES = 200, 16
 
 
@@ -44,7 +44,6 @@ class Judge:
         pool = closing.enter_context(make_pool(config.rewards, config.scoring))
         self._validation = HeldOut(splits.validation.examples, pool)
         self._test = self._validation if by_validation else HeldOut(splits.test.examples, pool)
-        self._samples = CHOOSING_SAMPLES if by_validation else 1
         self._probe = make_probe(config.probe, config, closing)
 
     def validate(self, snapshot: Path | None) -> dict[str, float]:
@@ -54,15 +53,16 @@ class Judge:
         return {name: float(values.mean()) for name, values in scores.items()}
 
     def test(
-        self, snapshot: Path | None, *, problems: int, decodings: Sequence[str] = tuple(DECODINGS)
+        self, snapshot: Path | None, *, problems: int, decodings: Sequence[str] = tuple(DECODINGS), samples: int = 1
     ) -> dict[str, Array]:
-        """Return the scores of the first test problems, by decoding."""
+        """Return the scores of the first test problems by decoding, shape (problems, samples), one sample if greedy."""
         scores = {}
         with self._open(snapshot) as (backend, zero):
             for name in decodings:
-                samples = self._samples if DECODINGS[name] else 1
-                repeated = tuple(e for e in self._test.examples[:problems] for _ in range(samples))
-                scores[name] = self._scores(backend, zero, replace(self._test, examples=repeated), Use.TEST, name)
+                drawn = samples if DECODINGS[name] else 1
+                repeated = tuple(e for e in self._test.examples[:problems] for _ in range(drawn))
+                flat = self._scores(backend, zero, replace(self._test, examples=repeated), Use.TEST, name)
+                scores[name] = flat.reshape(-1, drawn)
         return scores
 
     def pass_at(self, snapshot: Path | None) -> dict[str, float]:

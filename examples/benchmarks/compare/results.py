@@ -26,9 +26,11 @@ class Result:
     best: Mapping[str, Any]
 
     def scores(self, name: str) -> Array:
-        """Return the chosen snapshot's score on each problem: greedy, sampled, at 0.7, or probe."""
+        """Return the chosen snapshot's mean score on each problem: greedy, sampled, at 0.7, or probe."""
         text = self.best["probe_scores"] if name == "probe" else self.best["scores"][name]
-        return np.array([float(digit) for digit in text])
+        digits = np.array([float(digit) for digit in text])
+        problems = len(digits) if name == "probe" else len(self.best["scores"]["greedy"])
+        return digits.reshape(problems, -1).mean(axis=1)
 
 
 def read_results(folder: Path) -> dict[str, list[Result]]:
