@@ -80,14 +80,13 @@ class Nevergrad:
         with self._surroundings.entered():
             for parameter, value in zip(self._parameters, fitness, strict=True):
                 self._search.tell(parameter, -float(value))
-            recommendation = self._search.provide_recommendation()  # here, as it may draw random numbers
-        self._mean = np.array(recommendation.value, dtype=np.float64)
+            self._mean = _recommended(self._search)  # here, as it may draw random numbers
         self._history.append(fitness)
         self._asked = None
 
     @property
     def mean(self) -> Array:
-        """Nevergrad's recommendation, shape (dim,); zero before the first tell."""
+        """Nevergrad's recommendation, of its CMA-ES the mean, shape (dim,); zero before the first tell."""
         return self._mean.copy()
 
     @property
@@ -149,6 +148,20 @@ def _make(name: str, shape: tuple[int, int], seed: int, *, sigma: float, budget:
     space = nevergrad.p.Array(init=np.zeros(dim)).set_mutation(sigma=sigma)
     space.random_state = np.random.RandomState(seed)
     return registry[name](parametrization=space, budget=budget, num_workers=population)
+
+
+def _recommended(search: Any) -> Array:
+    """Return what an optimiser recommends, shape (dim,).
+
+    Of CMA-ES (``DiagonalCMA`` and the like) nevergrad recommends the fittest candidate ever, which with noise is the
+    luckiest: here it is the mean.
+    """
+    recommendation = search.provide_recommendation()
+    inner: Any = getattr(search, "_es", None)  # pycma's, where it is one
+    if getattr(inner, "countiter", 0):  # 0 before its first update, and after a restart
+        child = search.parametrization.spawn_child()
+        recommendation = child.set_standardized_data(np.array(inner.mean), reference=search.parametrization)
+    return np.array(recommendation.value, dtype=np.float64)
 
 
 class Surroundings:

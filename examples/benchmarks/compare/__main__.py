@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--by-validation", action="store_true", help="judge on validation problems, to choose settings")
     parser.add_argument("--train-only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args()
+    refuse_faults(parser, options)
     if options.by_validation:
         options.out /= "choosing"
     same = {key: getattr(options, key) for key in ("task", "budget", "out", "device", "by_validation")}
@@ -74,6 +75,16 @@ def main() -> None:
     else:
         job = Job(ROWS[options.row], options.seed, tuple(options.extra), **same)
         (train if options.train_only else run)(job)
+
+
+def refuse_faults(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the program where a command line is wrong that argparse takes."""
+    if options.budget <= 0 or options.seed < 0:
+        parser.error(f"--budget is {options.budget:g} and --seed {options.seed}, expected above 0 s, and at least 0")
+    trained = options.row in ROWS and ROWS[options.row].options
+    for text in options.extra:
+        if options.row not in ROWS or not ("." in text.partition("=")[0] or trained):
+            parser.error(f"{text!r} is no setting of {options.row}, expected section.key=value behind a row")
 
 
 @dataclass(frozen=True)
@@ -179,7 +190,7 @@ def judge(job: Job) -> list[dict[str, Any]]:
             point["validation"] = judge.validate(snapshot)
         validation = [point["validation"]["greedy"] for point in points]
         if job.by_validation:
-            validation[:-1] = [0.0] * (len(points) - 1)
+            validation[:-1] = [-1.0] * (len(points) - 1)
         chosen = int(np.argmax(validation)) if points else None
         snapshots: list[Path | None] = [job.work / f"point{number + 1}" for number in range(len(points))]
         for point, snapshot in zip(points, snapshots, strict=True):
