@@ -179,7 +179,7 @@ def nodes_with_cores():
 
 
 def score_until_all_do(pool, expected):
-    """Score until each machine has an actor that has answered: one harmed sooner is waited for like a place for it."""
+    """Score until every machine's actor has answered: for one that is put to sleep before, the pool waits minutes."""
     deadline = time.monotonic() + 120
     while pool.score(EXAMPLES, COMPLETIONS) != expected or len(actors()) != len(nodes_with_cores()):
         assert time.monotonic() < deadline, commands_of(actors())
