@@ -122,6 +122,23 @@ def test_answers_do_not_depend_on_how_the_work_is_cut(llama, temperature, greedy
     assert max(joined) > 1, "no batches were joined, so this shows little"
 
 
+def test_what_all_prompts_begin_with_is_read_once_for_each_candidate(llama):
+    seen = []
+    embeddings = llama.backend._engine.model.get_input_embeddings()
+    handle = embeddings.register_forward_hook(lambda _layer, args, _output: seen.append(args[0].numel()))
+    start = tuple(range(5, 45))
+    try:
+        llama.backend.generate(llama.candidates, [(*start, 7 + j, 9) for j in range(6)], Sampling(max_tokens=1))
+        assert sum(seen) == len(llama.candidates) * (len(start) + 6 * 2)
+        seen.clear()
+        llama.backend.generate(
+            llama.candidates, [(5, 6, 7 + j, 9, 8, 7, 6, 5, 4) for j in range(6)], Sampling(max_tokens=1)
+        )
+        assert sum(seen) == len(llama.candidates) * 6 * 9, "so short a start is not worth a pass of its own"
+    finally:
+        handle.remove()
+
+
 def test_a_finished_batch_has_left_the_memory_when_the_next_one_is_read(llama, monkeypatch):
     batches, alive = weakref.WeakSet(), []
     read = Batch.read.__func__

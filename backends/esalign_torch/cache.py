@@ -30,8 +30,11 @@ class _RowCacheLayer(DynamicLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take memory for the first tokens, and for some more."""
+        self.take_memory(key_states, value_states, capacity=min(key_states.shape[2] + STRIDE, self.most))
+
+    def take_memory(self, key_states: Tensor, value_states: Tensor, *, capacity: int) -> None:
+        """Take memory for so many slots of keys and values like the given ones."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        capacity = min(key_states.shape[2] + STRIDE, self.most)
         self.key_buffer, self.value_buffer = (
             states.new_empty(self.rows, states.shape[1], capacity, states.shape[3])
             for states in (key_states, value_states)
@@ -95,6 +98,25 @@ class RowCache(Cache):
         """Count tokens that were written into all rows as filled."""
         for layer in self.row_layers:
             layer.filled += tokens
+
+    def begin(self, start: "RowCache", sources: Tensor, blanks: Tensor, *, room: int) -> None:
+        """Fill the first slots of an empty cache from another one, whose rows hold what these rows begin with.
+
+        Args:
+            start: of it, all slots are filled.
+            sources: which of its rows each row begins with, shape (rows,).
+            blanks: slots of padding before each row, shape (rows,).
+            room: slots that will be filled before the first tokens are chosen.
+        """
+        # Padding has the keys of the first slot, which the mask hides; shape (rows, start.filled).
+        slots = (torch.arange(start.filled, device=blanks.device) - blanks[:, None]).clamp(min=0)
+        for layer, source in zip(self.row_layers, start.row_layers, strict=True):
+            capacity = min(room + STRIDE, layer.most)
+            layer.take_memory(source.key_buffer, source.value_buffer, capacity=capacity)
+            for own, other in ((layer.key_buffer, source.key_buffer), (layer.value_buffer, source.value_buffer)):
+                # A pair of indices with a slice between them gives (rows, slots, heads, features).
+                own[:, :, : source.filled] = other[sources[:, None], :, slots].transpose(1, 2)
+            layer.filled = source.filled
 
     def move(self, sources: Tensor, targets: Tensor) -> None:
         """Copy rows to where rows were given up; both of shape (moved,)."""

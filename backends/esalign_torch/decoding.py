@@ -14,6 +14,10 @@ from esalign_torch.cache import RowCache
 from esalign_torch.lora import SingularValues
 from esalign_torch.sampling import choose
 
+SHARED = 0.25
+"""Share of a batch's prompt tokens that must be saved for the start that all of its prompts have in common to be read
+once for each candidate, not once for each row."""
+
 
 class Row(NamedTuple):
     """One completion to be found: candidate's index, prompt's index, and the prompt's ids."""
@@ -169,19 +173,42 @@ class Batch:
         # Prompts stand at the right, so that all rows write their next token into one slot; shape (rows, width).
         padded = torch.tensor([[self.engine.pad] * (width - len(x)) + list(x) for x in ids], device=self.engine.device)
         slots = torch.arange(width, device=self.engine.device)[None]  # (1, width)
+        known = self._read_common_start(width, most_tokens)
         chosen = []
-        most = max(1, most_tokens // width)
-        for first in range(0, self.live, most):
-            part = slice(first, min(first + most, self.live))
+        for part in _parts(self.live, most_tokens // (width - known)):
             self.cache.focus(part.start, part.stop)
             self.engine.values.show(self.tables.values[part])
             blank = width - lengths[part, None]  # slots of padding before each prompt, (rows, 1)
             mask = None if self.even else slots >= blank
             # A position counts from the prompt's first token, whatever padding stands before it; (rows, width).
             positions = slots if self.even else (slots - blank).clamp(min=0)
-            chosen.append(self._choose(self._forward(padded[part], mask, positions), part))
-        self.cache.advance(width)
+            logits = self._forward(padded[part, known:], mask, positions[:, known:], self.cache)
+            chosen.append(self._choose(logits, part))
+        self.cache.advance(width - known)
         self._first = torch.cat(chosen)
+
+    def _read_common_start(self, width: int, most_tokens: int) -> int:
+        """Read what all prompts begin with, once for each candidate. Returns how many slots of every row that fills.
+
+        Templates, instructions and examples make that a large part of many prompts. Prompts stand at the right, so in
+        these slots a shorter one has padding, and less of the common start: it reads the rest of it itself.
+        """
+        ids, device = [row.ids for row in self.rows], self.engine.device
+        common = min(common_start(ids), min(map(len, ids)) - 1)  # one token is left to read, for its logits
+        places = {candidate: at for at, candidate in enumerate(dict.fromkeys(row.candidate for row in self.rows))}
+        if common * (self.live - len(places)) < SHARED * self.live * width:
+            return 0
+        values = self.request.table[torch.tensor(list(places), device=device)]  # (candidates, width of the table)
+        start = RowCache(self.engine.layers, len(places), common)
+        tokens, slots = torch.tensor([ids[0][:common]], device=device), torch.arange(common, device=device)[None]
+        for part in _parts(len(places), most_tokens // common):
+            start.focus(part.start, part.stop)
+            self.engine.values.show(values[part])
+            self._forward(tokens.expand(part.stop - part.start, -1), None, slots, start)
+        start.advance(common)
+        rows = torch.tensor([places[row.candidate] for row in self.rows], device=device)
+        self.cache.begin(start, rows, width - self.tables.lengths, room=width)
+        return common
 
     @torch.inference_mode()
     def _step(self) -> Tensor:
@@ -191,18 +218,18 @@ class Batch:
         lengths = tables.lengths[:live, None]  # also the position of the newest token, the first being 0; (live, 1)
         # The last ``length`` filled slots are the row's own, and the one that is written now; (live, filled + 1).
         mask = None if self.even else torch.arange(filled + 1, device=lengths.device)[None] >= filled - lengths
-        logits = self._forward(newest, mask, lengths[:1] if self.even else lengths)
+        logits = self._forward(newest, mask, lengths[:1] if self.even else lengths, self.cache)
         self.cache.advance(1)
         tables.lengths[:live] += 1
         return self._choose(logits, slice(0, live))
 
-    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: RowCache) -> Tensor:
         """Return the logits behind the last token of each row, shape (rows, vocab)."""
         output = self.engine.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.cache,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
@@ -262,3 +289,20 @@ class Batch:
             self.tables.move(source_index, target_index)
             self.cache.move(source_index, target_index)
         self._show_values()
+
+
+def _parts(total: int, most: int) -> Iterator[slice]:
+    """Cut so many rows into parts of at most the given size, or of one."""
+    for first in range(0, total, max(1, most)):
+        yield slice(first, min(first + max(1, most), total))
+
+
+def common_start(sequences: Sequence[tuple[int, ...]]) -> int:
+    """Return how many ids all sequences begin with.
+
+    >>> common_start([(1, 2, 3), (1, 2), (1, 2, 4)])
+    2
+    """
+    first, last = min(sequences), max(sequences)  # all others lie between these two
+    differ = (at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return next(differ, min(len(first), len(last)))

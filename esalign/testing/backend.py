@@ -139,6 +139,18 @@ def completes_whatever_the_company(subject: Subject) -> None:
     subject.agrees(subject.sample(subject.candidates, subject.prompts[:2]), [row[:2] for row in together], slack=1)
 
 
+def completes_what_begins_alike_as_the_folded_adapter_does(subject: Subject) -> None:
+    """Prompts with a long start in common, one of them nothing but that start, are completed as the reference does."""
+    start = max((subject.backend.encode(prompt) for prompt in subject.prompts), key=len)
+    prompts = [(*start, *subject.backend.encode(prompt)[: 2 * j]) for j, prompt in enumerate(subject.prompts[:4])]
+    candidates = subject.candidates[:3]
+    expected = [subject.reference.complete(candidate, prompts, subject.max_tokens) for candidate in candidates]
+    subject.agrees(ids_of(subject.backend.generate(candidates, prompts, subject.sampling())), expected, slack=1)
+    for j, prompt in enumerate(prompts):  # each alone, so of one length
+        alone = subject.backend.generate(candidates, [prompt] * 2, subject.sampling())
+        subject.agrees(ids_of(alone), [[row[j]] * 2 for row in expected], slack=1)
+
+
 def draws_from_the_model(subject: Subject) -> None:
     """Sampled tokens are as probable, on average, as the reference says (five standard errors), at two temperatures."""
     prompt = subject.backend.encode(subject.prompts[0])
@@ -314,6 +326,7 @@ CLAIMS: tuple[Callable[[Subject], None], ...] = (
     draws_alike_in_a_part_of_the_prompts,
     completes_greedily_and_draws_in_one_call,
     completes_whatever_the_company,
+    completes_what_begins_alike_as_the_folded_adapter_does,
     draws_from_the_model,
     draws_within_top_k_and_top_p,
     stops_at_stop_strings,
