@@ -1,5 +1,6 @@
 """The baselines of the comparison do what their names say: a wrong baseline would flatter ESSA."""
 
+import importlib.util
 import itertools
 import json
 import sys
@@ -39,6 +40,21 @@ def written(space):
 
     config = load_config([asset("quickstart.yaml")], ["backend.device=cpu"], schema=RunConfig)
     return WrittenBackend(config, space.adapter)
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """The command line of the comparison, in this process."""
+    spec = importlib.util.spec_from_file_location("compare_command", FOLDER / "__main__.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "compare_command", module)
+    spec.loader.exec_module(module)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["compare", *arguments])
+        module.main()
+
+    return run
 
 
 def test_every_row_is_a_valid_configuration():
@@ -175,6 +191,59 @@ def test_cost_to_reach_lies_between_snapshots():
     assert cost_to_reach(costs, scores, 0.9) is None
 
 
+def test_leads_are_taken_by_seed_and_their_interval_is_over_runs(tmp_path):
+    from results import leads, over_runs, read_results
+
+    for seed, scores in enumerate(("0111", "0011", "1111")):
+        write_result(tmp_path, "start", seed, "0001", [])
+        write_result(tmp_path, "defaults", seed, scores, [POINT])
+    results = read_results(tmp_path)
+    ahead = leads(results["defaults"], results["start"][:2], "greedy")
+    assert ahead == {0: 0.5, 1: 0.25}
+    both = over_runs([*ahead.values(), 0.75])
+    assert both.mean == 0.5
+    assert both.high - both.mean == pytest.approx(4.303 * 0.25 / 3**0.5)
+    assert over_runs([0.5]).low == -np.inf
+
+
+def test_curves_of_rows_with_differing_seeds_begin_at_their_own_start(tmp_path):
+    from results import curve, read_results
+
+    write_result(tmp_path, "start", 0, "0001", [])
+    write_result(tmp_path, "start", 1, "0011", [])
+    write_result(tmp_path, "defaults", 1, "0111", [POINT])
+    results = read_results(tmp_path)
+    costs, gains = curve(results["defaults"], results["start"], "greedy", "processor seconds")
+    assert (costs.tolist(), gains.tolist()) == ([0.0, 8.0], [0.0, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("grpo", "foo=1"), "'foo=1' is no setting of grpo, expected section.key=value or lr=number or group=number"),
+        (("defaults", "lr=1"), "'lr=1' is no setting of defaults, expected section.key=value behind a row"),
+        (("table", "optimizer.sigma=1"), "is no setting of table"),
+        (("defaults", "--budget", "0"), "expected above 0 s"),
+    ],
+)
+def test_a_wrong_command_line_ends_in_one_line(arguments, message, command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command(*arguments)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_by_validation_the_last_snapshot_is_judged_on_validation_problems(command, tmp_path):
+    small = ("fitness.prompts=4", "optimizer.population=4", "sampling.max_tokens=8")
+    command("defaults", *small, "--budget", "0.01", "--by-validation", "--out", str(tmp_path))
+    (file,) = (tmp_path / "choosing" / "countdown").glob("defaults*.seed0.jsonl")
+    head, *points, best = map(json.loads, file.read_text().splitlines())
+    assert head["extra"] == list(small)
+    assert best["point"] == len(points) - 1
+    assert len(best["scores"]["greedy"]) * 4 == len(best["scores"]["sampled"]) == 400 * 4
+    assert best["greedy"]["mean"] == pytest.approx(best["validation"]["greedy"], abs=1e-4)
+
+
 def test_meter_counts_training_and_not_the_saving(tmp_path):
     from meter import Meter, processor_seconds
 
@@ -221,11 +290,14 @@ def test_tables_pair_problems_within_a_seed_and_plots_are_drawn(tmp_path, capsys
     print_tables(tmp_path)
     printed = capsys.readouterr().out
     assert "| ESSA, CMA-ES (diagonal) | 2 | 0.750 | +0.250 [" in printed
-    assert "| ESSA, CMA-ES (diagonal) | 4 | 6 | 7.2 |" in printed  # half of the gain is reached half way to 8 seconds
+    assert "| ESSA, CMA-ES (diagonal) | 2 | 4 | 6 | 7.2 |" in printed  # half of the gain comes half way to 8 seconds
     assert (
         "| ESSA, nothing set | 0.750 | +0.250 [+0.135, +0.365] | 0.250 | 0.500 | 100 | 50 | 8 | 100 | 184M |" in printed
     )
-    assert "| ESSA, CMA-ES (diagonal) | 2 | +0.000 [-0.098, +0.098] |" in printed  # the defaults less this row
+    lead = (
+        "| ESSA, CMA-ES (diagonal) | 2 | greedy | +0.000 [-0.098, +0.098] | +0.000 [+0.000, +0.000] | +0.000, +0.000 |"
+    )
+    assert lead in printed
     draw(tmp_path)
     assert {file.name for file in tmp_path.glob("*.png")} == {"curves_greedy.png", "curves_sampled.png"}
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 from problems import TASKS, find_adapter
-from rows import GRPO_SWEEP, ROWS, Row, label, make_config, make_options
+from rows import GRPO_SWEEP, OPTIONS, ROWS, Row, label, make_config, make_options
 
 from esalign.config.run import RunConfig
 
@@ -81,10 +81,12 @@ def refuse_faults(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     """End the program where a command line is wrong that argparse takes."""
     if options.budget <= 0 or options.seed < 0:
         parser.error(f"--budget is {options.budget:g} and --seed {options.seed}, expected above 0 s, and at least 0")
-    trained = options.row in ROWS and ROWS[options.row].options
     for text in options.extra:
-        if options.row not in ROWS or not ("." in text.partition("=")[0] or trained):
-            parser.error(f"{text!r} is no setting of {options.row}, expected section.key=value behind a row")
+        key = text.partition("=")[0]
+        known = OPTIONS.get(ROWS[options.row].kind, ()) if options.row in ROWS else ()
+        if options.row not in ROWS or not ("." in key or key in known):
+            expected = " or ".join(["section.key=value", *(f"{name}=number" for name in known)])
+            parser.error(f"{text!r} is no setting of {options.row}, expected {expected} behind a row")
 
 
 @dataclass(frozen=True)

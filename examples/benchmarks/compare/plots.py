@@ -25,10 +25,9 @@ def draw(folder: Path) -> None:
 
     results = {label: found for label, found in read_results(folder).items() if label in ROWS}
     for decoding in ("greedy", "sampled"):
-        start = pooled(results["start"], decoding).mean
         figure, axes = plt.subplots(1, len(COSTS), figsize=(15, 5.5), sharey=True)
         for axis, cost in zip(axes, COSTS, strict=True):
-            draw_costs(axis, results, start, decoding, cost)
+            draw_costs(axis, results, decoding, cost)
         axes[0].set_ylabel(f"test accuracy, {decoding}")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="lower center", ncols=5, fontsize=8, frameon=False)
@@ -38,17 +37,18 @@ def draw(folder: Path) -> None:
         plt.close(figure)
 
 
-def draw_costs(axis: Any, results: dict[str, list[Result]], start: float, decoding: str, cost: str) -> None:
+def draw_costs(axis: Any, results: dict[str, list[Result]], decoding: str, cost: str) -> None:
     """Draw the rows' mean curves over one kind of cost, with the seeds as thin lines."""
+    start = pooled(results["start"], decoding).mean
     axis.axhline(start, color="0.7", linestyle=":", label="SFT start")
     trained = {label: found for label, found in results.items() if label not in SKIPPED}
     for number, (label, found) in enumerate(trained.items()):
         colour, line = STYLES.get(label, (f"C{number % 10}", "--" if number % 2 else "-"))
         for result in found:
-            costs, scores = curve([result], start, decoding, cost)
-            axis.plot(costs[1:], scores[1:], color=colour, linewidth=0.5, alpha=0.4)
-        costs, scores = curve(found, start, decoding, cost)
-        axis.plot(costs[1:], scores[1:], line, color=colour, marker=".", label=ROWS[label].title)
+            costs, gains = curve([result], results["start"], decoding, cost)
+            axis.plot(costs[1:], start + gains[1:], color=colour, linewidth=0.5, alpha=0.4)
+        costs, gains = curve(found, results["start"], decoding, cost)
+        axis.plot(costs[1:], start + gains[1:], line, color=colour, marker=".", label=ROWS[label].title)
     axis.set_xscale("log")
     axis.set_xlabel(cost)
     axis.grid(alpha=0.3)

@@ -1,7 +1,7 @@
 """Reading results, and the figures that tables and plots show of them."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from esalign.types import Array
 
 PARAMETERS = 0.92e6
 SHARES = (0.5, 0.75, 0.9)
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""Two-sided 95 % points of Student's t, by the number of runs."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +75,38 @@ def gain(results: Iterable[Result], starts: Iterable[Result], name: str) -> Esti
     return paired_difference(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
 
 
+def leads(results: Iterable[Result], others: Iterable[Result], name: str) -> dict[int, float]:
+    """Return by how much results are ahead of others, by the seeds that both have."""
+    by_seed = {other.head["seed"]: other.scores(name).mean() for other in others}
+    ahead = {result.head["seed"]: float(result.scores(name).mean()) for result in results}
+    return {seed: mean - by_seed[seed] for seed, mean in ahead.items() if seed in by_seed}
+
+
+def over_runs(values: Sequence[float]) -> Estimate:
+    """Return the mean of a number for each run, with Student's 95 % interval; that is infinite for one run."""
+    count = len(values)
+    mean = float(np.mean(values))
+    half = STUDENT[count] * float(np.std(values, ddof=1)) / count**0.5 if count > 1 else float("inf")
+    return Estimate(mean, mean - half, mean + half, count)
+
+
 def changes_of(results: Iterable[Result], starts: Iterable[Result]) -> list[Array]:
     """Return the greedy score of each problem less the start's, by seed."""
     by_seed = {start.head["seed"]: start.scores("greedy") for start in starts}
     return [r.scores("greedy") - by_seed[r.head["seed"]] for r in results if r.head["seed"] in by_seed]
 
 
-def curve(results: list[Result], start: float, decoding: str, cost: str) -> tuple[Array, Array]:
-    """Return costs and test scores at the start and at each snapshot, means over the seeds."""
+def curve(results: list[Result], starts: Iterable[Result], decoding: str, cost: str) -> tuple[Array, Array]:
+    """Return costs and gains over the same seeds' start, at the start and at each snapshot, means over the seeds."""
+    by_seed = {start.head["seed"]: start.scores(decoding).mean() for start in starts}
+    results = [result for result in results if result.head["seed"] in by_seed]
     count = min(len(result.points) for result in results)
     costs = [[COSTS[cost](point) for point in result.points[:count]] for result in results]
-    scores = [[point["test"][decoding]["mean"] for point in result.points[:count]] for result in results]
-    return np.array([0.0, *np.mean(costs, axis=0)]), np.array([start, *np.mean(scores, axis=0)])
+    gains = [
+        [point["test"][decoding]["mean"] - by_seed[result.head["seed"]] for point in result.points[:count]]
+        for result in results
+    ]
+    return np.array([0.0, *np.mean(costs, axis=0)]), np.array([0.0, *np.mean(gains, axis=0)])
 
 
 def cost_to_reach(costs: Array, scores: Array, wanted: float) -> float | None:

@@ -40,6 +40,12 @@ def optimizer(name: str, *more: str) -> tuple[str, ...]:
 USER_DEFAULTS = ("fitness=", "optimizer=")
 """Sections of quickstart.yaml that the defaults' row leaves out; a section without a value means its defaults."""
 
+OPTIONS = {
+    **dict.fromkeys(("grpo", "grpo-singular"), ("lr", "group", "batch", "iterations")),
+    "full-es": ("sigma", "step", "members"),
+}
+"""Options of the trainers, by a row's kind."""
+
 GRPO_SWEEP = tuple((f"lr={rate}", f"group={size}") for size in (8, 16) for rate in ("1e-3", "3e-3", "1e-2"))
 """What GRPO is tried with; validation problems choose."""
 

@@ -12,6 +12,8 @@ from results import (
     curve,
     forward_flops,
     gain,
+    leads,
+    over_runs,
     pooled,
     read_results,
 )
@@ -83,43 +85,43 @@ def print_more(rows: dict[str, list[Result]], starts: list[Result]) -> None:
 
 
 def print_ahead(rows: dict[str, list[Result]]) -> None:
-    """Print how far the defaults are ahead of each other row on the same problems."""
-    if "defaults" not in rows:
-        return
-    print("\n| the defaults less | seeds of both | greedy | sampled |\n|---|---|---|---|")
-    for label, found in rows.items():
-        if label not in ("start", "defaults"):
-            seeds = {result.head["seed"] for result in found}
-            mine = [result for result in rows["defaults"] if result.head["seed"] in seeds]
-            if not mine:
-                continue
-            both = " | ".join(signed(gain(mine, found, name)) for name in ("greedy", "sampled"))
-            print(f"| {ROWS[label].title} | {len(mine)} | {both} |")
+    """Print how far the defaults are ahead of each other row on the same problems: over problems, over runs, by run."""
+    mine = rows.get("defaults", [])
+    others = {label: found for label, found in rows.items() if label not in ("start", "defaults")}
+    print("\n| the defaults less | seeds of both | decoding | over problems | over runs | by seed |")
+    print("|---|---|---|---|---|---|")
+    for label, found in others.items():
+        for name in ("greedy", "sampled"):
+            ahead = leads(mine, found, name)
+            if ahead:
+                pairs = [result for result in mine if result.head["seed"] in ahead]
+                cells = [signed(gain(pairs, found, name)), signed(over_runs(list(ahead.values())))]
+                cells.append(", ".join(f"{value:+.3f}" for value in ahead.values()))
+                print(f"| {ROWS[label].title} | {len(ahead)} | {name} | {' | '.join(cells)} |")
 
 
 def print_times(
     rows: dict[str, list[Result]], starts: list[Result], decoding: str, best_of: dict[str, list[Result]]
 ) -> None:
     """Print what it cost to get half, three quarters and nine tenths of the best gain of some rows."""
-    start = pooled(starts, decoding).mean
     trained = {label: found for label, found in rows.items() if label != "start"}
     curves = [
-        curve(found, start, decoding, "processor seconds")[1] for label, found in best_of.items() if label in trained
+        curve(found, starts, decoding, "processor seconds")[1] for label, found in best_of.items() if label in trained
     ]
     if not curves:
         return
-    best = max(scores.max() for scores in curves)
-    shares = ", ".join(f"{share:.0%} at {start + share * (best - start):.3f}" for share in SHARES)
+    best = max(gains.max() for gains in curves)
+    shares = ", ".join(f"{share:.0%} at {share * best:+.3f}" for share in SHARES)
     whose = ROWS[next(iter(best_of))].title if len(best_of) == 1 else "all curves"
-    print(f"\n{decoding}: start {start:.3f}, best of {whose} {best:.3f}; {shares}\n")
-    print("| row | " + " | ".join(f"{cost} to {share:.0%}" for cost in COSTS for share in SHARES) + " |")
-    print("|---" * (1 + len(COSTS) * len(SHARES)) + "|")
+    print(f"\n{decoding}: best gain of {whose} {best:+.3f}; {shares}\n")
+    print("| row | seeds | " + " | ".join(f"{cost} to {share:.0%}" for cost in COSTS for share in SHARES) + " |")
+    print("|---" * (2 + len(COSTS) * len(SHARES)) + "|")
     for label, found in trained.items():
-        cells = []
+        cells = [str(len(found))]
         for cost in COSTS:
-            costs, scores = curve(found, start, decoding, cost)
+            costs, gains = curve(found, starts, decoding, cost)
             for share in SHARES:
-                spent = cost_to_reach(costs, scores, start + share * (best - start))
+                spent = cost_to_reach(costs, gains, share * best)
                 cells.append("-" if spent is None else shortened(spent))
         print(f"| {ROWS[label].title} | " + " | ".join(cells) + " |")
 
