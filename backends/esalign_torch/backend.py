@@ -32,7 +32,8 @@ class TorchBackend(Encoding):
     """Runs all candidates on all prompts as one batch over one copy of the weights.
 
     It takes any causal language model of transformers whose adapted layers are linear and whose layers remember keys
-    and values (no recurrent ones). Text prompts are tokenised with the special tokens that the tokenizer itself adds;
+    and values (no recurrent ones). What all prompts of a batch begin with (a template, instructions, examples) is read
+    once for each candidate. Text prompts are tokenised with the special tokens that the tokenizer itself adds;
     chats are rendered by its template, which brings its own.
 
     The same call gives the same completions, bit by bit. Other batches (another population, other prompts beside) round
