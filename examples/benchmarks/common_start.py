@@ -9,13 +9,14 @@ one of three worked examples. Processor seconds are the better measure on a busy
 
 import argparse
 import resource
+from typing import Any
 
 import numpy as np
 import torch
 from esalign_torch import TorchBackend, decoding
 from smollm2_parity import MISSING, find_model
 
-from esalign import Message, Sampling
+from esalign import Sampling
 from esalign.data.instructions import generate_instructions
 
 EXAMPLES = """Answer with a number alone.
@@ -41,11 +42,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     backend = TorchBackend(str(file), dtype="float32", device="cpu")
     texts = [problem["prompt"] for problem in generate_instructions(options={}, size=options.prompts, seed=0)]
-    system: list[Message] = [{"role": "system", "content": EXAMPLES}]
+    system: list[Any] = [{"role": "system", "content": EXAMPLES}]
     nobody, sampling = np.empty((options.candidates, 0)), Sampling(max_tokens=options.max_tokens)
     usual = decoding.SHARED
     for name, before in (("template", []), ("worked examples", system)):
-        chats: list[list[Message]] = [[*before, {"role": "user", "content": text}] for text in texts]
+        chats: list[list[Any]] = [[*before, {"role": "user", "content": text}] for text in texts]
         least: dict[float, float] = {}
         answers = {}
         for share in (usual, np.inf) * 2:
