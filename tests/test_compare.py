@@ -215,12 +215,17 @@ def test_curves_of_rows_with_differing_seeds_begin_at_their_own_start(tmp_path):
     results = read_results(tmp_path)
     costs, gains = curve(results["defaults"], results["start"], "greedy", "processor seconds")
     assert (costs.tolist(), gains.tolist()) == ([0.0, 8.0], [0.0, 0.25])
+    first = {**POINT, "test": {"greedy": {"mean": 0.75, "count": 2}}}  # of which the start has none right
+    write_result(tmp_path, "defaults", 1, "0111", [first])
+    assert curve(read_results(tmp_path)["defaults"], results["start"], "greedy", "processor seconds")[1][1] == 0.75
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("grpo", "foo=1"), "'foo=1' is no setting of grpo, expected section.key=value or lr=number or group=number"),
+        (("grpo", "lr=much"), "'lr=much' is no setting of grpo"),
+        (("grpo", "lr"), "'lr' is no setting of grpo"),
         (("defaults", "lr=1"), "'lr=1' is no setting of defaults, expected section.key=value behind a row"),
         (("table", "optimizer.sigma=1"), "is no setting of table"),
         (("defaults", "--budget", "0"), "expected above 0 s"),
@@ -265,7 +270,7 @@ POINT = {
     "steps": 2,
     "processor_seconds": 8.0,
     "tokens": {"prompt": 0, "generated": 100, "scored": 0, "trained": 0},
-    "test": {name: {"mean": 0.75} for name in ("greedy", "sampled")},
+    "test": {name: {"mean": 0.75, "count": 100} for name in ("greedy", "sampled")},
 }
 
 
@@ -298,6 +303,8 @@ def test_tables_pair_problems_within_a_seed_and_plots_are_drawn(tmp_path, capsys
         "| ESSA, CMA-ES (diagonal) | 2 | greedy | +0.000 [-0.098, +0.098] | +0.000 [+0.000, +0.000] | +0.000, +0.000 |"
     )
     assert lead in printed
+    write_result(tmp_path, "defaults", 7, "1110" * 25, [POINT])  # a seed without a start
+    print_tables(tmp_path)
     draw(tmp_path)
     assert {file.name for file in tmp_path.glob("*.png")} == {"curves_greedy.png", "curves_sampled.png"}
 

@@ -11,7 +11,16 @@ import pytest
 import torch
 from esalign_torch import TorchBackend
 from esalign_torch.decoding import Batch
-from models import ARCHITECTURES, ATTENTION, append_end, drop_tokenizer_entry, make_adapter, make_model, make_tiny
+from models import (
+    ARCHITECTURES,
+    ATTENTION,
+    FUSED,
+    append_end,
+    drop_tokenizer_entry,
+    make_adapter,
+    make_model,
+    make_tiny,
+)
 from special_stops import check_special_stops
 from transformers import AutoModelForCausalLM
 
@@ -137,6 +146,18 @@ def test_what_all_prompts_begin_with_is_read_once_for_each_candidate(llama):
         assert sum(seen) == len(llama.candidates) * 6 * 9, "so short a start is not worth a pass of its own"
     finally:
         handle.remove()
+
+
+def test_where_positions_depend_on_the_length_of_the_text_prompts_are_read_whole(tmp_path):
+    scaling = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    longer = {"original_max_position_embeddings": 64, "rope_scaling": scaling}
+    tiny = make_tiny(tmp_path, "phi3", targets=FUSED, **longer)
+    space = SvdLora.from_pretrained(tiny.adapter)
+    prompts = [(*range(80, 130), *range(100 + j, 130 + j)) for j in range(8)]
+    candidates = np.random.default_rng(0).standard_normal((2, space.dim)) * 0.5
+    rows = TorchBackend(tiny.model, space, device="cpu").generate(candidates, prompts, Sampling(max_tokens=10))
+    reference = Reference(tiny.model, space)
+    assert ids_of(rows) == [list(map(tuple, reference.complete(one, prompts, 10))) for one in candidates]
 
 
 def test_a_finished_batch_has_left_the_memory_when_the_next_one_is_read(llama, monkeypatch):

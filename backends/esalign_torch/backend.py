@@ -22,7 +22,7 @@ from esalign_torch.attention import share_keys
 from esalign_torch.batches import Limits, make_limits
 from esalign_torch.cache import kv_bytes
 from esalign_torch.decoding import Engine, Request, Row
-from esalign_torch.loading import quantize, refuse_unsupported
+from esalign_torch.loading import quantize, refuse_unsupported, turns_by_length
 from esalign_torch.lora import SingularValues, attach
 from esalign_torch.scheduling import complete_all
 from esalign_torch.scoring import ScoreRow, cut_scoring, score_batch
@@ -121,7 +121,9 @@ class TorchBackend(Encoding):
             probe = partial(kv_bytes, network, layers, pad)
             values = attach(loaded, space, probe=probe, dtype=self._dtype)
         self._codec = codec
-        self._engine: Engine | None = Engine(network, values, codec, network.device, pad, layers)
+        self._engine: Engine | None = Engine(
+            network, values, codec, network.device, pad, layers, shares_starts=not turns_by_length(config)
+        )
         self._limits = self._measure(memory_gb, max_rows)
 
     @one_at_a_time

@@ -14,9 +14,9 @@ from esalign_torch.cache import RowCache
 from esalign_torch.lora import SingularValues
 from esalign_torch.sampling import choose
 
-SHARED = 0.25
-"""Share of a batch's prompt tokens that must be saved for the start that all of its prompts have in common to be read
-once for each candidate, not once for each row."""
+SHARED, LEAST_SHARED = 0.25, 256
+"""Share of a batch's prompt tokens, and their number, that must be saved for the start that all of its prompts have in
+common to be read once for each candidate, not once for each row: that takes a pass of its own."""
 
 
 class Row(NamedTuple):
@@ -38,6 +38,7 @@ class Engine:
         device: where the model is.
         pad: id that fills short prompts; it is never attended to.
         layers: number of the model's layers.
+        shares_starts: whether a prompt may be read in two passes.
     """
 
     model: Any
@@ -46,6 +47,7 @@ class Engine:
     device: torch.device
     pad: int
     layers: int
+    shares_starts: bool
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,8 @@ class Batch:
         ids, device = [row.ids for row in self.rows], self.engine.device
         common = min(common_start(ids), min(map(len, ids)) - 1)  # one token is left to read, for its logits
         places = {candidate: at for at, candidate in enumerate(dict.fromkeys(row.candidate for row in self.rows))}
-        if common * (self.live - len(places)) < SHARED * self.live * width:
+        saved = common * (self.live - len(places))
+        if not self.engine.shares_starts or saved < max(LEAST_SHARED, SHARED * self.live * width):
             return 0
         values = self.request.table[torch.tensor(list(places), device=device)]  # (candidates, width of the table)
         start = RowCache(self.engine.layers, len(places), common)

@@ -1,6 +1,6 @@
 """Quantising a loaded model, and refusing what cannot be decoded in batches."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -60,3 +60,14 @@ def refuse_unsupported(loaded: LoadedModel) -> None:
         raise BackendError(f"{loaded.label} is recurrent ({kind}), which backend 'torch' does not support")
     if getattr(config, "is_encoder_decoder", False):
         raise BackendError(f"{loaded.label} is an encoder-decoder, expected a causal language model")
+
+
+def turns_by_length(config: Any) -> bool:
+    """Tell whether a model's rotary positions depend on how long the text of a pass is, as LongRoPE's do.
+
+    Args:
+        config: of the text model; its parameters of positions may differ by the kind of layer.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters, *parameters.values()]
+    return any(isinstance(kind, dict) and kind.get("rope_type") in ("longrope", "dynamic") for kind in kinds)

@@ -82,11 +82,20 @@ def refuse_faults(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     if options.budget <= 0 or options.seed < 0:
         parser.error(f"--budget is {options.budget:g} and --seed {options.seed}, expected above 0 s, and at least 0")
     for text in options.extra:
-        key = text.partition("=")[0]
+        key, _, value = text.partition("=")
         known = OPTIONS.get(ROWS[options.row].kind, ()) if options.row in ROWS else ()
-        if options.row not in ROWS or not ("." in key or key in known):
+        if options.row not in ROWS or not ("." in key or (key in known and is_number(value))):
             expected = " or ".join(["section.key=value", *(f"{name}=number" for name in known)])
             parser.error(f"{text!r} is no setting of {options.row}, expected {expected} behind a row")
+
+
+def is_number(text: str) -> bool:
+    """Tell whether a text is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from results import COSTS, Result, curve, pooled, read_results
+from results import COSTS, Result, curve, pooled, read_results, with_start
 from rows import ROWS
 
 STYLES = {
@@ -41,7 +41,8 @@ def draw_costs(axis: Any, results: dict[str, list[Result]], decoding: str, cost:
     """Draw the rows' mean curves over one kind of cost, with the seeds as thin lines."""
     start = pooled(results["start"], decoding).mean
     axis.axhline(start, color="0.7", linestyle=":", label="SFT start")
-    trained = {label: found for label, found in results.items() if label not in SKIPPED}
+    judged = {label: with_start(found, results["start"]) for label, found in results.items() if label not in SKIPPED}
+    trained = {label: found for label, found in judged.items() if found}
     for number, (label, found) in enumerate(trained.items()):
         colour, line = STYLES.get(label, (f"C{number % 10}", "--" if number % 2 else "-"))
         for result in found:

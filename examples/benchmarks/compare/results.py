@@ -10,13 +10,13 @@ import numpy as np
 from rows import ROWS
 
 from esalign.files import read_json_lines
-from esalign.run.statistics import Estimate, estimate, paired_difference
+from esalign.run.statistics import Z95, Estimate, estimate, paired_difference
 from esalign.types import Array
 
 PARAMETERS = 0.92e6
 SHARES = (0.5, 0.75, 0.9)
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Two-sided 95 % points of Student's t, by the number of runs."""
+"""Two-sided 95 % points of Student's t, by the number of runs; for more, the normal one."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def over_runs(values: Sequence[float]) -> Estimate:
     """Return the mean of a number for each run, with Student's 95 % interval; that is infinite for one run."""
     count = len(values)
     mean = float(np.mean(values))
-    half = STUDENT[count] * float(np.std(values, ddof=1)) / count**0.5 if count > 1 else float("inf")
+    half = STUDENT.get(count, Z95) * float(np.std(values, ddof=1)) / count**0.5 if count > 1 else float("inf")
     return Estimate(mean, mean - half, mean + half, count)
 
 
@@ -96,16 +96,28 @@ def changes_of(results: Iterable[Result], starts: Iterable[Result]) -> list[Arra
     return [r.scores("greedy") - by_seed[r.head["seed"]] for r in results if r.head["seed"] in by_seed]
 
 
+def with_start(results: Iterable[Result], starts: Iterable[Result]) -> list[Result]:
+    """Return the results whose seed has a start."""
+    seeds = {start.head["seed"] for start in starts}
+    return [result for result in results if result.head["seed"] in seeds]
+
+
 def curve(results: list[Result], starts: Iterable[Result], decoding: str, cost: str) -> tuple[Array, Array]:
-    """Return costs and gains over the same seeds' start, at the start and at each snapshot, means over the seeds."""
-    by_seed = {start.head["seed"]: start.scores(decoding).mean() for start in starts}
-    results = [result for result in results if result.head["seed"] in by_seed]
+    """Return costs and gains over the same problems' start, at the start and at each snapshot, means over the seeds.
+
+    Args:
+        results: at least one; each seed has a start.
+        starts: their starts.
+        decoding: greedy or sampled.
+        cost: a name of `COSTS`.
+    """
+    by_seed = {start.head["seed"]: start.scores(decoding) for start in starts}
     count = min(len(result.points) for result in results)
     costs = [[COSTS[cost](point) for point in result.points[:count]] for result in results]
-    gains = [
-        [point["test"][decoding]["mean"] - by_seed[result.head["seed"]] for point in result.points[:count]]
-        for result in results
-    ]
+    gains = []
+    for result in results:
+        tests = [point["test"][decoding] for point in result.points[:count]]  # of the first test problems alone
+        gains.append([test["mean"] - by_seed[result.head["seed"]][: test["count"]].mean() for test in tests])
     return np.array([0.0, *np.mean(costs, axis=0)]), np.array([0.0, *np.mean(gains, axis=0)])
 
 

@@ -16,6 +16,7 @@ from results import (
     over_runs,
     pooled,
     read_results,
+    with_start,
 )
 from rows import ROWS
 
@@ -87,6 +88,8 @@ def print_more(rows: dict[str, list[Result]], starts: list[Result]) -> None:
 def print_ahead(rows: dict[str, list[Result]]) -> None:
     """Print how far the defaults are ahead of each other row on the same problems: over problems, over runs, by run."""
     mine = rows.get("defaults", [])
+    if not mine:
+        return
     others = {label: found for label, found in rows.items() if label not in ("start", "defaults")}
     print("\n| the defaults less | seeds of both | decoding | over problems | over runs | by seed |")
     print("|---|---|---|---|---|---|")
@@ -104,10 +107,9 @@ def print_times(
     rows: dict[str, list[Result]], starts: list[Result], decoding: str, best_of: dict[str, list[Result]]
 ) -> None:
     """Print what it cost to get half, three quarters and nine tenths of the best gain of some rows."""
-    trained = {label: found for label, found in rows.items() if label != "start"}
-    curves = [
-        curve(found, starts, decoding, "processor seconds")[1] for label, found in best_of.items() if label in trained
-    ]
+    judged = {label: with_start(found, starts) for label, found in rows.items() if label != "start"}
+    trained = {label: found for label, found in judged.items() if found}
+    curves = [curve(trained[label], starts, decoding, "processor seconds")[1] for label in best_of if label in trained]
     if not curves:
         return
     best = max(gains.max() for gains in curves)
