@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from esalign.errors import EsalignError as EsalignError
     from esalign.loop import search as search
+    from esalign.optimizers.steered import Steered as Steered
     from esalign.protocols import Backend as Backend
     from esalign.protocols import Fitness as Fitness
     from esalign.protocols import Optimizer as Optimizer
@@ -33,6 +34,7 @@ _HOMES = {
     "Optimizer": "protocols",
     "Sampling": "types",
     "Space": "protocols",
+    "Steered": "optimizers.steered",
     "SvdLora": "space",
     "load_backend": "registry",
     "load_reward": "rewards",

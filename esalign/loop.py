@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from esalign.protocols import Fitness, Optimizer
+from esalign.errors import OptimizerError
+from esalign.protocols import Fitness, Optimizer, SteerableOptimizer
 from esalign.types import Array, Evaluation
 
 
@@ -27,12 +28,22 @@ def search(optimizer: Optimizer, fitness: Fitness, *, generations: int, done: in
 
     Args:
         optimizer: it proposes.
-        fitness: it judges.
+        fitness: it judges, and may steer the optimiser.
         generations: number of the last generation.
         done: generations that are finished already, when a run goes on from a checkpoint.
+
+    Raises:
+        OptimizerError: the fitness steers, and the optimiser is none that can be steered.
     """
     for number in range(done + 1, generations + 1):
-        fitness.prepare(optimizer.mean, number)
+        steering = fitness.prepare(optimizer.mean, number)
+        if steering is not None:
+            if not isinstance(optimizer, SteerableOptimizer):
+                raise OptimizerError(
+                    "the fitness sends the search back and shortens its steps, which this optimiser cannot do by "
+                    "itself: search with esalign.Steered(optimizer)"
+                )
+            optimizer.steer(steering)
         candidates = optimizer.ask()
         evaluation = fitness.evaluate(candidates)
         optimizer.tell(candidates, evaluation.fitness)

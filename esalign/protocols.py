@@ -7,7 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from esalign.types import Array, Completion, Evaluation, Example, OnCompletion, Prompt, Sampling, Sequences, State
+from esalign.types import (
+    Array,
+    Completion,
+    Evaluation,
+    Example,
+    OnCompletion,
+    Prompt,
+    Sampling,
+    Sequences,
+    State,
+    Steering,
+)
 
 if TYPE_CHECKING:
     from esalign.space import Adapter, SvdModule
@@ -77,6 +88,14 @@ class Optimizer(Protocol):
         Raises:
             OptimizerError: the state is of another optimiser, dimension or population.
         """
+
+
+@runtime_checkable
+class SteerableOptimizer(Optimizer, Protocol):
+    """An optimiser that goes where it is sent; `esalign.optimizers.steered.Steered` makes one of any."""
+
+    def steer(self, steering: Steering) -> None:
+        """Go on from there."""
 
 
 class Backend(Protocol):
@@ -160,8 +179,12 @@ class Fitness(Protocol):
     It is made as ``Fitness(parts, prompts=..., samples=..., **options)``, parts being a `FitnessParts`.
     """
 
-    def prepare(self, mean: Array, generation: int) -> None:
-        """Fix what all candidates of a generation share: its prompts, or rollouts drawn from the mean."""
+    def prepare(self, mean: Array, generation: int) -> Steering | None:
+        """Fix what all candidates of a generation share: its prompts, or rollouts drawn from the mean.
+
+        Returns:
+            Where the search goes on from and how long its steps are; None lets it go on as it would.
+        """
 
     def evaluate(self, candidates: Array) -> Evaluation:
         """Evaluate candidates, shape (population, dim), on what `prepare` fixed."""

@@ -151,6 +151,19 @@ class Evaluation:
     samples: tuple[Sample, ...] = ()
 
 
+@dataclass(frozen=True)
+class Steering:
+    """How a search goes on.
+
+    Args:
+        mean: where from, shape (dim,).
+        scale: factor on the optimiser's own steps, positive.
+    """
+
+    mean: Array
+    scale: float
+
+
 def as_candidates(candidates: Any, dim: int) -> Array:
     """Return candidates as a float64 array (population, dim), or say clearly what is wrong with them.
 

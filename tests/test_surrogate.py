@@ -5,6 +5,7 @@ import pytest
 from models import make_tiny
 from numpy.testing import assert_allclose, assert_array_equal
 
+from esalign import Steered, search
 from esalign.data import MiniBatches
 from esalign.errors import ConfigError, RewardError
 from esalign.fitness import FitnessParts
@@ -121,24 +122,62 @@ def test_the_mean_answers_until_there_are_enough_pairs_or_tries(engine):
 
 
 def test_a_run_resumed_amid_a_refresh_is_bit_equal(engine):
-    def search(fitness, optimizer, first, last):
-        for generation in range(first, last + 1):
-            fitness.prepare(optimizer.mean, generation)
-            candidates = optimizer.ask()
-            optimizer.tell(candidates, fitness.evaluate(candidates).fitness)
+    def run(optimizer, fitness, last, done=0):
+        for _ in search(optimizer, fitness, generations=last, done=done):
+            pass
 
     def make():
-        return make_fitness(engine), CmaEs(dim=engine.space.dim, sigma=0.3, population=6, seed=1)
+        optimizer = Steered(CmaEs(dim=engine.space.dim, sigma=3.0, population=6, seed=1))  # too long a step, at first
+        return optimizer, make_fitness(engine, refresh=2, judge_every=2)
 
     whole = make()
-    search(*whole, 1, 7)
+    run(*whole, 9)
     begun = make()
-    search(*begun, 1, 4)  # one generation after a refresh
+    run(*begun, 6)  # one generation after a refresh
     resumed = make()
     for fresh, old in zip(resumed, begun, strict=True):
         fresh.load_state_dict(old.state_dict())
-    search(*resumed, 5, 7)
-    assert_array_equal(resumed[1].mean, whole[1].mean)
+    run(*resumed, 9, done=6)
+    assert_array_equal(resumed[0].mean, whole[0].mean)
+    assert whole[0].sigma < 3
+
+
+def test_steps_that_are_too_long_teach_nothing_but_to_be_shorter(engine):
+    fitness = make_fitness(engine)
+    start = np.zeros(engine.space.dim)
+    assert fitness.prepare(start, 1).scale == 1
+    assert not fitness.evaluate(some_candidates(engine, spread=30.0)).fitness.any()
+    assert fitness.prepare(start, 2).scale < 1
+    assert np.ptp(fitness.evaluate(some_candidates(engine, spread=0.01)).fitness) > 0
+
+
+def test_a_mean_that_earns_less_than_the_one_trusted_is_left_for_it(engine):
+    start, elsewhere = np.zeros(engine.space.dim), some_candidates(engine, spread=3.0)[0]
+    prompts = [example.prompt for example in EXAMPLES]
+    [row] = engine.generate(start[None], prompts, Sampling(max_tokens=8))
+    of_start = {prompt: completion.text for prompt, completion in zip(prompts, row, strict=True)}
+
+    def like_the_start(prompts, completions, **columns):
+        pairs = [zip(of_start[prompt], text) for prompt, text in zip(prompts, completions, strict=True)]  # noqa: B905
+        return [sum(one == other for one, other in pair) / 40 for pair in pairs]
+
+    fitness = make_fitness(engine, like_the_start, refresh=1, judge_every=1, temperature=0.15)
+    fitness.prepare(start, 1)
+    assert_array_equal(fitness.prepare(elsewhere, 2).mean, start)
+    evaluation = fitness.evaluate(start[None])
+    assert evaluation.metrics["retreats"] == 1
+    assert evaluation.metrics["kl_to_rollouts"] < 1e-9  # the completions are of the start
+    assert evaluation.generated_tokens > 0
+
+
+def test_a_mean_is_judged_in_its_turn_alone(engine):
+    fitness = make_fitness(engine, refresh=1, judge_every=3, prompts=6, pairs=1)
+    generated = []
+    for generation in range(1, 7):
+        fitness.prepare(np.zeros(engine.space.dim), generation)
+        generated.append(fitness.evaluate(some_candidates(engine)).prompt_tokens)
+    prompt_tokens = min(generated)
+    assert [tokens // prompt_tokens for tokens in generated] == [1, 1, 2, 1, 1, 2]
 
 
 def test_equal_rewards_everywhere_are_an_error_that_says_so(engine):
@@ -147,7 +186,7 @@ def test_equal_rewards_everywhere_are_an_error_that_says_so(engine):
 
 
 @pytest.mark.parametrize(
-    "options", [{"samples": 1}, {"refresh": 0}, {"clip": 0.0}, {"kl_limit": -1}, {"temperature": 0}]
+    "options", [{"samples": 1}, {"refresh": 0}, {"judge_every": 0}, {"clip": 0.0}, {"kl_limit": -1}, {"temperature": 0}]
 )
 def test_options_out_of_range_are_refused(engine, options):
     with pytest.raises(ConfigError, match=next(iter(options))):

@@ -7,7 +7,7 @@ import numpy as np
 
 from esalign.protocols import Backend, Fitness
 from esalign.seeds import Use, derive, generator
-from esalign.types import Array, Evaluation, Example, Sampling, State
+from esalign.types import Array, Evaluation, Example, Sampling, State, Steering
 
 PROMPTS = 24
 MAX_LOG_RATIO = 20.0  # exp of it is finite in float32
@@ -47,9 +47,9 @@ class WithinBudget:
         self._sequences: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         self._of_start: Array = np.zeros(0)
 
-    def prepare(self, mean: Array, generation: int) -> None:
+    def prepare(self, mean: Array, generation: int) -> Steering | None:
         """Let the start write, too."""
-        self._fitness.prepare(mean, generation)
+        steering = self._fitness.prepare(mean, generation)
         chosen = generator(self._seed, Use.KL_BUDGET, generation).choice(
             len(self._examples), self._count, replace=False
         )
@@ -61,6 +61,7 @@ class WithinBudget:
             (self._backend.encode(p), c.token_ids) for p, c in zip(prompts, row, strict=True) if c.token_ids
         ]
         self._of_start = self._log_probabilities(start)[0]
+        return steering
 
     def evaluate(self, candidates: Array) -> Evaluation:
         """Evaluate candidates, and put those that are too far behind the others."""

@@ -167,3 +167,13 @@ def _of_ids(backend: Backend, ids: tuple[int, ...]) -> str:
         if tag and ids[-len(tag) :] == tag:
             return beginning
     return ""
+
+
+def mean_of_samples(rewards: Array) -> Array:
+    """Return the mean reward of each problem's samples, NaN where all abstained, shape (population, problems).
+
+    Args:
+        rewards: shape (population, problems, samples), NaN where they abstained.
+    """
+    known = (~np.isnan(rewards)).sum(axis=2)
+    return np.where(known > 0, np.nansum(rewards, axis=2) / np.maximum(known, 1), np.nan)

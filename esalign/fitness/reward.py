@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from esalign.errors import ConfigError, RewardError
-from esalign.fitness.completions import Completed, add_errors, complete_mixed
+from esalign.fitness.completions import Completed, add_errors, complete_mixed, mean_of_samples
 from esalign.fitness.parts import FitnessParts
 from esalign.fitness.reliability import LEAST, ProblemCount
 from esalign.seeds import Use, derive
@@ -73,7 +73,7 @@ class RewardFitness:
         fitness = np.nansum(rewards, axis=1) / np.maximum(counts, 1)
         fitness[counts == 0] = fitness[counts > 0].min()
         if self._adapts:
-            self._count.note(_mean_of_samples(rewards, self._samples))
+            self._count.note(mean_of_samples(rewards.reshape(len(rewards), -1, self._samples)))
         prompt_tokens = sum(len(self._backend.encode(example.prompt)) for example in self._examples)
         return Evaluation(
             fitness=fitness,
@@ -107,10 +107,3 @@ class RewardFitness:
         self._batches.load_state_dict(state["batches"])
         if self._adapts:
             self._count = ProblemCount(**state["count"])
-
-
-def _mean_of_samples(rewards: Array, samples: int) -> Array:
-    """Return the mean reward of a problem's samples, shape (population, problems), NaN where all abstained."""
-    by_problem = rewards.reshape(len(rewards), -1, samples)
-    known = (~np.isnan(by_problem)).sum(axis=2)
-    return np.where(known > 0, np.nansum(by_problem, axis=2) / np.maximum(known, 1), np.nan)

@@ -7,8 +7,9 @@ the largest variance, Xu et al. 2025, arXiv 2504.13818), until so many pairs are
 is the clipped, importance-weighted objective of PPO (Schulman et al. 2017, arXiv 1707.06347, eq. 7), with advantage 1
 for the best and -1 for the worst. It takes forward passes alone, and one set of completions serves several generations.
 
-That objective is flat beyond its clip, where it lets the step size run away. So candidates whose divergence from the
-mean that wrote them is above a bound rank behind all others, the farther the lower.
+It is trusted near the mean that wrote alone. Steps are as long as the divergence from that mean allows; candidates
+beyond a bound rank behind all others, the farther the lower; and now and then the mean is judged by what it earns, on
+fresh problems, beside the last one that was found good: if it earns less, the search goes back (`trust.py`).
 """
 
 from dataclasses import replace
@@ -18,10 +19,11 @@ import numpy as np
 
 from esalign.errors import ConfigError, RewardError
 from esalign.fitness.budget import MAX_LOG_RATIO, bounded, divergence
-from esalign.fitness.completions import add_errors, complete
+from esalign.fitness.completions import add_errors, complete, mean_of_samples
 from esalign.fitness.parts import FitnessParts
+from esalign.fitness.trust import TrustRegion
 from esalign.seeds import Use, derive
-from esalign.types import Array, Evaluation, Sample, State
+from esalign.types import Array, Completion, Evaluation, Sample, State, Steering
 
 Sequence = tuple[tuple[int, ...], tuple[int, ...]]
 """A prompt's and a completion's token ids."""
@@ -41,7 +43,8 @@ class SurrogateFitness:
         refresh: generations that one set of completions serves.
         temperature: of the completions when the run's own is 0. Low, as the greedy one shall get better.
         clip: the ratio's distance from 1 at which a token's objective is flat.
-        kl_limit: bound on the divergence from the mean that wrote them, nats per token.
+        kl_limit: bound on the divergence from the mean that wrote them, nats per token; sets the length of steps.
+        judge_every: sets of completions after which the mean is judged beside the last that was found good.
     """
 
     def __init__(
@@ -54,11 +57,12 @@ class SurrogateFitness:
         refresh: int = 2,
         temperature: float = 0.15,
         clip: float = 0.2,
-        kl_limit: float = 0.05,
+        kl_limit: float = 0.2,
+        judge_every: int = 5,
     ) -> None:
         if samples < 2:
             raise ConfigError(f"fitness.samples is {samples}, expected at least 2 for fitness 'surrogate', say 4")
-        for name, count in (("pairs", pairs), ("refresh", refresh)):
+        for name, count in (("pairs", pairs), ("refresh", refresh), ("judge_every", judge_every)):
             if not count >= 1:
                 raise ConfigError(f"fitness.options.{name} is {count!r}, expected at least 1")
         for name, value in (("temperature", temperature), ("clip", clip), ("kl_limit", kl_limit)):
@@ -68,6 +72,7 @@ class SurrogateFitness:
         self._sampling = replace(parts.sampling, temperature=parts.sampling.temperature or temperature)
         self._prompts, self._samples, self._seed = prompts, samples, parts.seed
         self._pairs, self._refresh, self._clip, self._kl_limit = pairs, refresh, clip, kl_limit
+        self._judge_every, self._sets, self._trust = judge_every, 0, TrustRegion(kl_limit)
         self._age = refresh
         self._sequences: list[Sequence] = []
         self._advantages = np.zeros(0)
@@ -77,8 +82,8 @@ class SurrogateFitness:
         self._fresh: dict[str, int] = {}
         self._shown: tuple[Sample, ...] = ()
 
-    def prepare(self, mean: Array, generation: int) -> None:
-        """Let the mean sample anew when its last completions have served their generations.
+    def prepare(self, mean: Array, generation: int) -> Steering:
+        """Let the mean sample anew when its last completions have served their generations, and judge it in its turn.
 
         Raises:
             RewardError: rewards differ on no problem.
@@ -87,13 +92,30 @@ class SurrogateFitness:
         self._shown, self._errors = (), {}
         self._pool.state = replace(self._pool.state, global_step=generation - 1)
         self._age += 1
-        if self._age <= self._refresh:
-            return
+        if self._age > self._refresh:
+            mean = self._renew(mean, generation)
+        return self._trust.steering(mean)
+
+    def _renew(self, mean: Array, generation: int) -> Array:
+        """Sample a new set of completions, and return the mean that wrote it: the given one, or the trusted one."""
         self._age = 1
+        self._sets += 1
+        trusted = self._trust.trusted
+        judged = trusted is not None and self._sets % self._judge_every == 0
         pairs: list[tuple[Sequence, Sequence]] = []
         rewards: list[Array] = []
+        if trusted is None:
+            self._trust.trusted = mean.copy()
+        elif judged:
+            found, tables = self._roll_out(np.stack([mean, trusted]), generation)
+            earned = mean_of_samples(tables)
+            back = self._trust.retreats_from(mean, earned[0] - earned[1])
+            mean = trusted if back else mean
+            pairs, rewards = found[int(back)], [tables[int(back)]]
         while len(pairs) < self._pairs and len(rewards) < MAX_TRIES:
-            pairs += self._roll_out(mean, generation, rewards)
+            [more], [table] = self._roll_out(mean[None], generation)
+            pairs += more
+            rewards.append(table)
         if not pairs:
             raise RewardError(
                 f"{MAX_TRIES} sets of {self._prompts} problems x {self._samples} completions gave no problem on which "
@@ -106,30 +128,39 @@ class SurrogateFitness:
         self._reward = float(np.nanmean(rewards))
         self._old = self._log_probabilities(mean[None])[0]
         self._fresh["scored_tokens"] += self._scored(1)
+        return mean
 
-    def _roll_out(self, mean: Array, generation: int, rewards: list[Array]) -> list[tuple[Sequence, Sequence]]:
-        """Sample completions, and return the best and the worst of each problem on which their rewards differ.
+    def _roll_out(self, means: Array, generation: int) -> tuple[list[list[tuple[Sequence, Sequence]]], Array]:
+        """Sample completions of new problems.
 
         Args:
-            mean: who samples, shape (dim,).
+            means: who samples, shape (means, dim).
             generation: of the run.
-            rewards: where the completions' rewards are added, of shape (prompts, samples).
+
+        Returns:
+            For each mean the best and the worst completion of each problem on which rewards differ; and all rewards,
+            shape (means, prompts, samples).
         """
         chosen = self._batches.next(self._prompts)
         examples = [example for example in chosen for _ in range(self._samples)]
         round_seed = derive(self._seed, Use.ROLLOUTS, generation, self._fresh["generated_tokens"])
         sampling = replace(self._sampling, seed=round_seed)
-        completed = complete(self._backend, self._pool, mean[None], examples, sampling).refuse_unscored()
+        completed = complete(self._backend, self._pool, means, examples, sampling).refuse_unscored()
         prompts = [self._backend.encode(example.prompt) for example in chosen]
         self._fresh["generated_tokens"] += completed.generated_tokens
-        self._fresh["prompt_tokens"] += self._samples * sum(len(prompt) for prompt in prompts)
+        self._fresh["prompt_tokens"] += len(means) * self._samples * sum(len(prompt) for prompt in prompts)
         self._shown = completed.samples(examples)
         self._errors = add_errors(self._errors, completed.errors, completed.error_examples)
-        table = completed.rewards[0].reshape(self._prompts, self._samples)
-        rewards.append(table)
-        empty = [not completion.token_ids for completion in completed.rows[0]]  # nothing to score
+        tables = completed.rewards.reshape(len(means), self._prompts, self._samples)
+        pairs = [self._pairs_of(prompts, list(row), table) for row, table in zip(completed.rows, tables, strict=True)]
+        return pairs, tables
+
+    def _pairs_of(
+        self, prompts: list[tuple[int, ...]], row: list[Completion], table: Array
+    ) -> list[tuple[Sequence, Sequence]]:
+        empty = [not completion.token_ids for completion in row]  # nothing to score
         best, worst = extremes(np.where(np.reshape(empty, table.shape), np.nan, table))
-        sequences = [(prompts[j // self._samples], c.token_ids) for j, c in enumerate(completed.rows[0])]
+        sequences = [(prompts[j // self._samples], c.token_ids) for j, c in enumerate(row)]
         return [(sequences[i], sequences[j]) for i, j in zip(best, worst, strict=True)]
 
     def evaluate(self, candidates: Array) -> Evaluation:
@@ -137,14 +168,19 @@ class SurrogateFitness:
         log_ratio = np.clip(self._log_probabilities(candidates) - self._old, -MAX_LOG_RATIO, MAX_LOG_RATIO)
         advantages = np.repeat(self._advantages, [len(completion_ids) for _, completion_ids in self._sequences])
         kl = divergence(log_ratio)
+        self._trust.note(kl)
+        fitness = bounded(clipped_objective(log_ratio, advantages, self._clip), kl, self._kl_limit)
+        if np.median(kl) > self._kl_limit:
+            fitness = np.zeros(len(kl))  # most are too far away to be ranked by the objective: shorter steps first
         return Evaluation(
-            fitness=bounded(clipped_objective(log_ratio, advantages, self._clip), kl, self._kl_limit),
+            fitness=fitness,
             metrics={
                 "reward": self._reward,
                 "kl_to_rollouts": float(kl.mean()),
                 "beyond_kl_limit": float((kl > self._kl_limit).mean()),
                 "clipped": float((np.abs(np.expm1(log_ratio)) > self._clip).mean()),
                 "rollouts": float(len(self._sequences)),
+                "retreats": float(self._trust.retreats),
                 **self._errors,
             },
             generated_tokens=self._fresh["generated_tokens"],
@@ -171,6 +207,8 @@ class SurrogateFitness:
             "advantages": self._advantages,
             "old": self._old,
             "reward": self._reward,
+            "sets": self._sets,
+            "trust": self._trust.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -180,6 +218,8 @@ class SurrogateFitness:
         pairs = zip(state["prompts"], state["completions"], strict=True)
         self._sequences = [(tuple(prompt), tuple(completion_ids)) for prompt, completion_ids in pairs]
         self._advantages, self._old, self._reward = state["advantages"], state["old"], state["reward"]
+        self._sets = state["sets"]
+        self._trust.load_state_dict(state["trust"])
 
 
 def extremes(rewards: Array) -> tuple[Array, Array]:

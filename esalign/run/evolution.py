@@ -7,6 +7,7 @@ import numpy as np
 
 from esalign.errors import ConfigError
 from esalign.loop import search
+from esalign.optimizers.steered import Steered
 from esalign.protocols import Backend, Fitness, HeldOutFitness, MeasuredBackend, Optimizer, Space
 from esalign.run.evaluate import HeldOut, HeldOutResult, evaluate, kl_to_start
 from esalign.run.learner import REWARD, Step
@@ -34,7 +35,7 @@ class Evolution:
         selection: Fitness | None = None,
     ) -> None:
         self.space, self.backend = space, backend
-        self.optimizer, self.fitness, self.selection = optimizer, fitness, selection or fitness
+        self.optimizer, self.fitness, self.selection = Steered(optimizer), fitness, selection or fitness
         self._restored: Array | None = None
 
     @property
