@@ -46,5 +46,6 @@ def search(optimizer: Optimizer, fitness: Fitness, *, generations: int, done: in
             optimizer.steer(steering)
         candidates = optimizer.ask()
         evaluation = fitness.evaluate(candidates)
-        optimizer.tell(candidates, evaluation.fitness)
+        if evaluation.usable:
+            optimizer.tell(candidates, evaluation.fitness)
         yield Generation(number, candidates, evaluation)

@@ -141,6 +141,8 @@ class Evaluation:
         scored_tokens: tokens that the engine read teacher-forced for it.
         prompt_tokens: prompt tokens that the engine read for it.
         samples: a few completions, for people to read.
+        usable: whether the optimiser shall learn from it. If not, it is asked again, and a fitness that steers can have
+            other steps by then.
     """
 
     fitness: Array
@@ -149,6 +151,7 @@ class Evaluation:
     scored_tokens: int = 0
     prompt_tokens: int = 0
     samples: tuple[Sample, ...] = ()
+    usable: bool = True
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ class Steering:
 
     Args:
         mean: where from, shape (dim,).
-        scale: factor on the optimiser's own steps, positive.
+        scale: step size, in units of the optimiser's first one; positive.
     """
 
     mean: Array

@@ -1,5 +1,7 @@
 """Surrogate ESSA: its objective, its bound, its accounting and its state, with a real engine."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from models import make_tiny
@@ -13,6 +15,7 @@ from esalign.fitness.surrogate import SurrogateFitness, bounded, clipped_objecti
 from esalign.optimizers.cma_es import CmaEs
 from esalign.registry import load_backend
 from esalign.rewards.pool import RewardPool
+from esalign.run.checkpoint import load_state, save_state
 from esalign.space import SvdLora
 from esalign.types import Example, Sampling
 
@@ -98,7 +101,7 @@ def test_the_mean_that_answered_has_no_divergence(engine):
 
 
 def test_answers_serve_their_generations_and_tokens_are_counted_once(engine):
-    fitness = make_fitness(engine)
+    fitness = make_fitness(engine, kl_limit=1e9)
     generated = []
     for generation in range(1, 8):
         fitness.prepare(np.zeros(engine.space.dim), generation)
@@ -121,34 +124,63 @@ def test_the_mean_answers_until_there_are_enough_pairs_or_tries(engine):
     assert generated[1, variety] < generated[10, variety] < generated[10, rarely]
 
 
-def test_a_run_resumed_amid_a_refresh_is_bit_equal(engine):
+@pytest.mark.parametrize("stop", [5, 6, 7])  # of three in a row one at least is amid a set
+def test_a_run_resumed_anywhere_is_bit_equal(engine, tmp_path, stop):
     def run(optimizer, fitness, last, done=0):
         for _ in search(optimizer, fitness, generations=last, done=done):
             pass
 
     def make():
         optimizer = Steered(CmaEs(dim=engine.space.dim, sigma=3.0, population=6, seed=1))  # too long a step, at first
-        return optimizer, make_fitness(engine, refresh=2, judge_every=2)
+        return optimizer, make_fitness(engine, judge_every=2)
 
     whole = make()
-    run(*whole, 9)
+    run(*whole, 12)
     begun = make()
-    run(*begun, 6)  # one generation after a refresh
+    run(*begun, stop)
+    states = [part.state_dict() for part in begun]
+    assert "steered" in states[0]
+    save_state(dict(zip("of", states, strict=True)), tmp_path / "state")
+    loaded = load_state(tmp_path / "state")
     resumed = make()
-    for fresh, old in zip(resumed, begun, strict=True):
-        fresh.load_state_dict(old.state_dict())
-    run(*resumed, 9, done=6)
+    for fresh, name in zip(resumed, "of", strict=True):
+        fresh.load_state_dict(loaded[name])
+    run(*resumed, 12, done=stop)
     assert_array_equal(resumed[0].mean, whole[0].mean)
-    assert whole[0].sigma < 3
+    assert resumed[0].mean.any()
 
 
 def test_steps_that_are_too_long_teach_nothing_but_to_be_shorter(engine):
     fitness = make_fitness(engine)
     start = np.zeros(engine.space.dim)
     assert fitness.prepare(start, 1).scale == 1
-    assert not fitness.evaluate(some_candidates(engine, spread=30.0)).fitness.any()
+    assert not fitness.evaluate(some_candidates(engine, spread=30.0)).usable
     assert fitness.prepare(start, 2).scale < 1
-    assert np.ptp(fitness.evaluate(some_candidates(engine, spread=0.01)).fitness) > 0
+    evaluation = fitness.evaluate(some_candidates(engine, spread=0.01))
+    assert evaluation.usable
+    assert evaluation.generated_tokens == 0  # the same completions
+
+
+def test_a_mean_that_left_its_completions_far_behind_gets_new_ones(engine):
+    fitness = make_fitness(engine)
+    start, elsewhere = np.zeros(engine.space.dim), some_candidates(engine, spread=30.0)[0]
+    fitness.prepare(start, 1)
+    fitness.evaluate(some_candidates(engine, spread=0.01))
+    fitness.prepare(elsewhere, 2)
+    assert not fitness.evaluate(elsewhere + some_candidates(engine, spread=0.01)).usable
+    assert fitness.prepare(elsewhere, 3).scale == 1  # not the steps were too long
+    assert fitness.evaluate(elsewhere + some_candidates(engine, spread=0.01)).generated_tokens > 0
+
+
+def test_a_search_asks_the_same_candidates_nearer_until_they_are_usable(engine):
+    optimizer = Steered(CmaEs(dim=engine.space.dim, sigma=100.0, population=6, seed=1))
+    generations = list(search(optimizer, make_fitness(engine), generations=8))
+    usable = [one.evaluation.usable for one in generations]
+    first = usable.index(True)
+    assert first > 0
+    for one, next_one in pairwise(generations[: first + 1]):
+        assert np.corrcoef(one.candidates.ravel(), next_one.candidates.ravel())[0, 1] > 0.999999
+        assert np.linalg.norm(next_one.candidates) < np.linalg.norm(one.candidates)
 
 
 def test_a_mean_that_earns_less_than_the_one_trusted_is_left_for_it(engine):
@@ -171,7 +203,7 @@ def test_a_mean_that_earns_less_than_the_one_trusted_is_left_for_it(engine):
 
 
 def test_a_mean_is_judged_in_its_turn_alone(engine):
-    fitness = make_fitness(engine, refresh=1, judge_every=3, prompts=6, pairs=1)
+    fitness = make_fitness(engine, refresh=1, judge_every=3, prompts=6, pairs=1, kl_limit=1e9)
     generated = []
     for generation in range(1, 7):
         fitness.prepare(np.zeros(engine.space.dim), generation)

@@ -12,7 +12,7 @@ beyond a bound rank behind all others, the farther the lower; and now and then t
 fresh problems, beside the last one that was found good: if it earns less, the search goes back (`trust.py`).
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,27 @@ from esalign.fitness.completions import add_errors, complete, mean_of_samples
 from esalign.fitness.parts import FitnessParts
 from esalign.fitness.trust import TrustRegion
 from esalign.seeds import Use, derive
-from esalign.types import Array, Completion, Evaluation, Sample, State, Steering
+from esalign.types import Array, Evaluation, Sample, State, Steering
 
 Sequence = tuple[tuple[int, ...], tuple[int, ...]]
 """A prompt's and a completion's token ids."""
 
 MAX_TRIES = 8
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a mean wrote about some problems.
+
+    Args:
+        pairs: the best and the worst completion of each problem on which rewards differ.
+        rewards: shape (prompts, samples).
+        samples: a few completions, for people to read.
+    """
+
+    pairs: list[tuple[Sequence, Sequence]]
+    rewards: Array
+    samples: tuple[Sample, ...]
 
 
 class SurrogateFitness:
@@ -101,21 +116,19 @@ class SurrogateFitness:
         self._age = 1
         self._sets += 1
         trusted = self._trust.trusted
-        judged = trusted is not None and self._sets % self._judge_every == 0
-        pairs: list[tuple[Sequence, Sequence]] = []
-        rewards: list[Array] = []
         if trusted is None:
             self._trust.trusted = mean.copy()
-        elif judged:
-            found, tables = self._roll_out(np.stack([mean, trusted]), generation)
-            earned = mean_of_samples(tables)
-            back = self._trust.retreats_from(mean, earned[0] - earned[1])
-            mean = trusted if back else mean
-            pairs, rewards = found[int(back)], [tables[int(back)]]
-        while len(pairs) < self._pairs and len(rewards) < MAX_TRIES:
-            [more], [table] = self._roll_out(mean[None], generation)
-            pairs += more
-            rewards.append(table)
+        if trusted is None or self._sets % self._judge_every:
+            written = self._roll_out(mean[None], generation)
+        else:
+            both = self._roll_out(np.stack([mean, trusted]), generation)
+            earned, before = mean_of_samples(np.stack([one.rewards for one in both]))
+            back = self._trust.retreats_from(mean, earned - before)
+            mean, written = (trusted, both[1:]) if back else (mean, both[:1])
+        pairs = list(written[0].pairs)
+        while len(pairs) < self._pairs and len(written) < MAX_TRIES:
+            written += self._roll_out(mean[None], generation)
+            pairs += written[-1].pairs
         if not pairs:
             raise RewardError(
                 f"{MAX_TRIES} sets of {self._prompts} problems x {self._samples} completions gave no problem on which "
@@ -125,23 +138,15 @@ class SurrogateFitness:
         best, worst = zip(*pairs[: self._pairs], strict=True)
         self._sequences = [*best, *worst]
         self._advantages = np.repeat([1.0, -1.0], len(best))
-        self._reward = float(np.nanmean(rewards))
+        self._reward = float(np.nanmean([one.rewards for one in written]))
+        self._shown = written[-1].samples
         self._old = self._log_probabilities(mean[None])[0]
         self._fresh["scored_tokens"] += self._scored(1)
         return mean
 
-    def _roll_out(self, means: Array, generation: int) -> tuple[list[list[tuple[Sequence, Sequence]]], Array]:
-        """Sample completions of new problems.
-
-        Args:
-            means: who samples, shape (means, dim).
-            generation: of the run.
-
-        Returns:
-            For each mean the best and the worst completion of each problem on which rewards differ; and all rewards,
-            shape (means, prompts, samples).
-        """
-        chosen = self._batches.next(self._prompts)
+    def _roll_out(self, means: Array, generation: int) -> list[Written]:
+        """Sample completions of new problems, the same for each of some means, shape (means, dim)."""
+        chosen = self._batches.next(min(self._prompts, len(self._batches)))
         examples = [example for example in chosen for _ in range(self._samples)]
         round_seed = derive(self._seed, Use.ROLLOUTS, generation, self._fresh["generated_tokens"])
         sampling = replace(self._sampling, seed=round_seed)
@@ -149,31 +154,30 @@ class SurrogateFitness:
         prompts = [self._backend.encode(example.prompt) for example in chosen]
         self._fresh["generated_tokens"] += completed.generated_tokens
         self._fresh["prompt_tokens"] += len(means) * self._samples * sum(len(prompt) for prompt in prompts)
-        self._shown = completed.samples(examples)
         self._errors = add_errors(self._errors, completed.errors, completed.error_examples)
-        tables = completed.rewards.reshape(len(means), self._prompts, self._samples)
-        pairs = [self._pairs_of(prompts, list(row), table) for row, table in zip(completed.rows, tables, strict=True)]
-        return pairs, tables
-
-    def _pairs_of(
-        self, prompts: list[tuple[int, ...]], row: list[Completion], table: Array
-    ) -> list[tuple[Sequence, Sequence]]:
-        empty = [not completion.token_ids for completion in row]  # nothing to score
-        best, worst = extremes(np.where(np.reshape(empty, table.shape), np.nan, table))
-        sequences = [(prompts[j // self._samples], c.token_ids) for j, c in enumerate(row)]
-        return [(sequences[i], sequences[j]) for i, j in zip(best, worst, strict=True)]
+        tables = completed.rewards.reshape(len(means), len(chosen), self._samples)
+        written = []
+        for i, (row, table) in enumerate(zip(completed.rows, tables, strict=True)):
+            empty = [not completion.token_ids for completion in row]  # nothing to score
+            best, worst = extremes(np.where(np.reshape(empty, table.shape), np.nan, table))
+            sequences = [(prompts[j // self._samples], c.token_ids) for j, c in enumerate(row)]
+            pairs = [(sequences[good], sequences[bad]) for good, bad in zip(best, worst, strict=True)]
+            written.append(Written(pairs, table, completed.samples(examples, candidate=i)))
+        return written
 
     def evaluate(self, candidates: Array) -> Evaluation:
         """Score the kept completions with every candidate."""
         log_ratio = np.clip(self._log_probabilities(candidates) - self._old, -MAX_LOG_RATIO, MAX_LOG_RATIO)
         advantages = np.repeat(self._advantages, [len(completion_ids) for _, completion_ids in self._sequences])
         kl = divergence(log_ratio)
-        self._trust.note(kl)
-        fitness = bounded(clipped_objective(log_ratio, advantages, self._clip), kl, self._kl_limit)
-        if np.median(kl) > self._kl_limit:
-            fitness = np.zeros(len(kl))  # most are too far away to be ranked by the objective: shorter steps first
+        too_far = bool(np.median(kl) > self._kl_limit)  # for the objective to say which of them are good
+        if self._age == 1:  # the mean is where it was when it wrote, so all divergence is of the steps
+            self._trust.note(kl)
+        if too_far:
+            self._age = 0 if self._age == 1 else self._refresh  # shorter steps on these completions, or new ones
         return Evaluation(
-            fitness=fitness,
+            fitness=bounded(clipped_objective(log_ratio, advantages, self._clip), kl, self._kl_limit),
+            usable=not too_far,
             metrics={
                 "reward": self._reward,
                 "kl_to_rollouts": float(kl.mean()),
@@ -218,8 +222,9 @@ class SurrogateFitness:
         pairs = zip(state["prompts"], state["completions"], strict=True)
         self._sequences = [(tuple(prompt), tuple(completion_ids)) for prompt, completion_ids in pairs]
         self._advantages, self._old, self._reward = state["advantages"], state["old"], state["reward"]
-        self._sets = state["sets"]
-        self._trust.load_state_dict(state["trust"])
+        if "trust" in state:  # there was none once
+            self._sets = state["sets"]
+            self._trust.load_state_dict(state["trust"])
 
 
 def extremes(rewards: Array) -> tuple[Array, Array]:

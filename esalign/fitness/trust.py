@@ -17,8 +17,8 @@ LEAST_FACTOR, MOST_FACTOR = 0.1, 1.25
 class TrustRegion:
     """The mean to go back to, and the length of steps.
 
-    Steps are so long that half of the candidates are within half of the limit, but no longer than the optimiser's own.
-    Fitness has no say in it: on few completions a surrogate may well prefer whatever is far away.
+    Steps are so long that half of the candidates are within half of the limit, but no longer than the optimiser's first
+    ones. Fitness has no say in it: on few completions a surrogate may well prefer whatever is far away.
 
     Args:
         limit: bound on a candidate's divergence from the mean that wrote the completions, nats per token.
@@ -35,7 +35,7 @@ class TrustRegion:
         return Steering(mean=mean, scale=self._scale)
 
     def note(self, kl: Array) -> None:
-        """Adapt the length of steps to the divergences of candidates, shape (population,)."""
+        """Adapt the length of steps to the divergences of candidates from their mean, shape (population,)."""
         factor = math.sqrt(self._radius * self._limit / 2 / max(float(np.median(kl)), 1e-12))  # KL grows as its square
         self._scale = min(1.0, self._scale * min(max(factor, LEAST_FACTOR), MOST_FACTOR))
 
@@ -50,10 +50,12 @@ class TrustRegion:
             gains: its mean reward of each problem less that of the trusted mean, shape (problems,), NaN where unknown.
         """
         known = gains[~np.isnan(gains)]
-        gain = float(known.mean()) if len(known) else 0.0
+        if len(known) < 2:
+            return False
+        gain, error = float(known.mean()), float(known.std(ddof=1)) / math.sqrt(len(known))
         if gain >= 0:
             self.trusted, self._radius = mean.copy(), min(1.0, self._radius * math.sqrt(2))
-        if len(known) < 2 or gain >= -known.std(ddof=1) / math.sqrt(len(known)):
+        if gain >= -error:
             return False
         self._radius /= 2
         self.retreats += 1

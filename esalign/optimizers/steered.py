@@ -10,23 +10,27 @@ from esalign.types import Array, State, Steering
 class Steered:
     """An optimiser around another: its search vectors are ``origin + scale * y``, with y those of the other.
 
-    The other knows nothing of it. Until it is steered the two are the same, and so are their states.
+    The other knows nothing of it. Until it is steered the two are the same, and so are their states. From then on the
+    step size is the one it is given: what the other makes of its own is taken out by the scale (as far as the other
+    tells: nevergrad does not). It goes where it is sent if the other's candidates lie around its mean, as those of
+    ``cma-es``, ``openai-es`` and nevergrad's CMA-ES do; those of ``random-search`` lie around its start, and a
+    population (``nevergrad:TwoPointsDE``) around itself. A weight decay of ``openai-es`` pulls towards the origin.
 
     Args:
-        optimizer: the other; from here on it is asked and told through this one alone.
+        optimizer: the other, new; from here on it is asked and told through this one alone.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self._inner = optimizer
+        self._inner, self._first_sigma = optimizer, optimizer.sigma
         self._origin, self._scale = np.zeros_like(optimizer.mean), 1.0
         self._asked: Array | None = None  # of the other
 
     def steer(self, steering: Steering) -> None:
         """Go on from a mean, with steps of a length. What was asked and not told has to be asked again."""
-        if steering.scale == self._scale and np.array_equal(steering.mean, self.mean):
-            return
-        self._origin, self._scale = steering.mean - steering.scale * self._inner.mean, steering.scale
-        self._asked = None
+        scale = steering.scale * self._first_sigma / self._inner.sigma
+        if scale != self._scale or not np.array_equal(steering.mean, self.mean):
+            self._origin, self._scale = steering.mean - scale * self._inner.mean, scale
+            self._asked = None
 
     @property
     def _steered(self) -> bool:
@@ -64,12 +68,15 @@ class Steered:
         state = self._inner.state_dict()
         if not self._steered:
             return state
-        return {**state, "steered": {"origin": self._origin.copy(), "scale": self._scale, "asked": self._asked}}
+        asked = None if self._asked is None else self._asked.copy()
+        return {**state, "steered": {"origin": self._origin.copy(), "scale": self._scale, "asked": asked}}
 
     def load_state_dict(self, state: State) -> None:
         """Continue from a state, the other's own too."""
         steered = state.get("steered", {"origin": np.zeros_like(self._origin), "scale": 1.0, "asked": None})
         origin, scale = checks.take(steered, "origin", self._origin.shape), float(checks.take(steered, "scale"))
         asked = checks.take(steered, "asked")
+        if asked is not None:
+            asked = checks.take(steered, "asked", (len(asked), len(origin)))
         self._inner.load_state_dict({key: value for key, value in state.items() if key != "steered"})
         self._origin, self._scale, self._asked = origin, scale, asked

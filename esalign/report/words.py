@@ -211,10 +211,6 @@ def concerns(row: Mapping[str, Any], *, max_tokens: int | None) -> dict[str, str
         found["abstained"] = f"the rewards abstained on {row['abstained']:.0%} of completions: do they fit the data?"
     if (row.get("fitness") or {}).get("std") == 0:
         found["flat"] = "all candidates have the same fitness, so nothing can be learned from this generation"
-        if (row.get("beyond_kl_limit") or 0) >= 0.5:
-            found["flat"] = (
-                "most candidates are beyond kl_limit, so this generation teaches nothing but to take shorter steps"
-            )
     return found
 
 
