@@ -1,5 +1,7 @@
 """A steered optimiser keeps the contract, goes where it is sent, and resumes there; and what a trust region decides."""
 
+import copy
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -91,6 +93,26 @@ def test_it_learns_where_it_was_sent():
     assert np.linalg.norm(optimizer.mean - 1) < np.linalg.norm(np.full(12, 2.0)) / 2
 
 
+def test_what_the_optimizer_makes_of_its_step_size_is_taken_out_as_far_as_numbers_allow():
+    optimizer = Steered(CmaEs(dim=8, sigma=0.3, population=8, seed=0, step_damping=1.0))
+    sizes = []
+    for _ in range(1500):  # at the optimum its own step size shrinks for ever
+        optimizer.steer(Steering(mean=optimizer.mean, scale=1.0))
+        candidates = optimizer.ask()
+        optimizer.tell(candidates, -((candidates - 1) ** 2).sum(axis=1))
+        sizes.append(optimizer.sigma)
+    assert np.median(sizes[:50]) > 0.1
+    assert optimizer.state_dict()["steered"]["scale"] <= 1e6
+    assert_allclose(optimizer.mean, 1, atol=1e-3)  # then it converges, as by itself
+
+
+def test_a_copy_shares_nothing():
+    optimizer = make("cma-es")
+    other = copy.copy(optimizer)
+    advance(optimizer, 3)
+    assert not other.mean.any()
+
+
 class Steers:
     """A fitness that sends every generation to the same place."""
 
@@ -125,7 +147,9 @@ def test_steps_follow_the_divergence_and_never_outgrow_the_optimizers_own():
 def test_a_mean_that_earns_less_is_retreated_from_and_one_that_earns_no_less_is_trusted():
     trust = TrustRegion(limit=0.05)
     first, second = np.zeros(2), np.ones(2)
-    assert not trust.retreats_from(first, np.zeros(8))
+    trust.trusted = first
+    assert not trust.retreats_from(second, np.zeros(8))  # both earn nothing, say
+    assert_array_equal(trust.trusted, first)
     assert not trust.retreats_from(second, np.array([1.0, -1.0, 1.0, -1.0, -1.0, 0.0, 0.0, np.nan]))  # within an error
     assert_array_equal(trust.trusted, first)
     assert trust.retreats_from(second, np.array([0.0, -1.0, -1.0, -1.0]))

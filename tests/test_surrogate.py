@@ -11,7 +11,7 @@ from esalign import Steered, search
 from esalign.data import MiniBatches
 from esalign.errors import ConfigError, RewardError
 from esalign.fitness import FitnessParts
-from esalign.fitness.surrogate import SurrogateFitness, bounded, clipped_objective, divergence, extremes
+from esalign.fitness.surrogate import MAX_TRIES, SurrogateFitness, bounded, clipped_objective, divergence, extremes
 from esalign.optimizers.cma_es import CmaEs
 from esalign.registry import load_backend
 from esalign.rewards.pool import RewardPool
@@ -200,6 +200,37 @@ def test_a_mean_that_earns_less_than_the_one_trusted_is_left_for_it(engine):
     assert evaluation.metrics["retreats"] == 1
     assert evaluation.metrics["kl_to_rollouts"] < 1e-9  # the completions are of the start
     assert evaluation.generated_tokens > 0
+
+
+def test_a_mean_that_can_do_nothing_any_more_is_left_at_once(engine):
+    fruitless = [0]  # completions that earn nothing from now on
+
+    def reward(prompts, completions, **columns):
+        earned = []
+        for text in completions:
+            fruitless[0] -= 1
+            earned.append(0.0 if fruitless[0] >= 0 else len(set(text)) / 40)
+        return earned
+
+    start, elsewhere = np.zeros(engine.space.dim), some_candidates(engine, spread=3.0)[0]
+    fitness = make_fitness(engine, reward, refresh=1, judge_every=100)
+    fitness.prepare(start, 1)
+    fitness.evaluate(some_candidates(engine, spread=0.01))
+    fruitless[0] = MAX_TRIES * 6 * 3  # all that the mean will write
+    assert_array_equal(fitness.prepare(elsewhere, 2).mean, start)
+    evaluation = fitness.evaluate(start[None])
+    assert evaluation.metrics["retreats"] == 1
+    assert evaluation.metrics["kl_to_rollouts"] < 1e-9
+    fitness.prepare(start, 3)
+    fruitless[0] = 10**6
+    with pytest.raises(RewardError, match="no problem on which rewards differ"):  # it has been gone back to already
+        fitness.prepare(start, 4)
+
+
+def test_a_limit_below_what_the_engine_can_tell_is_said(engine):
+    optimizer = Steered(CmaEs(dim=engine.space.dim, sigma=0.3, population=6, seed=1))
+    with pytest.raises(RewardError, match="kl_limit"):
+        list(search(optimizer, make_fitness(engine, kl_limit=1e-300), generations=100))
 
 
 def test_a_mean_is_judged_in_its_turn_alone(engine):

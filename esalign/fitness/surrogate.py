@@ -122,13 +122,17 @@ class SurrogateFitness:
             written = self._roll_out(mean[None], generation)
         else:
             both = self._roll_out(np.stack([mean, trusted]), generation)
-            earned, before = mean_of_samples(np.stack([one.rewards for one in both]))
-            back = self._trust.retreats_from(mean, earned - before)
+            earned, earned_before = mean_of_samples(np.stack([one.rewards for one in both]))
+            back = self._trust.retreats_from(mean, earned - earned_before)
             mean, written = (trusted, both[1:]) if back else (mean, both[:1])
         pairs = list(written[0].pairs)
         while len(pairs) < self._pairs and len(written) < MAX_TRIES:
             written += self._roll_out(mean[None], generation)
             pairs += written[-1].pairs
+        reward, before = float(np.nanmean([one.rewards for one in written])), self._reward
+        if not pairs and trusted is not None and reward < before and not np.array_equal(mean, trusted):
+            self._trust.retreat()  # it can do so little by now that there is nothing to learn from
+            return self._renew(trusted, generation)
         if not pairs:
             raise RewardError(
                 f"{MAX_TRIES} sets of {self._prompts} problems x {self._samples} completions gave no problem on which "
@@ -138,7 +142,7 @@ class SurrogateFitness:
         best, worst = zip(*pairs[: self._pairs], strict=True)
         self._sequences = [*best, *worst]
         self._advantages = np.repeat([1.0, -1.0], len(best))
-        self._reward = float(np.nanmean([one.rewards for one in written]))
+        self._reward = reward
         self._shown = written[-1].samples
         self._old = self._log_probabilities(mean[None])[0]
         self._fresh["scored_tokens"] += self._scored(1)
@@ -166,13 +170,23 @@ class SurrogateFitness:
         return written
 
     def evaluate(self, candidates: Array) -> Evaluation:
-        """Score the kept completions with every candidate."""
+        """Score the kept completions with every candidate.
+
+        Raises:
+            RewardError: however short the steps, candidates diverge by more than the limit.
+        """
         log_ratio = np.clip(self._log_probabilities(candidates) - self._old, -MAX_LOG_RATIO, MAX_LOG_RATIO)
         advantages = np.repeat(self._advantages, [len(completion_ids) for _, completion_ids in self._sequences])
         kl = divergence(log_ratio)
         too_far = bool(np.median(kl) > self._kl_limit)  # for the objective to say which of them are good
         if self._age == 1:  # the mean is where it was when it wrote, so all divergence is of the steps
             self._trust.note(kl)
+        if too_far and self._trust.exhausted:
+            raise RewardError(
+                f"candidates that hardly differ from the mean still diverge from it by {np.median(kl):.2g} nats a "
+                f"token, fitness.options.kl_limit is {self._kl_limit:g}: raise it, or let the engine compute more "
+                "precisely (backend.dtype)"
+            )
         if too_far:
             self._age = 0 if self._age == 1 else self._refresh  # shorter steps on these completions, or new ones
         return Evaluation(
@@ -185,6 +199,7 @@ class SurrogateFitness:
                 "clipped": float((np.abs(np.expm1(log_ratio)) > self._clip).mean()),
                 "rollouts": float(len(self._sequences)),
                 "retreats": float(self._trust.retreats),
+                "told": float(not too_far),
                 **self._errors,
             },
             generated_tokens=self._fresh["generated_tokens"],

@@ -11,7 +11,9 @@ import numpy as np
 from esalign.types import Array, State, Steering
 
 LEAST_FACTOR, MOST_FACTOR = 0.1, 1.25
-"""Of the step's length, from one generation to the next."""
+"""Of the step's length, from one measurement to the next."""
+
+LEAST_SCALE = 1e-6
 
 
 class TrustRegion:
@@ -37,28 +39,37 @@ class TrustRegion:
     def note(self, kl: Array) -> None:
         """Adapt the length of steps to the divergences of candidates from their mean, shape (population,)."""
         factor = math.sqrt(self._radius * self._limit / 2 / max(float(np.median(kl)), 1e-12))  # KL grows as its square
-        self._scale = min(1.0, self._scale * min(max(factor, LEAST_FACTOR), MOST_FACTOR))
+        self._scale = min(1.0, max(LEAST_SCALE, self._scale * min(max(factor, LEAST_FACTOR), MOST_FACTOR)))
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether steps cannot get shorter."""
+        return self._scale == LEAST_SCALE
+
+    def retreat(self) -> None:
+        """Halve the region, as the search goes back."""
+        self._radius /= 2
+        self.retreats += 1
 
     def retreats_from(self, mean: Array, gains: Array) -> bool:
         """Tell whether a mean earned less than the trusted one, by more than a standard error.
 
-        Then the region is halved. A mean that earned no less is the trusted one from here on, and the region grows
-        again. In between nothing changes, so that a decline in small steps is found as well.
+        Then it retreats. A mean that earned no less is the trusted one from here on, and the region grows again. In
+        between nothing changes, so that a decline in small steps is found as well; nor where all earned the same.
 
         Args:
             mean: shape (dim,).
             gains: its mean reward of each problem less that of the trusted mean, shape (problems,), NaN where unknown.
         """
         known = gains[~np.isnan(gains)]
-        if len(known) < 2:
+        if len(known) < 2 or not known.any():
             return False
         gain, error = float(known.mean()), float(known.std(ddof=1)) / math.sqrt(len(known))
         if gain >= 0:
             self.trusted, self._radius = mean.copy(), min(1.0, self._radius * math.sqrt(2))
         if gain >= -error:
             return False
-        self._radius /= 2
-        self.retreats += 1
+        self.retreat()
         return True
 
     def state_dict(self) -> State:

@@ -1,10 +1,15 @@
 """An optimiser that can be sent elsewhere and made to take shorter steps, whatever its algorithm."""
 
+import copy
+
 import numpy as np
 
 from esalign.optimizers import checks
 from esalign.protocols import Optimizer
 from esalign.types import Array, State, Steering
+
+MOST_TAKEN_OUT = 1e6
+"""Factor by which the other's step size may have changed and is still taken out: beyond, rounding would eat it."""
 
 
 class Steered:
@@ -27,7 +32,8 @@ class Steered:
 
     def steer(self, steering: Steering) -> None:
         """Go on from a mean, with steps of a length. What was asked and not told has to be asked again."""
-        scale = steering.scale * self._first_sigma / self._inner.sigma
+        grown = min(max(self._inner.sigma / self._first_sigma, 1 / MOST_TAKEN_OUT), MOST_TAKEN_OUT)
+        scale = steering.scale / grown
         if scale != self._scale or not np.array_equal(steering.mean, self.mean):
             self._origin, self._scale = steering.mean - scale * self._inner.mean, scale
             self._asked = None
@@ -52,6 +58,9 @@ class Steered:
             told = self._asked
         self._inner.tell(told, fitness)
         self._asked = None
+
+    def __copy__(self) -> "Steered":
+        return copy.deepcopy(self)  # as copies of the others, it shares nothing
 
     @property
     def mean(self) -> Array:

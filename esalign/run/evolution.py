@@ -70,7 +70,7 @@ class Evolution:
             prompt_tokens=evaluation.prompt_tokens,
             scored_tokens=evaluation.scored_tokens,
             machine=self.backend.measure() if isinstance(self.backend, MeasuredBackend) else {},
-            flat=bool(np.ptp(evaluation.fitness) == 0),
+            flat=bool(evaluation.usable and np.ptp(evaluation.fitness) == 0),
         )
 
     def judge(self, measure: str, held_out: HeldOut, sampling: Sampling) -> HeldOutResult:
