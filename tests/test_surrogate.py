@@ -237,7 +237,7 @@ def test_a_mean_is_judged_in_its_turn_alone(engine):
     fitness = make_fitness(engine, refresh=1, judge_every=3, prompts=6, pairs=1, kl_limit=1e9)
     generated = []
     for generation in range(1, 7):
-        fitness.prepare(np.zeros(engine.space.dim), generation)
+        fitness.prepare(np.full(engine.space.dim, generation / 1000), generation)  # not the trusted one again
         generated.append(fitness.evaluate(some_candidates(engine)).prompt_tokens)
     prompt_tokens = min(generated)
     assert [tokens // prompt_tokens for tokens in generated] == [1, 1, 2, 1, 1, 2]

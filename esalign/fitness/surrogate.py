@@ -117,20 +117,14 @@ class SurrogateFitness:
         self._sets += 1
         trusted = self._trust.trusted
         if trusted is None:
-            self._trust.trusted = mean.copy()
-        if trusted is None or self._sets % self._judge_every:
-            written = self._roll_out(mean[None], generation)
-        else:
-            both = self._roll_out(np.stack([mean, trusted]), generation)
-            earned, earned_before = mean_of_samples(np.stack([one.rewards for one in both]))
-            back = self._trust.retreats_from(mean, earned - earned_before)
-            mean, written = (trusted, both[1:]) if back else (mean, both[:1])
+            trusted = self._trust.trusted = mean.copy()
+        mean, written = self._judged_roll_out(mean, trusted, generation)
         pairs = list(written[0].pairs)
         while len(pairs) < self._pairs and len(written) < MAX_TRIES:
             written += self._roll_out(mean[None], generation)
             pairs += written[-1].pairs
         reward, before = float(np.nanmean([one.rewards for one in written])), self._reward
-        if not pairs and trusted is not None and reward < before and not np.array_equal(mean, trusted):
+        if not pairs and reward < before and not np.array_equal(mean, trusted):
             self._trust.retreat()  # it can do so little by now that there is nothing to learn from
             return self._renew(trusted, generation)
         if not pairs:
@@ -147,6 +141,16 @@ class SurrogateFitness:
         self._old = self._log_probabilities(mean[None])[0]
         self._fresh["scored_tokens"] += self._scored(1)
         return mean
+
+    def _judged_roll_out(self, mean: Array, trusted: Array, generation: int) -> tuple[Array, list[Written]]:
+        """Return the mean to go on from, which one in so many sets is judged, and what it wrote about new problems."""
+        if self._sets % self._judge_every or np.array_equal(mean, trusted):
+            return mean, self._roll_out(mean[None], generation)
+        both = self._roll_out(np.stack([mean, trusted]), generation)
+        earned, before = mean_of_samples(np.stack([one.rewards for one in both]))
+        if self._trust.retreats_from(mean, earned - before):
+            return trusted, both[1:]
+        return mean, both[:1]
 
     def _roll_out(self, means: Array, generation: int) -> list[Written]:
         """Sample completions of new problems, the same for each of some means, shape (means, dim)."""
