@@ -43,8 +43,13 @@ def test_a_killed_run_goes_on_with_fewer_workers_and_leaves_nothing_behind(tmp_p
 
 def test_a_process_that_joined_a_cluster_ends_by_sigterm_without_a_trace():
     mark = uuid.uuid4().hex
-    code = "from esalign.engines.cluster.ray_workers import connect; connect('local', 0); input(1)"
-    told = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # Sleeps in naps: one long wait, entered as the signal comes, would never see it.
+    code = (
+        "import time; from esalign.engines.cluster.ray_workers import connect; connect('local', 0)\n"
+        "print(1, end='', flush=True)\n"
+        "while True: time.sleep(0.1)"
+    )
+    told = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], env=os.environ | {MARK: mark}, **told) as joined:
         assert joined.stdout.read(1) == b"1"
         joined.terminate()
