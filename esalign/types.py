@@ -49,6 +49,7 @@ class Sampling:
         greedy: prompts j below this, the offset counted, are completed greedily whatever the temperature: one call may
             do both.
         stop: strings that end a completion; the completion's text ends before the first of them.
+        logprob: whether completions come with their log-probability.
     """
 
     max_tokens: int = 256
@@ -59,6 +60,7 @@ class Sampling:
     offset: int = field(default=0, kw_only=True)
     greedy: int = field(default=0, kw_only=True)
     stop: tuple[str, ...] = ()
+    logprob: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name, fits, expected in (
@@ -92,11 +94,15 @@ class Completion:
         token_ids: the generated ids, the closing end-of-sequence token included when there is one. With a stop string,
             all the tokens that were generated.
         finish_reason: ``"stop"`` for end of sequence or a stop string, ``"length"`` for the token limit.
+        logprob: natural log of the probability that the model itself, at temperature 1 and without nucleus or top-k,
+            writes ``token_ids``; None where nobody asked for it. It has no part in whether completions are equal, as a
+            batch's company may change its last digits.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
+    logprob: float | None = field(default=None, compare=False)
 
 
 Sequences: TypeAlias = Sequence[tuple[Sequence[int], Sequence[int]]]

@@ -1,5 +1,7 @@
 """The fitness of ESSA: how many problems a generation has, and what of them is sampled."""
 
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -101,7 +103,7 @@ def test_half_of_the_problems_are_sampled_where_decoding_is_greedy():
 
 
 def test_scoring_that_fails_for_all_sampled_problems_is_counted_and_goes_on():
-    fitness = make_fitness(prompts=6, sampled=0.5)
+    fitness = make_fitness(prompts=6, sampled=0.5, confidence=0.0)
     fitness.prepare(np.zeros(4), 1)
     failing = {example.prompt for example in fitness._examples[3:]}
 
@@ -117,9 +119,67 @@ def test_scoring_that_fails_for_all_sampled_problems_is_counted_and_goes_on():
         fitness.evaluate(np.ones((2, 4)))
 
 
-def test_a_share_outside_its_range_is_refused():
-    with pytest.raises(ConfigError, match=r"fitness.options.sampled is 1.5, expected a share"):
-        make_fitness(sampled=1.5)
+def test_a_greedy_completion_counts_more_the_likelier_it_is():
+    candidates = np.random.default_rng(0).standard_normal((3, 4))
+    plain, fitness = (make_fitness(prompts=8, sampled=0.25, confidence=weight) for weight in (0.0, 2.0))
+    for one in (plain, fitness):
+        one.prepare(np.zeros(4), 1)
+    rewards = plain._complete(candidates).rewards
+    assert_array_equal(plain.evaluate(candidates).fitness, rewards.mean(axis=1))
+    prompts, backend = [example.prompt for example in fitness._examples], fitness._backend
+    greedy = backend.generate(candidates, prompts, Sampling(max_tokens=8))
+    for i, row in enumerate(greedy):
+        sequences = [(backend.encode(prompt), one.token_ids) for prompt, one in zip(prompts, row, strict=True)]
+        likely = np.exp([scores.sum() for scores in backend.score(candidates[i : i + 1], sequences)[0]])
+        likely[6:] = 0.0  # these are drawn
+        assert likely[:6].min() > 0.0
+        values = rewards[i] * (1 + 2.0 * likely)
+        assert fitness.evaluate(candidates).fitness[i] == pytest.approx(values.mean())
+    assert fitness.evaluate(candidates).metrics["reward"] == pytest.approx(rewards.mean())
+
+
+def test_a_generation_that_is_all_drawn_asks_for_no_probabilities():
+    for sampling, sampled in ((Sampling(max_tokens=8, temperature=0.7), 0.25), (Sampling(max_tokens=8), 1.0)):
+        one, other = (make_fitness(sampling, sampled=sampled, confidence=weight) for weight in (0.0, 4.0))
+        for fitness in (one, other):
+            fitness.prepare(np.zeros(4), 1)
+        assert not other._sampling.logprob
+        assert_array_equal(one.evaluate(np.ones((2, 4))).fitness, other.evaluate(np.ones((2, 4))).fitness)
+
+
+def test_where_rewards_are_equal_probabilities_tell_no_candidates_apart():
+    fitness = make_fitness(prompts=8)
+    fitness._pool = RewardPool([(lambda prompts, completions, **columns: [1.0] * len(prompts), 1.0)], workers=0)
+    fitness.prepare(np.zeros(4), 1)
+    candidates = np.random.default_rng(0).standard_normal((3, 4))
+    assert len({tuple(one.logprob for one in row) for row in fitness._complete(candidates).rows}) == 3
+    assert fitness.evaluate(candidates).fitness.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_an_engine_that_gives_no_probabilities_is_refused():
+    fitness = make_fitness(prompts=4)
+    generate = fitness._backend.generate
+
+    def mute(candidates, prompts, sampling, on_completion=None):
+        return generate(candidates, prompts, replace(sampling, logprob=False), on_completion)
+
+    fitness._backend.generate = mute
+    fitness.prepare(np.zeros(4), 1)
+    with pytest.raises(ConfigError, match=r"set fitness\.options\.confidence to 0"):
+        fitness.evaluate(np.random.default_rng(0).standard_normal((3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sampled": 1.5}, "fitness.options.sampled is 1.5, expected a share"),
+        ({"confidence": -1.0}, "fitness.options.confidence is -1.0, expected a weight, at least 0"),
+        ({"confidence": float("inf")}, "fitness.options.confidence is inf"),
+    ],
+)
+def test_options_outside_their_range_are_refused(options, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        make_fitness(**options)
 
 
 def test_goes_on_as_it_would_have_from_a_state():

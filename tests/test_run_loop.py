@@ -68,17 +68,34 @@ def right(count):
     return [1.0] * count + [0.0] * (PROBLEMS - count)
 
 
-def make_run(folder, learner, interrupts=(), flat_limit=0, **limits):
+class Walking(Scripted):
+    """A learner on a line, one unit a step. What its drawn completions earn is a function of the place."""
+
+    def __init__(self, earned, **more):
+        super().__init__({REWARD: [right(4), right(12), right(8)]}, **more)
+        self._earned = earned
+
+    def judge(self, measure, held_out, sampling):
+        if sampling.temperature > 0:
+            return HeldOutResult(np.full(PROBLEMS, self._earned(self.at)), generated_tokens=1)
+        return HeldOutResult(np.array(self._tables[measure][round(self.at)], dtype=float), generated_tokens=1)
+
+    def between(self, start, end, share):
+        return {"at": start["at"] + share * (end["at"] - start["at"])}
+
+
+def make_run(folder, learner, interrupts=(), flat_limit=0, sampling=None, keep_sampled=False, **limits):
     held_out = HeldOut([], pool=None)
     section = RunSection(**{"generations": len(learner._tables[learner.measures[0]]) - 1, "evaluate_every": 1} | limits)
     return Run(
         learner,
         folder,
         About("search", "scripted", section, max_tokens=8),
-        sampling=Sampling(),
+        sampling=sampling or Sampling(),
         held_out=HeldOutSets(held_out, held_out),
         flat_limit=flat_limit,
         kl_prompts=4,
+        keep_sampled=keep_sampled,
         reporter=Quiet(),
         interrupts=interrupts,
     )
@@ -93,6 +110,44 @@ def test_the_state_that_validates_best_is_the_result(tmp_path):
     result = make_run(tmp_path, learner).execute()
     assert (result.generation, learner.at, result.kl) == (1, 1, 1.0)
     assert result.comparisons["test/greedy"].gain.mean == 0.5
+
+
+@pytest.mark.parametrize(
+    ("earned", "share"),
+    [
+        (lambda at: 0.5 + at, 1.0),
+        (lambda at: 0.5, 1.0),
+        (lambda at: 0.5 + at - 1.1 * at**2, 0.85),
+        (lambda at: 0.5 + at - 1.3 * at**2, 0.7),
+        (lambda at: 0.5 - at, 0.7),
+    ],
+)
+def test_the_result_goes_back_where_sampled_completions_earn_less_than_at_the_start(tmp_path, earned, share):
+    learner = Walking(earned)
+    result = make_run(tmp_path, learner, keep_sampled=True).execute()
+    assert (result.generation, result.share, learner.at) == (1, share, share)
+    assert result.comparisons["test/sampled"].gain.mean == pytest.approx(earned(share) - earned(0.0))
+
+
+@pytest.mark.parametrize(
+    ("learner", "settings"),
+    [
+        (Walking(lambda at: 0.5 - at), {"keep_sampled": False}),
+        (Walking(lambda at: 0.5 - at), {"keep_sampled": True, "sampling": Sampling(temperature=0.7)}),
+        (Scripted({REWARD: [right(4), right(12), right(8)]}), {"keep_sampled": True}),
+    ],
+)
+def test_the_result_stays_where_it_is_if_nobody_asks_or_it_cannot_go_back(tmp_path, learner, settings):
+    result = make_run(tmp_path, learner, **settings).execute()
+    assert result.share == 1.0
+    assert learner.at in (0, 1)
+
+
+def test_a_run_that_ends_at_its_start_does_not_go_back_further(tmp_path):
+    learner = Walking(lambda at: 0.5 - at)
+    learner._tables[REWARD][1:] = [right(2), right(3)]
+    result = make_run(tmp_path, learner, keep_sampled=True).execute()
+    assert (result.generation, result.share, learner.at) == (0, 1.0, 0)
 
 
 def test_of_equal_states_the_later_is_kept(tmp_path):

@@ -40,15 +40,18 @@ class Completions:
         self._uniforms = uniforms
         self._finish = finish
         self._ids: defaultdict[int, list[int]] = defaultdict(list)
+        self._logprobs: defaultdict[int, float] = defaultdict(float)
 
     def consume(self, member: int, logits: Array) -> Sequence[int]:
         """Choose a token, and feed it unless the completion has ended."""
         ids, stops = self._ids[member], self._stops
         token = choose(logits[-1], self._sampling, self._uniforms[member, len(ids)] if self._uniforms.size else np.nan)
         ids.append(token)
+        if self._sampling.logprob:
+            self._logprobs[member] += float(_log_probabilities(logits[-1:], np.array([[token]]))[0, 0])
         ended = token in self._ends or len(ids) == self._sampling.max_tokens
         if ended or (stops is not None and stops.may_complete(token) and stops.completed(ids)):
-            self._finish(member, self._codec.complete(ids, self._sampling.stop))
+            self._finish(member, self._codec.complete(ids, self._sampling.stop, self._logprobs.get(member)))
             return ()
         return (token,)
 

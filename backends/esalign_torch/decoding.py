@@ -12,7 +12,7 @@ from esalign.engines.text import TextCodec
 from esalign.types import Completion, Sampling
 from esalign_torch.cache import RowCache
 from esalign_torch.lora import SingularValues
-from esalign_torch.sampling import choose
+from esalign_torch.sampling import choose, log_probabilities
 
 SHARED, LEAST_SHARED = 0.25, 256
 """Share of a batch's prompt tokens, and their number, that must be saved for the start that all of its prompts have in
@@ -82,6 +82,7 @@ class _RowTables:
         tokens: generated ids, shape (rows, max_tokens).
         counts: how many ids were generated, shape (rows,).
         lengths: how many tokens are in the cache, shape (rows,).
+        logprobs: log-probability of the generated ids, float64, shape (rows,); zero where nobody asks for it.
     """
 
     values: Tensor
@@ -89,6 +90,7 @@ class _RowTables:
     tokens: Tensor
     counts: Tensor
     lengths: Tensor
+    logprobs: Tensor
 
     def move(self, sources: Tensor, targets: Tensor) -> None:
         """Copy rows to where rows were given up; both of shape (moved,)."""
@@ -139,6 +141,7 @@ class Batch:
             tokens=lengths.new_zeros(len(rows), request.sampling.max_tokens),
             counts=torch.zeros_like(lengths),
             lengths=lengths,
+            logprobs=torch.zeros(len(rows), dtype=torch.float64, device=engine.device),
         )
         most = int(lengths.max()) + request.sampling.max_tokens
         batch = cls(engine, request, rows=rows, tables=tables, cache=RowCache(engine.layers, len(rows), most))
@@ -240,10 +243,14 @@ class Batch:
         return logits
 
     def _choose(self, logits: Tensor, part: slice) -> Tensor:
-        uniforms = self.tables.uniforms[part]
-        if not uniforms.shape[1]:
-            return logits.argmax(dim=-1)
-        return choose(logits, self.request.sampling, uniforms.gather(1, self.tables.counts[part, None])[:, 0])
+        tables, uniforms = self.tables, self.tables.uniforms[part]
+        if uniforms.shape[1]:
+            chosen = choose(logits, self.request.sampling, uniforms.gather(1, tables.counts[part, None])[:, 0])
+        else:
+            chosen = logits.argmax(dim=-1)
+        if self.request.sampling.logprob:
+            tables.logprobs[part] += log_probabilities(logits, chosen)
+        return chosen
 
     def _show_values(self) -> None:
         """Let the adapted layers and the cache see the live rows."""
@@ -260,10 +267,11 @@ class Batch:
         finished = self._finished(chosen, counts)
         if not finished:
             return []
-        completions = zip(tables.tokens[finished].tolist(), counts[finished].tolist(), strict=True)
-        done = [(self.rows[at], ids[:count]) for at, (ids, count) in zip(finished, completions, strict=True)]
+        logprobs = tables.logprobs[finished].tolist() if self.request.sampling.logprob else [None] * len(finished)
+        completions = zip(tables.tokens[finished].tolist(), counts[finished].tolist(), logprobs, strict=True)
+        done = [(self.rows[at], ids[:count], p) for at, (ids, count, p) in zip(finished, completions, strict=True)]
         self._close_ranks(finished)
-        return [(row, self.engine.codec.complete(ids, self.request.sampling.stop)) for row, ids in done]
+        return [(row, self.engine.codec.complete(ids, self.request.sampling.stop, p)) for row, ids, p in done]
 
     def _finished(self, chosen: Tensor, counts: Tensor) -> list[int]:
         """Return the sorted places of the rows that are finished."""

@@ -24,6 +24,13 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
     return tokens
 
 
+def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return what the model itself says of tokens, shape (rows,), from logits of shape (rows, vocab)."""
+    parts = logits.split(max(1, SLICE_ELEMENTS // logits.shape[-1]))
+    norms = torch.cat([part.float().logsumexp(dim=-1) for part in parts])
+    return logits.gather(1, tokens[:, None])[:, 0].float() - norms
+
+
 def _draw(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
     """Draw from what temperature, top-k and the nucleus leave, in this order."""
     scaled = logits.float() / sampling.temperature

@@ -134,7 +134,9 @@ class VllmBackend(Encoding):
 
         def finish(key: tuple[int, int], output: Any) -> None:
             i, j = key
-            rows[i][j] = self._codec.complete(output.outputs[0].token_ids, sampling.stop)
+            written = output.outputs[0]
+            logprob = written.cumulative_logprob if sampling.logprob else None
+            rows[i][j] = self._codec.complete(written.token_ids, sampling.stop, logprob)
             if on_completion is not None:
                 on_completion(i, j, rows[i][j])
 

@@ -31,4 +31,5 @@ def generation_parameters(sampling: Sampling, prompt: int, ends: Sequence[int], 
         detokenize=bool(sampling.stop),
         skip_special_tokens=not special,  # stop strings that hold one are only found where they are shown
         output_kind=RequestOutputKind.FINAL_ONLY,
+        logprobs=0 if sampling.logprob else None,  # of the chosen tokens, before the temperature
     )

@@ -64,6 +64,7 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
             closing=closing,
             flat_limit=config.run.flat_limit,
             kl_prompts=config.run.kl_prompts,
+            keep_sampled=config.run.keep_sampled,
         )
         if result is None:
             return Outcome(folder)

@@ -47,6 +47,7 @@ def drive(
     closing: ExitStack,
     flat_limit: int = 0,
     kl_prompts: int = 0,
+    keep_sampled: bool = False,
 ) -> Result | None:
     """Run a learner in its folder; afterwards it is the result. None when the run was interrupted."""
     if not prepare_folder(folder, config, _hash(config, splits, held_out), resume=resume):
@@ -71,6 +72,7 @@ def drive(
         held_out=held_out,
         flat_limit=flat_limit,
         kl_prompts=kl_prompts,
+        keep_sampled=keep_sampled,
         reporter=reporter,
         tracker=tracker,
         interrupts=interrupts,

@@ -15,7 +15,7 @@ from esalign.config.run import MOST_SIGMA, RunConfig
 from esalign.data import MiniBatches
 from esalign.errors import ConfigError
 from esalign.files import finite, write_json
-from esalign.fitness.completions import complete_mixed
+from esalign.fitness.completions import complete, mix
 from esalign.fitness.reward import SAMPLED
 from esalign.run.signal import GRID, LEAST_PROMPTS, PAIRS, Probed, measure, propose
 from esalign.run.statistics import estimate
@@ -60,15 +60,15 @@ def probe(config: RunConfig, *, output: Path | None = None, progress: Progress =
         )
         finished, total = itertools.count(1), len(candidates) * len(examples)
         began = time.perf_counter()
-        completed = complete_mixed(
+        sampling = config.sampling.make(seed=derive(seed, Use.GENERATION, 1))
+        completed = complete(
             learner.backend,
             parts.held_out.validation.pool,
             candidates,
             examples,
-            config.sampling.make(seed=derive(seed, Use.GENERATION, 1)),
-            sampled=config.fitness.options.get("sampled", SAMPLED),
+            mix(sampling, len(examples), config.fitness.options.get("sampled", SAMPLED)),
             on_completion=lambda: progress(next(finished), total),
-        )
+        ).refuse_unscored()
         seconds = time.perf_counter() - began
     signals = measure(sigmas, completed, samples=samples)
     start = estimate(completed.rewards[0]).mean

@@ -99,6 +99,9 @@ class SearchRunSection(RunSection):
     """How long to search, how the search is judged, and where the results go."""
 
     flat_limit: int = Field(5, ge=1, description="Stop after so many generations in which all candidates are equal.")
+    keep_sampled: bool = Field(
+        True, description="Go back towards the start until sampled completions of validation problems earn no less."
+    )
     kl_prompts: int = Field(64, ge=0, description="Validation problems for the KL to the start; 0 leaves it out.")
 
 

@@ -159,7 +159,7 @@ class SamplingSection(Section):
     temperature: float = Field(
         0.0,
         ge=0,
-        description="0 is greedy; the fitness reward samples half of its problems even so (options: sampled).",
+        description="0 is greedy; the fitness reward samples a quarter of its problems even so (options: sampled).",
     )
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus to draw from.")
     top_k: int = Field(0, ge=0, description="Number of tokens to draw from; 0 is all.")

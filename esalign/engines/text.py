@@ -156,13 +156,13 @@ class TextCodec:
         hidden = self._hidden(text)
         return len(hidden) == 1 and self._name(hidden[0]) == text.strip()
 
-    def complete(self, ids: Sequence[int], stop: tuple[str, ...]) -> Completion:
-        """Return the finished completion that the generated ids are."""
+    def complete(self, ids: Sequence[int], stop: tuple[str, ...], logprob: float | None = None) -> Completion:
+        """Return the finished completion that the generated ids are, with their log-probability where it is known."""
         ended = ids[-1] in self.ends_with(stop)
         kept = ids[:-1] if ended else ids
         text, cut = self._cut(kept, stop)
         reason: FinishReason = "stop" if ended or cut else "length"
-        return Completion(text, tuple(ids), reason)
+        return Completion(text, tuple(ids), reason, logprob)
 
     def _cut(self, ids: Sequence[int], stop: tuple[str, ...]) -> tuple[str, bool]:
         """Return the text of ids up to the first stop string, and whether there is one."""

@@ -109,33 +109,21 @@ def complete(
     return Completed(rows, rewards, scores.errors, scores.error_examples, begun, scores.all_failed)
 
 
-def complete_mixed(
-    backend: Backend,
-    pool: RewardPool,
-    candidates: Array,
-    examples: Sequence[Example],
-    sampling: Sampling,
-    *,
-    sampled: float,
-    on_completion: Callable[[], None] | None = None,
-) -> Completed:
-    """Let candidates complete examples as `complete` does, the last of them at temperature 1, in one call.
+def mix(sampling: Sampling, problems: int, sampled: float) -> Sampling:
+    """Return how so many problems are completed in one call: where decoding is greedy, the last at temperature 1.
 
     Args:
-        backend: the engine.
-        pool: the rewards.
-        candidates: shape (population, dim).
-        examples: the problems.
-        sampling: how problems are completed; where it is greedy, the last are drawn at temperature 1 all the same.
+        sampling: how they would be.
+        problems: number of them.
         sampled: the share of the last, in [0, 1].
-        on_completion: called as each completion is finished.
 
-    Raises:
-        RewardError: no completion could be scored.
+    >>> mixed = mix(Sampling(), 4, 0.25)
+    >>> [mixed.draws(j) for j in range(4)]
+    [False, False, False, True]
     """
-    if sampling.temperature == 0 and sampled > 0:
-        sampling = replace(sampling, temperature=1.0, greedy=len(examples) - round(sampled * len(examples)))
-    return complete(backend, pool, candidates, examples, sampling, on_completion=on_completion).refuse_unscored()
+    if sampling.temperature > 0 or sampled == 0:
+        return sampling
+    return replace(sampling, temperature=1.0, greedy=problems - round(sampled * problems))
 
 
 def add_errors(row: Mapping[str, Any], errors: Mapping[str, int], examples: Mapping[str, str]) -> dict[str, Any]:

@@ -5,14 +5,15 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from esalign.errors import ConfigError, RewardError
-from esalign.fitness.completions import Completed, add_errors, complete_mixed, mean_of_samples
+from esalign.fitness.completions import Completed, add_errors, complete, mean_of_samples, mix
 from esalign.fitness.parts import FitnessParts
 from esalign.fitness.reliability import LEAST, ProblemCount
 from esalign.seeds import Use, derive
 from esalign.types import Array, Evaluation, Example, State
 
-SAMPLED = 0.5
-"""Share of the problems that are sampled by default; see docs/benchmarks/tasks.md for how it was chosen."""
+SAMPLED, CONFIDENCE = 0.25, 4.0
+"""Share of the problems that are sampled, and weight of a greedy completion's probability, by default; see
+docs/benchmarks/tasks.md for how they were chosen."""
 
 
 class RewardFitness:
@@ -25,13 +26,22 @@ class RewardFitness:
         samples: completions per problem and candidate; above 1 they need a temperature.
         sampled: with greedy decoding, share of the problems that are completed at temperature 1 all the same, in
             [0, 1]: what raises greedy completions may lower sampled ones, and a greedy fitness does not notice.
+        confidence: with greedy decoding, a completion of reward r and probability p counts ``r (1 + confidence p)``;
+            at least 0. Of what sampled completions earn, ``sum_y p(y) r(y)``, this is the part of the likeliest one,
+            and no luck is in it. Where completions are so long that each is unlikely, it comes to nothing.
 
     Raises:
-        ConfigError: several samples with greedy decoding, where all would be equal, or a share outside its range.
+        ConfigError: several samples with greedy decoding, where all would be equal, or an option outside its range.
     """
 
     def __init__(
-        self, parts: FitnessParts, *, prompts: int | None = None, samples: int = 1, sampled: float = SAMPLED
+        self,
+        parts: FitnessParts,
+        *,
+        prompts: int | None = None,
+        samples: int = 1,
+        sampled: float = SAMPLED,
+        confidence: float = CONFIDENCE,
     ) -> None:
         if samples > 1 and parts.sampling.temperature == 0:
             raise ConfigError(
@@ -40,11 +50,14 @@ class RewardFitness:
             )
         if not 0 <= sampled <= 1:
             raise ConfigError(f"fitness.options.sampled is {sampled}, expected a share of the problems, from 0 to 1")
+        if not 0 <= confidence < float("inf"):
+            raise ConfigError(f"fitness.options.confidence is {confidence}, expected a weight, at least 0")
         self._backend, self._batches, self._pool = parts.backend, parts.batches, parts.pool
-        self._samples, self._seed, self._sampling = samples, parts.seed, parts.sampling
-        self._sampled = sampled
+        self._samples, self._seed, self._decoding = samples, parts.seed, parts.sampling
+        self._sampled, self._confidence = sampled, confidence
         self._adapts, self._count = prompts is None, ProblemCount(prompts or LEAST)
         self._examples: list[Example] = []
+        self._sampling = parts.sampling  # of this generation
 
     def prepare(self, mean: Array, generation: int) -> None:  # noqa: ARG002  (other fitnesses draw from the mean)
         """Draw this generation's problems and decoding seed."""
@@ -52,15 +65,21 @@ class RewardFitness:
         chosen = self._batches.next(number)
         self._examples = [example for example in chosen for _ in range(self._samples)]
         self._pool.state = replace(self._pool.state, global_step=generation - 1)
-        self._sampling = replace(self._sampling, seed=derive(self._seed, Use.GENERATION, generation))
+        mixed = mix(self._decoding, len(self._examples), self._sampled)
+        self._sampling = replace(
+            mixed,
+            seed=derive(self._seed, Use.GENERATION, generation),
+            logprob=self._confidence > 0 and not mixed.draws(0),
+        )
 
     def evaluate(self, candidates: Array) -> Evaluation:
-        """Let all candidates write, and average their rewards.
+        """Let all candidates write, and average what their completions count.
 
         Problems on which all rewards abstain do not count; a candidate with no reward at all ranks last.
 
         Raises:
             RewardError: the rewards abstained on every completion of every candidate, or could score none.
+            ConfigError: probabilities count, and the engine does not give them.
         """
         completed = self._complete(candidates)
         rewards = completed.rewards
@@ -70,8 +89,9 @@ class RewardFitness:
                 f"all rewards abstained on all {rewards.size} completions of a generation, expected a number for some: "
                 "check that the reward fits the data"
             )
-        fitness = np.nansum(rewards, axis=1) / np.maximum(counts, 1)
-        fitness[counts == 0] = fitness[counts > 0].min()
+        fitness = _mean(rewards)
+        if np.ptp(fitness) > 0:  # where rewards tell no candidates apart, probabilities alone shall not
+            fitness = _mean(rewards * self._weights(completed))
         if self._adapts:
             self._count.note(mean_of_samples(rewards.reshape(len(rewards), -1, self._samples)))
         prompt_tokens = sum(len(self._backend.encode(example.prompt)) for example in self._examples)
@@ -79,6 +99,7 @@ class RewardFitness:
             fitness=fitness,
             metrics=add_errors(
                 {
+                    "reward": float(np.nanmean(rewards)),
                     "reward_std": float(np.nanmean(np.nanstd(rewards[counts > 0], axis=1))),
                     "truncated": completed.truncated,
                     "mean_tokens": completed.generated_tokens / rewards.size,
@@ -94,9 +115,19 @@ class RewardFitness:
         )
 
     def _complete(self, candidates: Array) -> Completed:
-        return complete_mixed(
-            self._backend, self._pool, candidates, self._examples, self._sampling, sampled=self._sampled
-        )
+        return complete(self._backend, self._pool, candidates, self._examples, self._sampling).refuse_unscored()
+
+    def _weights(self, completed: Completed) -> Array:
+        """Return what each completion's reward counts, shape (population, completions)."""
+        if not self._sampling.logprob:
+            return np.ones_like(completed.rewards)
+        logprobs = np.array([[one.logprob for one in row] for row in completed.rows], dtype=np.float64)  # None is NaN
+        if np.isnan(logprobs).any():
+            raise ConfigError(
+                "the engine does not say how likely its completions are: set fitness.options.confidence to 0"
+            )
+        drawn = [self._sampling.draws(j) for j in range(len(self._examples))]
+        return 1 + self._confidence * np.where(drawn, 0.0, np.exp(logprobs))
 
     def state_dict(self) -> State:
         """The place in the training problems, and how many are next."""
@@ -107,3 +138,11 @@ class RewardFitness:
         self._batches.load_state_dict(state["batches"])
         if self._adapts:
             self._count = ProblemCount(**state["count"])
+
+
+def _mean(values: Array) -> Array:
+    """Return means of values (population, completions), shape (population,); the least of them where all are NaN."""
+    counts = (~np.isnan(values)).sum(axis=1)
+    means = np.nansum(values, axis=1) / np.maximum(counts, 1)
+    means[counts == 0] = means[counts > 0].min()
+    return means

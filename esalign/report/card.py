@@ -70,8 +70,8 @@ tags: [{", ".join(facts.tags)}]
 |---|---|---|---|---|
 {chr(10).join(table)}
 
-All intervals are 95 %. The result is {facts.words.result_of(result.generation)}, chosen on validation problems of
-their own.
+All intervals are 95 %. The result is {facts.words.result_of(result.generation, result.share)}, chosen on
+validation problems of their own.
 
 """
     write_atomically(folder / "README.md", (card + "".join(f"- {line}\n" for line in lines)).encode())

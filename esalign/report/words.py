@@ -68,9 +68,12 @@ class Words:
     result: str
     measure: str = "mean reward"
 
-    def result_of(self, generation: int) -> str:
+    def result_of(self, generation: int, share: float = 1.0) -> str:
         """Say what the result of a run is."""
-        return "the start itself" if generation == 0 else f"the {self.learner} after {self.step} {generation}"
+        if generation == 0:
+            return "the start itself"
+        back = "" if share == 1 else f", at {share:g} of its way from the start for the sake of sampled completions"
+        return f"the {self.learner} after {self.step} {generation}{back}"
 
 
 SEARCH = Words("generation", "search", "mean of the search distribution", "aligned")

@@ -99,6 +99,11 @@ class Evolution:
         """Let that vector be judged."""
         self._restored = np.array(snapshot["vector"])
 
+    def between(self, start: State, end: State, share: float) -> State:
+        """Return the vector at a share of the straight way."""
+        first, last = (np.asarray(snapshot["vector"], dtype=np.float64) for snapshot in (start, end))
+        return {"vector": first + share * (last - first)}
+
     def state_dict(self) -> State:
         """The optimiser's and the fitness's."""
         return {"optimizer": self.optimizer.state_dict(), "fitness": self.fitness.state_dict()}

@@ -46,6 +46,7 @@ MAY_CHANGE = (  # keys, and whole sections
     "run.flat_limit",
     "run.tracker",
     "run.kl_prompts",
+    "run.keep_sampled",
     "run.checkpoint_every",
     "run.verify_prompts",
     "backend.self_test",
@@ -148,6 +149,7 @@ def write_result(folder: Path, result: Result, verification: Verification | None
     content = {
         "reason": result.reason,
         "generation": result.generation,
+        "share": result.share,
         "comparisons": {name: asdict(comparison) for name, comparison in result.comparisons.items()},
         "kl": result.kl,
         "totals": result.totals,

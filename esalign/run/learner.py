@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from esalign.run.evaluate import HeldOut, HeldOutResult
 from esalign.types import Sample, Sampling, State
@@ -81,3 +81,11 @@ class Learner(Protocol):
 
     def load_state_dict(self, state: State) -> None:
         """Continue from a state: what follows is bit-equal to what would have followed there."""
+
+
+@runtime_checkable
+class VectorLearner(Protocol):
+    """A learner whose snapshots are points, so that there is a straight way from one to another."""
+
+    def between(self, start: State, end: State, share: float) -> State:
+        """Return the snapshot at a share of the way, in [0, 1]."""

@@ -1,7 +1,7 @@
 """How a run ended."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from esalign.run.statistics import Estimate
@@ -28,6 +28,8 @@ class Result:
         samples: what the result completes on a few test problems.
         kl: KL to the start, nats per token; None where it was not measured.
         totals: tokens, seconds and memory.
+        share: of the way from the start to the state of that generation, where the result lies. Below 1, sampled
+            completions earned less than at the start farther on.
     """
 
     reason: str
@@ -36,3 +38,4 @@ class Result:
     samples: tuple[Sample, ...]
     kl: float | None
     totals: Mapping[str, Any]
+    share: float = field(default=1.0, kw_only=True)

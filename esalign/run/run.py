@@ -19,10 +19,11 @@ from esalign.rewards import TrainerState
 from esalign.run.checkpoint import Checkpoints
 from esalign.run.evaluate import HeldOut, HeldOutResult
 from esalign.run.folder import CHECKPOINTS, COMPLETIONS, METRICS, SAMPLES
-from esalign.run.learner import REWARD, HeldOutSets, Learner, Step
+from esalign.run.learner import REWARD, HeldOutSets, Learner, Step, VectorLearner
 from esalign.run.reporter import About, Reporter
 from esalign.run.result import Comparison, Result
 from esalign.run.statistics import estimate, paired_difference, within_noise
+from esalign.run.step_back import harmless_share, several
 from esalign.run.trackers import Tracker
 from esalign.seeds import Use, derive
 from esalign.types import Array, Sample, Sampling, State
@@ -67,6 +68,7 @@ class Run:
         held_out: the problems that it is judged on.
         flat_limit: generations in which all candidates are equal, before it stops; 0 for no limit.
         kl_prompts: validation problems for the KL to the start; 0 leaves it out.
+        keep_sampled: whether the result goes back towards the start where sampled completions earn less than there.
         reporter: who tells the user.
         tracker: who gets the metrics, too.
         interrupts: when something appears in it, the run stops after the step that is under way.
@@ -86,13 +88,14 @@ class Run:
         held_out: HeldOutSets,
         flat_limit: int = UNLIMITED,
         kl_prompts: int = 0,
+        keep_sampled: bool = False,
         reporter: Reporter,
         tracker: Tracker | None = None,
         interrupts: Sequence[int] = (),
     ) -> None:
         self._learner, self._about, self._limits, self._sampling = learner, about, about.limits, sampling
         self._held_out = held_out
-        self._flat_limit, self._kl_prompts = flat_limit, kl_prompts
+        self._flat_limit, self._kl_prompts, self._keep_sampled = flat_limit, kl_prompts, keep_sampled
         self._reporter, self._tracker, self._interrupts = reporter, tracker, interrupts
         self._folder = folder
         self._measures = order_measures(learner.measures, about.limits.select_by)
@@ -203,10 +206,12 @@ class Run:
         """Judge the best state on the problems that nothing was chosen by."""
         progress = self._progress
         self._stage = "judging the result"
-        chosen, generation = progress.best, progress.best_generation
+        generation, share = progress.best_generation, 1.0
         if within_noise(progress.best_scores, progress.start_validation):
-            chosen, generation = progress.start, 0
-        self._learner.restore(chosen)
+            generation = 0
+        self._learner.restore(progress.best if generation else progress.start)
+        if generation:
+            share = self._step_back()
         results = self._judge_held_out()
         self._write_texts("result", _first_samples(results))
         comparisons = {
@@ -221,11 +226,31 @@ class Run:
         return Result(
             reason=reason,
             generation=generation,
+            share=share,
             comparisons=comparisons,
             samples=_first_samples(results)[:SHOWN_SAMPLES],
             kl=self._kl_to_start(generation),
             totals=self._totals(),
         )
+
+    def _step_back(self) -> float:
+        """Restore a part of the way to the best where sampled completions earn less than at the start. Returns it.
+
+        Where all completions are sampled, or another measure decides, the best was chosen by what is wanted.
+        """
+        learner, progress = self._learner, self._progress
+        decides = self._measures[0] == REWARD and self._sampling.temperature == 0
+        if not (self._keep_sampled and decides and isinstance(learner, VectorLearner)):
+            return 1.0
+        drawn = replace(self._held_out.validation, examples=several(self._held_out.validation.examples))
+
+        def earned(share: float) -> Array:
+            learner.restore(learner.between(progress.start, progress.best, share))
+            return self._judge("validation/sampled", REWARD, drawn, Use.VALIDATION, 1.0).scores
+
+        share = harmless_share(earned)
+        learner.restore(learner.between(progress.start, progress.best, share))
+        return share
 
     def _kl_to_start(self, generation: int) -> float | None:
         if not self._kl_prompts:

@@ -268,6 +268,21 @@ def scores_what_it_generates(subject: Subject) -> None:
         assert (table[:, 0] >= table.max(axis=1) - 2 * subject.score_tolerance).all()
 
 
+def says_how_likely_its_completions_are(subject: Subject) -> None:
+    """If asked, each completion comes with the sum of its tokens' scores, drawn at another temperature or not."""
+    backend, candidates, prompts = subject.backend, subject.candidates[1:3], [subject.prompts[j % 4] for j in range(8)]
+    sampling = subject.sampling(temperature=0.5, top_k=20, greedy=4, seed=5)
+    rows = backend.generate(candidates, prompts, replace(sampling, logprob=True))
+    bound = 2 * subject.score_tolerance  # of a token: generating and scoring may each be off by as much
+    for candidate, row in zip(candidates, rows, strict=True):
+        sequences = [(backend.encode(one), written.token_ids) for one, written in zip(prompts, row, strict=True)]
+        for written, scores in zip(row, backend.score(candidate[None], sequences)[0], strict=True):
+            assert written.logprob is not None, "a log-probability was asked for"
+            off = abs(written.logprob - float(scores.sum(dtype=np.float64)))
+            assert off <= bound * len(scores), f"the log-probability of {len(scores)} tokens is {off:.2g} nats off"
+    assert all(one.logprob is None for row in backend.generate(candidates, prompts, sampling) for one in row)
+
+
 def refuses_what_it_cannot_do(subject: Subject) -> None:
     """Wrong shapes are ValueErrors, prompts that cannot be fed BackendErrors, each in one line; the engine lives on."""
     good, prompt, sampling = subject.candidates[:1], subject.prompts[0], subject.sampling()
@@ -333,6 +348,7 @@ CLAIMS: tuple[Callable[[Subject], None], ...] = (
     completes_nothing_without_prompts,
     scores_as_the_folded_adapter_does,
     scores_what_it_generates,
+    says_how_likely_its_completions_are,
     refuses_what_it_cannot_do,
     completes_for_several_threads,
     leaves_its_arguments_alone,

@@ -120,12 +120,16 @@ class FakeBackend(Encoding):
         if sampling.draws(j):
             stream = np.random.default_rng(seed_sequence(sampling.seed, sampling.offset + j))
             uniforms = stream.random(sampling.max_tokens)
+        logprob = 0.0
         for uniform in uniforms:
-            writing.append(choose(writing.logits(), sampling, float(uniform)))
+            logits = writing.logits()
+            token = choose(logits, sampling, float(uniform))
+            logprob += float(logits[token] - np.logaddexp.reduce(logits))
+            writing.append(token)
             text = self._codec.decode(writing.ids)
             if writing.ids[-1] == END or any(stop in text for stop in sampling.stop):
                 break
-        return self._codec.complete(writing.ids, sampling.stop)
+        return self._codec.complete(writing.ids, sampling.stop, logprob if sampling.logprob else None)
 
     def _score(self, candidate: Array, prompt: tuple[int, ...], completion: tuple[int, ...], wanted: Array) -> Array:
         """Return the log-probabilities of the wanted ids (tokens, k) at each place of a completion, float32."""

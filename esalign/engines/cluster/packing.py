@@ -35,12 +35,14 @@ class Packed:
         ends: where each of them ends in ids, shape (completions,).
         texts: their texts.
         stopped: whether each finished by itself.
+        logprobs: their log-probabilities, None where they were not asked for.
     """
 
     ids: Array
     ends: Array
     texts: list[str]
     stopped: list[bool]
+    logprobs: list[float | None]
 
 
 def pack(rows: Sequence[Sequence[Completion]]) -> Packed:
@@ -51,6 +53,7 @@ def pack(rows: Sequence[Sequence[Completion]]) -> Packed:
         ends=np.cumsum([len(one.token_ids) for one in flat], dtype=np.int64),
         texts=[one.text for one in flat],
         stopped=[one.finish_reason == "stop" for one in flat],
+        logprobs=[one.logprob for one in flat],
     )
 
 
@@ -63,14 +66,16 @@ def unpack(packed: object, unit: Unit, max_tokens: int) -> list[list[Completion]
     if not isinstance(packed, Packed):
         raise WrongAnswer(f"{packed!r:.80} where completions were expected")
     counts = np.diff(packed.ends, prepend=0)
-    if not len(counts) == len(packed.texts) == len(packed.stopped) == unit.size or counts.sum() != len(packed.ids):
+    lengths = {len(counts), len(packed.texts), len(packed.stopped), len(packed.logprobs)}
+    if lengths != {unit.size} or counts.sum() != len(packed.ids):
         raise WrongAnswer(f"{len(counts)} completions where {unit.size} were expected")
     if not ((counts >= 1) & (counts <= max_tokens)).all():
         raise WrongAnswer(f"completions of {counts.min()} to {counts.max()} tokens, expected 1 to {max_tokens}")
     ids, first, flat = packed.ids.astype("<u4").tobytes(), 0, []
-    for text, tokens, stopped in zip(packed.texts, counts.tolist(), packed.stopped, strict=True):
+    columns = zip(packed.texts, counts.tolist(), packed.stopped, packed.logprobs, strict=True)
+    for text, tokens, stopped, logprob in columns:
         token_ids = struct.unpack_from(f"<{tokens}I", ids, 4 * first)  # faster than by lists, and a run reads millions
-        flat.append(Completion(text, token_ids, "stop" if stopped else "length"))
+        flat.append(Completion(text, token_ids, "stop" if stopped else "length", logprob))
         first += tokens
     width = len(unit.prompts)
     return [flat[start : start + width] for start in range(0, len(flat), width)]

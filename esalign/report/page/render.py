@@ -102,7 +102,7 @@ def _status(files: RunFiles) -> str:
             f"This run is not finished: {done} of {planned} {step}s are done. Validation scores flatter, as the best "
             f"{step} is chosen by them; the test follows at the end of the run."
         )
-    chosen = files.words.result_of(int(files.result.get("generation") or 0))
+    chosen = files.words.result_of(int(files.result.get("generation") or 0), float(files.result.get("share") or 1))
     return f"The result is {chosen}, the best on validation problems. Stopped: {files.result.get('reason')}."
 
 

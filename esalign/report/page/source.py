@@ -176,4 +176,6 @@ def _is_result(key: str, value: Any) -> bool:
         return isinstance(value, dict) and all(map(_are_numbers, value.values()))
     if key == "samples":
         return isinstance(value, list) and all(isinstance(s, dict) and _is_number(s.get("reward")) for s in value)
-    return _is_number(value) if key == "kl" else key != "verification" or value is None or isinstance(value, dict)
+    if key in ("kl", "share"):
+        return _is_number(value)
+    return key != "verification" or value is None or isinstance(value, dict)

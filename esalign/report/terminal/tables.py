@@ -170,7 +170,7 @@ def _facts(result: "Result", words: Words) -> Sequence[tuple[str, str]]:
     speed = count(machine.get("tokens_per_second"))
     work, judgements = (duration(machine.get(f"{kind}_seconds")) for kind in ("search", "held_out"))
     return (
-        ("result", f"{words.result_of(result.generation)} ({result.reason})"),
+        ("result", f"{words.result_of(result.generation, result.share)} ({result.reason})"),
         ("forgetting", _forgetting(result)),
         (
             "tokens",

@@ -208,6 +208,8 @@ def judge(job: Job) -> list[dict[str, Any]]:
             scores = judge.test(snapshot, problems=CURVE_PROBLEMS, decodings=ON_THE_WAY)
             point["test"] = {name: interval(values[:, 0]) for name, values in scores.items()}
         best = snapshots[chosen] if chosen is not None else None
+        steps_back = row.kind == "search" and config.run.keep_sampled and best is not None
+        share = judge.step_back(best) if best is not None and steps_back else None
         scores = judge.test(best, problems=config.data.test_size, samples=SAMPLES)
         probe = judge.probe(best)
         pass_at = judge.pass_at(best)
@@ -215,6 +217,7 @@ def judge(job: Job) -> list[dict[str, Any]]:
     head = {"row": row.name, "label": label(row, job.extra), "seed": job.seed, "extra": job.extra, **training}
     result = {
         "point": chosen,
+        "share": share,
         "validation": points[chosen]["validation"] if chosen is not None else None,
         **{name: interval(values.mean(axis=1)) for name, values in scores.items()},
         "probe": None if probe is None else interval(probe),

@@ -15,6 +15,7 @@ from esalign.config.run import RunConfig
 from esalign.protocols import Backend
 from esalign.run.evaluate import HeldOut, evaluate
 from esalign.run.statistics import estimate
+from esalign.run.step_back import harmless_share, several
 from esalign.seeds import Use, derive
 from esalign.space import SvdLora
 from esalign.types import Array
@@ -51,6 +52,15 @@ class Judge:
         with self._open(snapshot) as (backend, zero):
             scores = {name: self._scores(backend, zero, self._validation, Use.VALIDATION, name) for name in ON_THE_WAY}
         return {name: float(values.mean()) for name, values in scores.items()}
+
+    def step_back(self, snapshot: Path) -> float:
+        """Do with a search's snapshot what a run does with its result. Returns the share of the way that is left."""
+        mean, own = np.load(snapshot / "mean.npy"), self._sampling(Use.VALIDATION, "sampled")
+        drawn = replace(self._validation, examples=several(self._validation.examples))
+        with self._open(None) as (backend, zero):
+            share = harmless_share(lambda share: evaluate(backend, drawn, zero + share * mean, own).scores)
+        SvdLora.from_pretrained(self._adapter).save_pretrained(share * mean, snapshot / "adapter")
+        return share
 
     def test(
         self, snapshot: Path | None, *, problems: int, decodings: Sequence[str] = tuple(DECODINGS), samples: int = 1

@@ -68,7 +68,13 @@ ROWS = {
             "surrogate",
             "search",
             "surrogate ESSA",
-            ("fitness.name=surrogate", "fitness.prompts=48", "fitness.samples=4", "optimizer.sigma=1"),
+            (
+                "fitness.name=surrogate",
+                "fitness.prompts=48",
+                "fitness.samples=4",
+                "optimizer.sigma=1",
+                "run.keep_sampled=false",
+            ),
         ),
         Row(
             "raw-lora",

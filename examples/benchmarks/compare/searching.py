@@ -35,6 +35,7 @@ def train_search(config: RunConfig, meter: Meter) -> None:
 
 def _save_mean(space: Space, optimizer: Optimizer, folder: Path) -> None:
     space.save_pretrained(optimizer.mean, folder / "adapter")
+    np.save(folder / "mean.npy", optimizer.mean)
 
 
 def run_search(optimizer: Optimizer, fitness: Fitness, meter: Meter, save: Save) -> None:

@@ -30,6 +30,7 @@ def print_tables(folder: Path) -> None:
     rows = {label: found for label, found in results.items() if label in ROWS}
     print_rows(rows, starts)
     print_more(rows, starts)
+    print_spread(rows, starts)
     print_ahead(rows)
     for decoding in ("greedy", "sampled"):
         for best_of in (rows, {"grpo": rows["grpo"]} if "grpo" in rows else {}):
@@ -83,6 +84,21 @@ def print_more(rows: dict[str, list[Result]], starts: list[Result]) -> None:
             cells.append(shortened(float(np.mean([point["tokens"]["generated"] for point in last]))))
             cells.append(shortened(float(np.mean([forward_flops(point["tokens"]) for point in last]))))
         print("| " + " | ".join(cells + [""] * (8 + len(ks) - len(cells))) + " |")
+
+
+def print_spread(rows: dict[str, list[Result]], starts: list[Result]) -> None:
+    """Print, over runs, the divergence from the start and the gain at each pass@k."""
+    of_start = {start.head["seed"]: start.best["pass_at"] for start in starts if "pass_at" in start.best}
+    ks = list(next(iter(of_start.values()), {}))
+    print(f"\n| row | seeds | KL | {' | '.join(f'pass@{k}, gain' for k in ks)} |")
+    print("|---" * (3 + len(ks)) + "|")
+    for label, found in rows.items():
+        pairs = [(one.best, of_start[one.head["seed"]]) for one in found if one.head["seed"] in of_start]
+        if label == "start" or not pairs:
+            continue
+        values = [[best["kl"] for best, _ in pairs]]
+        values += [[best["pass_at"][k] - start[k] for best, start in pairs] for k in ks]
+        print(f"| {ROWS[label].title} | {len(pairs)} | {' | '.join(signed(over_runs(one)) for one in values)} |")
 
 
 def print_ahead(rows: dict[str, list[Result]]) -> None:
