@@ -309,6 +309,22 @@ def test_tables_pair_problems_within_a_seed_and_plots_are_drawn(tmp_path, capsys
     assert {file.name for file in tmp_path.glob("*.png")} == {"curves_greedy.png", "curves_sampled.png"}
 
 
+def test_divergence_and_pass_at_k_have_intervals_over_runs(tmp_path, capsys):
+    from tables import print_tables
+
+    for seed, (kl, one) in enumerate([(0.1, 0.25), (0.3, 0.75)]):
+        write_result(tmp_path, "start", seed, "0011" * 25, [])
+        write_result(tmp_path, "defaults", seed, "1110" * 25, [POINT])
+        file = tmp_path / f"defaults.seed{seed}.jsonl"
+        *lines, best = map(json.loads, file.read_text().splitlines())
+        best |= {"kl": kl, "pass_at": {"1": one, "2": 0.5}}
+        file.write_text("".join(json.dumps(line) + "\n" for line in (*lines, best)))
+    print_tables(tmp_path)
+    half = 12.706 * 0.1  # Student's quantile of one degree of freedom times the standard error of 0.1 and 0.3
+    expected = f"+0.200 [{0.2 - half:+.3f}, {0.2 + half:+.3f}] | +0.250 [-2.927, +3.427] | +0.000 [+0.000, +0.000] |"
+    assert f"| ESSA, nothing set | 2 | {expected}" in capsys.readouterr().out
+
+
 def test_results_of_before_and_rows_without_a_common_seed_are_left_out_of_what_they_lack(tmp_path, capsys):
     from tables import print_tables
 

@@ -11,6 +11,7 @@ from esalign.run.evaluate import HeldOut, HeldOutResult
 from esalign.run.learner import MINUS_REVERSE_KL, REWARD, HeldOutSets, Step
 from esalign.run.reporter import About
 from esalign.run.run import Run
+from esalign.run.step_back import DRAWS
 from esalign.types import Sampling
 
 PROBLEMS = 16
@@ -77,7 +78,7 @@ class Walking(Scripted):
 
     def judge(self, measure, held_out, sampling):
         if sampling.temperature > 0:
-            return HeldOutResult(np.full(PROBLEMS, self._earned(self.at)), generated_tokens=1)
+            return HeldOutResult(np.full(DRAWS * PROBLEMS, self._earned(self.at)), generated_tokens=1)
         return HeldOutResult(np.array(self._tables[measure][round(self.at)], dtype=float), generated_tokens=1)
 
     def between(self, start, end, share):

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
+from esalign.fitness.completions import mean_of_samples
+from esalign.run.statistics import within_noise
 from esalign.types import Array, Example
 
 DRAWS = 4
@@ -22,18 +22,25 @@ def several(examples: Sequence[Example]) -> tuple[Example, ...]:
 
 
 def harmless_share(earned: Callable[[float], Array]) -> float:
-    """Return the largest share of the way where drawn completions earn no less than at the start, or the least share.
+    """Return the largest share of the way to go without harm, or the least share.
 
+    It does harm if drawn completions earn less than at the start, by more than the standard error of the difference.
     What raises greedy completions may lower drawn ones, the more the farther a search goes. Both change steadily on the
     straight line to the start, so a part of the way keeps most of the gain.
 
     Args:
-        earned: rewards of the same completions at a share of the way, 0 being the start, shape (completions,).
+        earned: rewards of the completions at a share of the way, 0 being the start, those of a problem side by side,
+            shape (DRAWS * problems,).
 
-    >>> harmless_share(lambda share: np.array([0.5 + share - 1.1 * share**2]))
+    >>> import numpy as np
+    >>> harmless_share(lambda share: np.arange(8.0) + share - 1.1 * share**2)
     0.85
-    >>> harmless_share(lambda share: np.array([0.5 - share]))
+    >>> harmless_share(lambda share: np.arange(8.0) - share)
     0.7
     """
-    start, [*shares, least] = earned(0.0), SHARES
-    return next((share for share in shares if np.nanmean(earned(share) - start) >= 0), least)
+
+    def by_problem(share: float) -> Array:
+        return mean_of_samples(earned(share).reshape(1, -1, DRAWS))[0]
+
+    start, [*shares, least] = by_problem(0.0), SHARES
+    return next((share for share in shares if within_noise(start, by_problem(share))), least)

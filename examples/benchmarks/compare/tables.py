@@ -93,7 +93,8 @@ def print_spread(rows: dict[str, list[Result]], starts: list[Result]) -> None:
     print(f"\n| row | seeds | KL | {' | '.join(f'pass@{k}, gain' for k in ks)} |")
     print("|---" * (3 + len(ks)) + "|")
     for label, found in rows.items():
-        pairs = [(one.best, of_start[one.head["seed"]]) for one in found if one.head["seed"] in of_start]
+        judged = [one for one in found if "pass_at" in one.best and one.head["seed"] in of_start]
+        pairs = [(one.best, of_start[one.head["seed"]]) for one in judged]
         if label == "start" or not pairs:
             continue
         values = [[best["kl"] for best, _ in pairs]]
