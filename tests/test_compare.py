@@ -320,8 +320,12 @@ def test_divergence_and_pass_at_k_have_intervals_over_runs(tmp_path, capsys):
         best |= {"kl": kl, "pass_at": {"1": one, "2": 0.5}}
         file.write_text("".join(json.dumps(line) + "\n" for line in (*lines, best)))
     print_tables(tmp_path)
-    half = 12.706 * 0.1  # Student's quantile of one degree of freedom times the standard error of 0.1 and 0.3
-    expected = f"+0.200 [{0.2 - half:+.3f}, {0.2 + half:+.3f}] | +0.250 [-2.927, +3.427] | +0.000 [+0.000, +0.000] |"
+    student = 12.706  # the quantile of one degree of freedom; times the standard errors of (0.1, 0.3) and (0, 0.5)
+    of_kl, of_one = (
+        f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
+        for mean, half in ((0.2, 0.1 * student), (0.25, 0.25 * student))
+    )
+    expected = f"{of_kl} | {of_one} | +0.000 [+0.000, +0.000] |"
     assert f"| ESSA, nothing set | 2 | {expected}" in capsys.readouterr().out
 
 
