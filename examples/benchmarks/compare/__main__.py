@@ -209,7 +209,10 @@ def judge(job: Job) -> list[dict[str, Any]]:
             point["test"] = {name: interval(values[:, 0]) for name, values in scores.items()}
         best = snapshots[chosen] if chosen is not None else None
         steps_back = row.kind == "search" and config.run.keep_sampled and best is not None
-        share = judge.step_back(best) if best is not None and steps_back else None
+        whole, share = None, None
+        if best is not None and steps_back:
+            whole = judge.test(best, problems=config.data.test_size, decodings=ON_THE_WAY, samples=SAMPLES)
+            share = judge.step_back(best)
         scores = judge.test(best, problems=config.data.test_size, samples=SAMPLES)
         probe = judge.probe(best)
         pass_at = judge.pass_at(best)
@@ -218,6 +221,7 @@ def judge(job: Job) -> list[dict[str, Any]]:
     result = {
         "point": chosen,
         "share": share,
+        "whole_way": whole and {name: interval(values.mean(axis=1)) for name, values in whole.items()},
         "validation": points[chosen]["validation"] if chosen is not None else None,
         **{name: interval(values.mean(axis=1)) for name, values in scores.items()},
         "probe": None if probe is None else interval(probe),
