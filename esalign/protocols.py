@@ -116,7 +116,8 @@ class Backend(Protocol):
         Args:
             candidates: search vectors, shape (population, dim).
             prompts: any mixture of the three kinds of prompt.
-            sampling: how to decode; completion j is drawn where ``sampling.draws(j)``, else greedy.
+            sampling: how to decode; completion j is drawn where ``sampling.draws(j)``, else greedy. With
+                ``sampling.logprob`` each completion says how likely it is.
             on_completion: called as each completion is finished, so that it can be scored while others are generated.
 
         Returns:

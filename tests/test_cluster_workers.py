@@ -39,12 +39,15 @@ from esalign.types import Completion
 
 
 def answers():
-    return [[Completion("ab", (1, 2, 3), "stop"), Completion("", (9,), "length")], [Completion("c", (4,), "stop")] * 2]
+    first = [Completion("ab", (1, 2, 3), "stop", -0.5), Completion("", (9,), "length", -0.25)]
+    return [first, [Completion("c", (4,), "stop")] * 2]
 
 
 def test_completions_come_back_as_they_were():
     unit = Unit((0, 0), range(3, 5), range(7, 9))
-    assert unpack(pack(answers()), unit, 3) == answers()
+    found = unpack(pack(answers()), unit, 3)
+    assert found == answers()
+    assert [[one.logprob for one in row] for row in found] == [[-0.5, -0.25], [None, None]]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,7 @@ def test_completions_come_back_as_they_were():
         lambda packed: "garbage",
         lambda packed: None,
         lambda packed: replace(packed, texts=packed.texts[:-1]),
+        lambda packed: replace(packed, logprobs=packed.logprobs[:-1]),
         lambda packed: replace(packed, ids=packed.ids[:-1]),
         lambda packed: replace(packed, ends=packed.ends[::-1]),
         lambda packed: pack(answers()[:1]),

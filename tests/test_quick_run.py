@@ -37,6 +37,8 @@ def test_a_run_says_how_far_the_judgements_of_start_and_result_are(tmp_path, mon
         "judging the start (validation)": (8, 8),
         "judging the start (test, greedy)": (16, 16),
         "judging the start (test, sampled)": (16, 16),
+        "judging the result (0% of the way, validation, sampled)": (64, 64),
+        "judging the result (100% of the way, validation, sampled)": (64, 64),
         "judging the result (test, greedy)": (16, 16),
         "judging the result (test, sampled)": (16, 16),
     }

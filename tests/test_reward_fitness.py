@@ -11,11 +11,12 @@ from numpy.testing import assert_array_equal
 from esalign.data import MiniBatches
 from esalign.errors import ConfigError, RewardError
 from esalign.fitness import FitnessParts
+from esalign.fitness.completions import Completed
 from esalign.fitness.reliability import LEAST, MOST, ProblemCount, variances
 from esalign.fitness.reward import RewardFitness
 from esalign.rewards.pool import RewardPool
 from esalign.testing import FakeBackend
-from esalign.types import Example, Sampling
+from esalign.types import Completion, Example, Sampling
 
 EXAMPLES = [Example(prompt=f"{a} + {b} =", columns={}) for a in range(40) for b in range(20)]
 
@@ -133,7 +134,7 @@ def test_a_greedy_completion_counts_more_the_likelier_it_is():
         likely = np.exp([scores.sum() for scores in backend.score(candidates[i : i + 1], sequences)[0]])
         likely[6:] = 0.0  # these are drawn
         assert likely[:6].min() > 0.0
-        values = rewards[i] * (1 + 2.0 * likely)
+        values = rewards[i] + 2.0 * likely * (rewards[i] - rewards.min())
         assert fitness.evaluate(candidates).fitness[i] == pytest.approx(values.mean())
     assert fitness.evaluate(candidates).metrics["reward"] == pytest.approx(rewards.mean())
 
@@ -147,13 +148,47 @@ def test_a_generation_that_is_all_drawn_asks_for_no_probabilities():
         assert_array_equal(one.evaluate(np.ones((2, 4))).fitness, other.evaluate(np.ones((2, 4))).fitness)
 
 
-def test_where_rewards_are_equal_probabilities_tell_no_candidates_apart():
-    fitness = make_fitness(prompts=8)
-    fitness._pool = RewardPool([(lambda prompts, completions, **columns: [1.0] * len(prompts), 1.0)], workers=0)
+def scripted(rewards, logprobs, **options):
+    """What the fitness makes of rewards and log-probabilities, both of shape (candidates, problems)."""
+    fitness = make_fitness(prompts=len(rewards[0]), **options)
     fitness.prepare(np.zeros(4), 1)
-    candidates = np.random.default_rng(0).standard_normal((3, 4))
-    assert len({tuple(one.logprob for one in row) for row in fitness._complete(candidates).rows}) == 3
-    assert fitness.evaluate(candidates).fitness.tolist() == [1.0, 1.0, 1.0]
+    rows = [[Completion("", (1,), "stop", p) for p in row] for row in logprobs]
+    fitness._complete = lambda candidates: Completed(rows, np.array(rewards, dtype=float), {}, {})
+    return fitness.evaluate(np.zeros((len(rows), 4))).fitness
+
+
+def test_where_all_rewards_are_equal_probabilities_tell_no_candidates_apart():
+    logprobs = np.log([[0.9, 0.8, 0.7, 0.6], [0.1, 0.2, 0.3, 0.4]])
+    assert scripted(np.ones((2, 4)), logprobs).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("shift", [-1.0, 0.0, 5.0])
+def test_what_is_added_to_all_rewards_changes_nothing(shift):
+    logprobs = np.log([[0.9, 0.8, 0.7, 0.6], [0.1, 0.2, 0.3, 0.4]])
+    rewards = np.array([[0.0, 1.0, 0.5, 0.5], [0.5, 0.0, 0.5, 0.5]])
+    np.testing.assert_allclose(scripted(rewards + shift, logprobs) - shift, scripted(rewards, logprobs))
+
+
+def test_of_equally_sure_candidates_the_better_one_wins_whatever_the_rewards_sign():
+    logprobs = np.full((2, 4), np.log(0.9))
+    better, worse = scripted([[-0.2] * 4, [-0.5] * 4], logprobs)
+    assert better > worse
+
+
+def test_who_abstains_on_drawn_problems_is_no_better_for_it():
+    logprobs = np.full((2, 4), np.log(0.9))  # the last problem is drawn
+    one, other = scripted([[1.0, 1.0, 0.0, np.nan], [1.0, 1.0, 0.0, 2 / 3]], logprobs, sampled=0.25)
+    assert one == pytest.approx(other)
+
+
+def test_a_candidate_whose_logits_overflow_is_sure_of_nothing():
+    found = scripted([[1.0, 0.0, 1.0, 0.0]] * 2, [[np.nan] * 4, [0.0] * 4], sampled=0.0, confidence=2.0)
+    assert found.tolist() == [0.5, 1.5]
+
+
+def test_the_defaults_are_a_quarter_sampled_and_a_weight_of_four():
+    found = scripted([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]], np.zeros((2, 4)))
+    assert found.tolist() == [0.25 + 4 * 0.25, 0.25]
 
 
 def test_an_engine_that_gives_no_probabilities_is_refused():

@@ -11,7 +11,8 @@ from esalign.run.evaluate import HeldOut, HeldOutResult
 from esalign.run.learner import MINUS_REVERSE_KL, REWARD, HeldOutSets, Step
 from esalign.run.reporter import About
 from esalign.run.run import Run
-from esalign.run.step_back import DRAWS
+from esalign.run.statistics import paired_difference
+from esalign.run.step_back import DRAWS, step_back
 from esalign.types import Sampling
 
 PROBLEMS = 16
@@ -72,14 +73,15 @@ def right(count):
 class Walking(Scripted):
     """A learner on a line, one unit a step. What its drawn completions earn is a function of the place."""
 
-    def __init__(self, earned, **more):
+    def __init__(self, earned, between=12, **more):
         super().__init__({REWARD: [right(4), right(12), right(8)]}, **more)
-        self._earned = earned
+        self._earned, self._between = earned, right(between)
 
     def judge(self, measure, held_out, sampling):
         if sampling.temperature > 0:
             return HeldOutResult(np.full(DRAWS * PROBLEMS, self._earned(self.at)), generated_tokens=1)
-        return HeldOutResult(np.array(self._tables[measure][round(self.at)], dtype=float), generated_tokens=1)
+        greedy = self._tables[measure][round(self.at)] if self.at == round(self.at) else self._between
+        return HeldOutResult(np.array(greedy), generated_tokens=1)
 
     def between(self, start, end, share):
         return {"at": start["at"] + share * (end["at"] - start["at"])}
@@ -127,7 +129,27 @@ def test_the_result_goes_back_where_sampled_completions_earn_less_than_at_the_st
     learner = Walking(earned)
     result = make_run(tmp_path, learner, keep_sampled=True).execute()
     assert (result.generation, result.share, learner.at) == (1, share, share)
+    tried = {one: earned(one) - earned(0.0) for one in (1.0, 0.85, 0.7) if one >= share}
+    assert {one: gain.mean for one, gain in result.sampled_gains.items()} == pytest.approx(tried)
     assert result.comparisons["test/sampled"].gain.mean == pytest.approx(earned(share) - earned(0.0))
+
+
+def test_it_stays_where_a_part_of_the_way_would_lose_what_was_gained(tmp_path):
+    learner = Walking(lambda at: 0.5 - at, between=4)
+    result = make_run(tmp_path, learner, keep_sampled=True).execute()
+    assert (result.generation, result.share, learner.at) == (1, 1.0, 1.0)
+    assert result.comparisons["test/greedy"].gain.mean == 0.5
+
+
+def test_draws_of_a_problem_are_averaged_before_they_are_compared():
+    rng = np.random.default_rng(0)
+    rewards = {share: rng.random(DRAWS * PROBLEMS) for share in (0.0, 1.0, 0.85, 0.7)}
+    rewards[1.0] -= 0.2
+    rewards[1.0][3] = rewards[0.85][: DRAWS - 1] = np.nan
+    _, tried = step_back(rewards.__getitem__, lambda share: True)
+    for share, gain in tried.items():
+        per_problem = [np.nanmean(rewards[at].reshape(PROBLEMS, DRAWS), axis=1) for at in (share, 0.0)]
+        assert gain == paired_difference(*per_problem)
 
 
 @pytest.mark.parametrize(
@@ -140,8 +162,7 @@ def test_the_result_goes_back_where_sampled_completions_earn_less_than_at_the_st
 )
 def test_the_result_stays_where_it_is_if_nobody_asks_or_it_cannot_go_back(tmp_path, learner, settings):
     result = make_run(tmp_path, learner, **settings).execute()
-    assert result.share == 1.0
-    assert learner.at in (0, 1)
+    assert (result.share, result.sampled_gains) == (1.0, {})
 
 
 def test_a_run_that_ends_at_its_start_does_not_go_back_further(tmp_path):

@@ -62,7 +62,8 @@ class FitnessSection(Section):
 
     name: str = Field(
         "reward",
-        description="reward: mean reward of what each candidate generates; surrogate: docs/surrogate.md; distillation: "
+        description="reward: mean reward of what each candidate generates, surer completions counting more; "
+        "surrogate: docs/surrogate.md; distillation: "
         "closeness to a teacher; or a plug-in's name.",
     )
     prompts: int | None = Field(

@@ -1,4 +1,4 @@
-"""The fitness of ESSA: the mean reward of what each candidate generates, on problems that all candidates share."""
+"""The fitness of ESSA: the mean reward of what each candidate generates, and how sure it is of what earns more."""
 
 from dataclasses import asdict, replace
 
@@ -19,6 +19,8 @@ docs/benchmarks/tasks.md for how they were chosen."""
 class RewardFitness:
     """Mean reward over a mini-batch of problems that all candidates of a generation share (common random numbers).
 
+    What is right by greedy decoding counts more the likelier it is.
+
     Args:
         parts: what every fitness is made of.
         prompts: problems per generation; None starts with few, and takes more as candidates come near each other, see
@@ -26,9 +28,10 @@ class RewardFitness:
         samples: completions per problem and candidate; above 1 they need a temperature.
         sampled: with greedy decoding, share of the problems that are completed at temperature 1 all the same, in
             [0, 1]: what raises greedy completions may lower sampled ones, and a greedy fitness does not notice.
-        confidence: with greedy decoding, a completion of reward r and probability p counts ``r (1 + confidence p)``;
-            at least 0. Of what sampled completions earn, ``sum_y p(y) r(y)``, this is the part of the likeliest one,
-            and no luck is in it. Where completions are so long that each is unlikely, it comes to nothing.
+        confidence: with greedy decoding, a completion of reward r and probability p counts
+            ``r + confidence p (r - least)``, the least reward of the generation being worth nothing; at least 0. It is
+            the likeliest one's part of what sampled completions earn, ``sum_y p(y) r(y)``, without luck. Short
+            completions are likelier than long ones; where each is as good as impossible, it comes to nothing.
 
     Raises:
         ConfigError: several samples with greedy decoding, where all would be equal, or an option outside its range.
@@ -89,9 +92,8 @@ class RewardFitness:
                 f"all rewards abstained on all {rewards.size} completions of a generation, expected a number for some: "
                 "check that the reward fits the data"
             )
-        fitness = _mean(rewards)
-        if np.ptp(fitness) > 0:  # where rewards tell no candidates apart, probabilities alone shall not
-            fitness = _mean(rewards * self._weights(completed))
+        fitness = np.nansum(rewards, axis=1) / np.maximum(counts, 1) + self._surety(completed)
+        fitness[counts == 0] = fitness[counts > 0].min()
         if self._adapts:
             self._count.note(mean_of_samples(rewards.reshape(len(rewards), -1, self._samples)))
         prompt_tokens = sum(len(self._backend.encode(example.prompt)) for example in self._examples)
@@ -117,17 +119,20 @@ class RewardFitness:
     def _complete(self, candidates: Array) -> Completed:
         return complete(self._backend, self._pool, candidates, self._examples, self._sampling).refuse_unscored()
 
-    def _weights(self, completed: Completed) -> Array:
-        """Return what each completion's reward counts, shape (population, completions)."""
+    def _surety(self, completed: Completed) -> Array:
+        """Return what the probabilities of greedy completions add to each candidate's fitness, shape (population,)."""
         if not self._sampling.logprob:
-            return np.ones_like(completed.rewards)
-        logprobs = np.array([[one.logprob for one in row] for row in completed.rows], dtype=np.float64)  # None is NaN
-        if np.isnan(logprobs).any():
+            return np.zeros(len(completed.rows))
+        if any(one.logprob is None for row in completed.rows for one in row):
             raise ConfigError(
                 "the engine does not say how likely its completions are: set fitness.options.confidence to 0"
             )
-        drawn = [self._sampling.draws(j) for j in range(len(self._examples))]
-        return 1 + self._confidence * np.where(drawn, 0.0, np.exp(logprobs))
+        greedy = [j for j in range(len(self._examples)) if not self._sampling.draws(j)]
+        logprobs = np.array([[row[j].logprob for j in greedy] for row in completed.rows], dtype=np.float64)
+        likely = np.where(np.isnan(logprobs), 0.0, np.exp(np.minimum(logprobs, 0.0)))  # NaN: its logits overflow
+        worth = (completed.rewards[:, greedy] - np.nanmin(completed.rewards)) * likely
+        means = np.nansum(worth, axis=1) / np.maximum((~np.isnan(worth)).sum(axis=1), 1)
+        return self._confidence * len(greedy) / len(self._examples) * means
 
     def state_dict(self) -> State:
         """The place in the training problems, and how many are next."""
@@ -138,11 +143,3 @@ class RewardFitness:
         self._batches.load_state_dict(state["batches"])
         if self._adapts:
             self._count = ProblemCount(**state["count"])
-
-
-def _mean(values: Array) -> Array:
-    """Return means of values (population, completions), shape (population,); the least of them where all are NaN."""
-    counts = (~np.isnan(values)).sum(axis=1)
-    means = np.nansum(values, axis=1) / np.maximum(counts, 1)
-    means[counts == 0] = means[counts > 0].min()
-    return means

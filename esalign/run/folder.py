@@ -150,6 +150,7 @@ def write_result(folder: Path, result: Result, verification: Verification | None
         "reason": result.reason,
         "generation": result.generation,
         "share": result.share,
+        "sampled_gains": {f"{share:g}": asdict(gain) for share, gain in result.sampled_gains.items()},
         "comparisons": {name: asdict(comparison) for name, comparison in result.comparisons.items()},
         "kl": result.kl,
         "totals": result.totals,

@@ -30,6 +30,8 @@ class Result:
         totals: tokens, seconds and memory.
         share: of the way from the start to the state of that generation, where the result lies. Below 1, sampled
             completions earned less than at the start farther on.
+        sampled_gains: by the shares that were tried, what sampled completions of the validation problems earned more
+            than at the start.
     """
 
     reason: str
@@ -39,3 +41,4 @@ class Result:
     kl: float | None
     totals: Mapping[str, Any]
     share: float = field(default=1.0, kw_only=True)
+    sampled_gains: Mapping[float, Estimate] = field(default_factory=dict, kw_only=True)

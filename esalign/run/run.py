@@ -22,13 +22,13 @@ from esalign.run.folder import CHECKPOINTS, COMPLETIONS, METRICS, SAMPLES
 from esalign.run.learner import REWARD, HeldOutSets, Learner, Step, VectorLearner
 from esalign.run.reporter import About, Reporter
 from esalign.run.result import Comparison, Result
-from esalign.run.statistics import estimate, paired_difference, within_noise
-from esalign.run.step_back import harmless_share, several
+from esalign.run.statistics import Estimate, estimate, paired_difference, within_noise
+from esalign.run.step_back import several, step_back
 from esalign.run.trackers import Tracker
 from esalign.seeds import Use, derive
 from esalign.types import Array, Sample, Sampling, State
 
-STATE_VERSION = 5
+STATE_VERSION = 6
 UNLIMITED = 0  # as `flat_limit`: a learner that has no candidates
 
 
@@ -206,12 +206,11 @@ class Run:
         """Judge the best state on the problems that nothing was chosen by."""
         progress = self._progress
         self._stage = "judging the result"
-        generation, share = progress.best_generation, 1.0
+        generation = progress.best_generation
         if within_noise(progress.best_scores, progress.start_validation):
             generation = 0
         self._learner.restore(progress.best if generation else progress.start)
-        if generation:
-            share = self._step_back()
+        share, tried = self._step_back() if generation else (1.0, {})
         results = self._judge_held_out()
         self._write_texts("result", _first_samples(results))
         comparisons = {
@@ -227,30 +226,38 @@ class Run:
             reason=reason,
             generation=generation,
             share=share,
+            sampled_gains=tried,
             comparisons=comparisons,
             samples=_first_samples(results)[:SHOWN_SAMPLES],
             kl=self._kl_to_start(generation),
             totals=self._totals(),
         )
 
-    def _step_back(self) -> float:
-        """Restore a part of the way to the best where sampled completions earn less than at the start. Returns it.
+    def _step_back(self) -> tuple[float, dict[float, Estimate]]:
+        """Restore a part of the way to the best where sampled completions earn less than at the start.
 
         Where all completions are sampled, or another measure decides, the best was chosen by what is wanted.
+
+        Returns:
+            The share of the way, and what sampled completions earn at those that were tried, less the start's.
         """
-        learner, progress = self._learner, self._progress
-        decides = self._measures[0] == REWARD and self._sampling.temperature == 0
-        if not (self._keep_sampled and decides and isinstance(learner, VectorLearner)):
-            return 1.0
-        drawn = replace(self._held_out.validation, examples=several(self._held_out.validation.examples))
+        learner, progress, validation = self._learner, self._progress, self._held_out.validation
+        greedily = self._measures[0] == REWARD and self._sampling.temperature == 0
+        if not (self._keep_sampled and greedily and isinstance(learner, VectorLearner)):
+            return 1.0, {}
+        drawn = replace(validation, examples=several(validation.examples))
 
-        def earned(share: float) -> Array:
+        def judge(share: float, problems: HeldOut, temperature: float) -> Array:
             learner.restore(learner.between(progress.start, progress.best, share))
-            return self._judge("validation/sampled", REWARD, drawn, Use.VALIDATION, 1.0).scores
+            name = f"{share:.0%} of the way, validation/{'sampled' if temperature else 'greedy'}"
+            return self._judge(name, REWARD, problems, Use.VALIDATION, temperature).scores
 
-        share = harmless_share(earned)
+        share, tried = step_back(
+            lambda share: judge(share, drawn, 1.0),
+            lambda share: not within_noise(judge(share, validation, 0.0), progress.start_validation),
+        )
         learner.restore(learner.between(progress.start, progress.best, share))
-        return share
+        return share, tried
 
     def _kl_to_start(self, generation: int) -> float | None:
         if not self._kl_prompts:

@@ -64,9 +64,7 @@ SERIES = (
         ("fitness", "std"),
     ),
     _Series("Distance from the start", "Norm of the distribution's mean.", "norm of mean", ("mean_norm",)),
-    _Series(
-        "Reward of the rollouts", "Mean over the rollouts that candidates are scored on.", "mean reward", ("reward",)
-    ),
+    _Series("Reward", "Mean over the completions of the generation, whoever wrote them.", "mean reward", ("reward",)),
     _Series(
         "Distance from the start's completions",
         "KL of the start to the candidates, on completions that it samples.",
@@ -111,8 +109,8 @@ def _validation_plots(rows: Rows, words: Words) -> list[Plot]:
         Plot(
             "Validation score",
             f"The {words.learner} on validation problems. The band is the 95 % interval over the problems; the dashed "
-            "line is the start, with its own interval. The ring marks the best, which becomes the result "
-            "unless its gain over the start is within the noise.",
+            "line is the start, with its own interval. The ring marks the best, of which the result is "
+            "made unless its gain over the start is within the noise.",
             draw(lambda axes: _paint_scores(axes, steps, scores, words, note=True), WIDE, TALL, legend=True),
             wide=True,
         ),

@@ -103,7 +103,7 @@ def _status(files: RunFiles) -> str:
             f"{step} is chosen by them; the test follows at the end of the run."
         )
     chosen = files.words.result_of(int(files.result.get("generation") or 0), float(files.result.get("share") or 1))
-    return f"The result is {chosen}, the best on validation problems. Stopped: {files.result.get('reason')}."
+    return f"The best on validation problems was kept: the result is {chosen}. Stopped: {files.result.get('reason')}."
 
 
 def _comparison_rows(files: RunFiles) -> list[Mapping[str, Any]]:

@@ -208,11 +208,11 @@ def judge(job: Job) -> list[dict[str, Any]]:
             scores = judge.test(snapshot, problems=CURVE_PROBLEMS, decodings=ON_THE_WAY)
             point["test"] = {name: interval(values[:, 0]) for name, values in scores.items()}
         best = snapshots[chosen] if chosen is not None else None
-        steps_back = row.kind == "search" and config.run.keep_sampled and best is not None
         whole, share = None, None
-        if best is not None and steps_back:
+        greedily = row.kind == "search" and config.sampling.temperature == 0
+        if best is not None and greedily and config.run.keep_sampled:
             whole = judge.test(best, problems=config.data.test_size, decodings=ON_THE_WAY, samples=SAMPLES)
-            share = judge.step_back(best)
+            best, share = judge.step_back(best)
         scores = judge.test(best, problems=config.data.test_size, samples=SAMPLES)
         probe = judge.probe(best)
         pass_at = judge.pass_at(best)

@@ -14,8 +14,8 @@ from esalign.commands.build import load_splits, make_backend, make_pool, make_pr
 from esalign.config.run import RunConfig
 from esalign.protocols import Backend
 from esalign.run.evaluate import HeldOut, evaluate
-from esalign.run.statistics import estimate
-from esalign.run.step_back import harmless_share, several
+from esalign.run.statistics import estimate, within_noise
+from esalign.run.step_back import several, step_back
 from esalign.seeds import Use, derive
 from esalign.space import SvdLora
 from esalign.types import Array
@@ -53,14 +53,23 @@ class Judge:
             scores = {name: self._scores(backend, zero, self._validation, Use.VALIDATION, name) for name in ON_THE_WAY}
         return {name: float(values.mean()) for name, values in scores.items()}
 
-    def step_back(self, snapshot: Path) -> float:
-        """Do with a search's snapshot what a run does with its result. Returns the share of the way that is left."""
-        mean, own = np.load(snapshot / "mean.npy"), self._sampling(Use.VALIDATION, "sampled")
-        drawn = replace(self._validation, examples=several(self._validation.examples))
+    def step_back(self, snapshot: Path) -> tuple[Path, float]:
+        """Do with a search's snapshot what a run does with its result. Returns what is left of it, and of its way."""
+        mean, validation = np.load(snapshot / "mean.npy"), self._validation
+        drawn = replace(validation, examples=several(validation.examples))
         with self._open(None) as (backend, zero):
-            share = harmless_share(lambda share: evaluate(backend, drawn, zero + share * mean, own).scores)
-        SvdLora.from_pretrained(self._adapter).save_pretrained(share * mean, snapshot / "adapter")
-        return share
+
+            def judge(share: float, problems: HeldOut, decoding: str) -> Array:
+                return self._scores(backend, zero + share * mean, problems, Use.VALIDATION, decoding)
+
+            start = judge(0.0, validation, "greedy")
+            share, _ = step_back(
+                lambda share: judge(share, drawn, "sampled"),
+                lambda share: not within_noise(judge(share, validation, "greedy"), start),
+            )
+        left = snapshot.with_name(f"{snapshot.name}-back")
+        SvdLora.from_pretrained(self._adapter).save_pretrained(share * mean, left / "adapter")
+        return left, share
 
     def test(
         self, snapshot: Path | None, *, problems: int, decodings: Sequence[str] = tuple(DECODINGS), samples: int = 1
