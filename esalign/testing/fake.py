@@ -48,7 +48,7 @@ class FakeBackend(Encoding):
 
     >>> backend = FakeBackend("any", completions={"2 + 2 =": " 4"})
     >>> backend.generate(np.zeros((1, 0)), ["2 + 2 ="], Sampling())
-    [[Completion(text=' 4', token_ids=(32, 52, 256), finish_reason='stop')]]
+    [[Completion(text=' 4', token_ids=(32, 52, 256), finish_reason='stop', logprob=None)]]
     """
 
     def __init__(
