@@ -271,7 +271,8 @@ def scores_what_it_generates(subject: Subject) -> None:
 def says_how_likely_its_completions_are(subject: Subject) -> None:
     """If asked, each completion comes with the sum of its tokens' scores, drawn at another temperature or not."""
     backend, candidates, prompts = subject.backend, subject.candidates[1:3], [subject.prompts[j % 4] for j in range(8)]
-    sampling = subject.sampling(temperature=0.5, top_k=20, greedy=4, seed=5)
+    text = max((completion.text for row in subject.greedy[1:3] for completion in row), key=len)
+    sampling = subject.sampling(temperature=0.5, top_k=20, greedy=4, seed=5, stop=(_middle(text),))
     rows = backend.generate(candidates, prompts, replace(sampling, logprob=True))
     bound = 2 * subject.score_tolerance  # of a token: generating and scoring may each be off by as much
     for candidate, row in zip(candidates, rows, strict=True):
