@@ -13,7 +13,7 @@ from esalign.run.reporter import About
 from esalign.run.run import Run
 from esalign.run.statistics import paired_difference
 from esalign.run.step_back import DRAWS, step_back
-from esalign.types import Sampling
+from esalign.types import Example, Sampling
 
 PROBLEMS = 16
 
@@ -146,7 +146,13 @@ def test_draws_of_a_problem_are_averaged_before_they_are_compared():
     rewards = {share: rng.random(DRAWS * PROBLEMS) for share in (0.0, 1.0, 0.85, 0.7)}
     rewards[1.0] -= 0.2
     rewards[1.0][3] = rewards[0.85][: DRAWS - 1] = np.nan
-    _, tried = step_back(rewards.__getitem__, lambda share: True)
+    problems = HeldOut([Example(f"problem {j}") for j in range(PROBLEMS)], pool=None)
+
+    def judge(share, asked, temperature):
+        assert (temperature == 0.0) == (len(asked.examples) == PROBLEMS)
+        return rewards[share] if temperature else np.ones(PROBLEMS)
+
+    _, tried = step_back(judge, problems, np.zeros(PROBLEMS))
     for share, gain in tried.items():
         per_problem = [np.nanmean(rewards[at].reshape(PROBLEMS, DRAWS), axis=1) for at in (share, 0.0)]
         assert gain == paired_difference(*per_problem)

@@ -63,8 +63,7 @@ class FitnessSection(Section):
     name: str = Field(
         "reward",
         description="reward: mean reward of what each candidate generates, surer completions counting more; "
-        "surrogate: docs/surrogate.md; distillation: "
-        "closeness to a teacher; or a plug-in's name.",
+        "surrogate: docs/surrogate.md; distillation: closeness to a teacher; or a plug-in's name.",
     )
     prompts: int | None = Field(
         None,

@@ -2,14 +2,11 @@
 
 import itertools
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from esalign.config.reading import leaves
 from esalign.errors import CheckpointError, ConfigError
@@ -20,38 +17,17 @@ from esalign.run.checkpoint import Checkpoints
 from esalign.run.evaluate import HeldOut, HeldOutResult
 from esalign.run.folder import CHECKPOINTS, COMPLETIONS, METRICS, SAMPLES
 from esalign.run.learner import REWARD, HeldOutSets, Learner, Step, VectorLearner
+from esalign.run.progress import Progress
 from esalign.run.reporter import About, Reporter
 from esalign.run.result import Comparison, Result
 from esalign.run.statistics import Estimate, estimate, paired_difference, within_noise
-from esalign.run.step_back import several, step_back
+from esalign.run.step_back import step_back
 from esalign.run.trackers import Tracker
 from esalign.seeds import Use, derive
 from esalign.types import Array, Sample, Sampling, State
 
 STATE_VERSION = 6
 UNLIMITED = 0  # as `flat_limit`: a learner that has no candidates
-
-
-@dataclass
-class Progress:
-    """What a run knows beside its learner; all of it goes into the checkpoint."""
-
-    done: int = 0
-    best_generation: int = 0
-    best: State = field(default_factory=dict)
-    best_scores: Array = field(default_factory=lambda: np.zeros(0))
-    stale: int = 0
-    flat: int = 0
-    generated_tokens: int = 0
-    prompt_tokens: int = 0
-    scored_tokens: int = 0
-    held_out_tokens: int = 0
-    search_seconds: float = 0.0
-    held_out_seconds: float = 0.0
-    start: State = field(default_factory=dict)
-    start_validation: Array = field(default_factory=lambda: np.zeros(0))
-    start_scores: dict[str, Array] = field(default_factory=dict)
-    validated: int = 0
 
 
 class Run:
@@ -143,7 +119,7 @@ class Run:
         row: dict[str, Any] = {"generation": number, **step.metrics}
         if number % self._limits.evaluate_every == 0 or self._limit_reached():
             row = self._validate(number, row)
-        row |= self._totals()
+        row |= self._progress.totals()
         row["machine"] |= step.machine
         self._metrics.append(row)
         self._append_samples(number, step.samples)
@@ -173,7 +149,7 @@ class Run:
         number = self._progress.done
         rows: list[dict[str, Any]] = [*read_json_lines(self._folder / METRICS), {"generation": number}]
         row = self._validate(number, next(one for one in rows if one["generation"] == number))
-        totals = self._totals()
+        totals = self._progress.totals()
         self._metrics.keep_until(number - 1)
         self._metrics.append({**row, **totals, "machine": {**row.get("machine", {}), **totals["machine"]}})
         self._checkpoints.save(self._state(), number)
@@ -191,7 +167,7 @@ class Run:
             "generation": 0,
             **_validation_row({}, results),
             **{name: asdict(result.estimate) for name, result in held_out.items()},
-            **self._totals(),
+            **self._progress.totals(),
         }
         for result in held_out.values():
             row = add_errors(row, result.errors, result.error_examples)
@@ -230,7 +206,7 @@ class Run:
             comparisons=comparisons,
             samples=_first_samples(results)[:SHOWN_SAMPLES],
             kl=self._kl_to_start(generation),
-            totals=self._totals(),
+            totals=self._progress.totals(),
         )
 
     def _step_back(self) -> tuple[float, dict[float, Estimate]]:
@@ -245,17 +221,13 @@ class Run:
         greedily = self._measures[0] == REWARD and self._sampling.temperature == 0
         if not (self._keep_sampled and greedily and isinstance(learner, VectorLearner)):
             return 1.0, {}
-        drawn = replace(validation, examples=several(validation.examples))
 
         def judge(share: float, problems: HeldOut, temperature: float) -> Array:
             learner.restore(learner.between(progress.start, progress.best, share))
             name = f"{share:.0%} of the way, validation/{'sampled' if temperature else 'greedy'}"
             return self._judge(name, REWARD, problems, Use.VALIDATION, temperature).scores
 
-        share, tried = step_back(
-            lambda share: judge(share, drawn, 1.0),
-            lambda share: not within_noise(judge(share, validation, 0.0), progress.start_validation),
-        )
+        share, tried = step_back(judge, validation, progress.start_validation)
         learner.restore(learner.between(progress.start, progress.best, share))
         return share, tried
 
@@ -352,24 +324,6 @@ class Run:
         rows = [*kept, *({"state": state, "problem": i, **sample.row()} for i, sample in enumerate(samples))]
         write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
-    def _totals(self) -> dict[str, Any]:
-        """Return tokens so far, and apart under ``machine`` what depends on the machine and is not reproducible."""
-        progress = self._progress
-        return {
-            "tokens": {
-                "generated": progress.generated_tokens,
-                "prompt": progress.prompt_tokens,
-                "scored": progress.scored_tokens,
-                "held_out": progress.held_out_tokens,
-            },
-            "machine": {
-                "search_seconds": round(progress.search_seconds, 3),
-                "held_out_seconds": round(progress.held_out_seconds, 3),
-                "tokens_per_second": round(progress.generated_tokens / max(progress.search_seconds, 1e-9), 1),
-                **peak_memory(),
-            },
-        }
-
     def _state(self) -> State:
         return {
             "version": STATE_VERSION,
@@ -418,15 +372,3 @@ def _validation_row(row: Mapping[str, Any], results: Mapping[str, HeldOutResult]
 def _first_samples(results: Mapping[str, HeldOutResult]) -> tuple[Sample, ...]:
     """Return what was completed for the first set that was completed at all; others may be measured without."""
     return next((result.samples for result in results.values() if result.samples), ())
-
-
-def peak_memory() -> dict[str, float]:
-    """Return the peak memory of this process so far, in MiB: resident, and on the GPU where there is one."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
-    peak = {"peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        peak["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return peak

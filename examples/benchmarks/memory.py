@@ -73,7 +73,7 @@ def measure(shape: Shape, model: str) -> dict[str, float]:
     torch.set_num_threads(1)
     imported = resident()
     from esalign import Sampling, load_backend, make_space
-    from esalign.run.run import peak_memory
+    from esalign.run.progress import peak_memory
 
     space = make_space("base-svd", model=model, rank=8)
     backend = load_backend("torch", model=model, space=space, dtype="float32", device="cpu", threads=1)

@@ -14,8 +14,8 @@ from esalign.commands.build import load_splits, make_backend, make_pool, make_pr
 from esalign.config.run import RunConfig
 from esalign.protocols import Backend
 from esalign.run.evaluate import HeldOut, evaluate
-from esalign.run.statistics import estimate, within_noise
-from esalign.run.step_back import several, step_back
+from esalign.run.statistics import estimate
+from esalign.run.step_back import step_back
 from esalign.seeds import Use, derive
 from esalign.space import SvdLora
 from esalign.types import Array
@@ -56,17 +56,13 @@ class Judge:
     def step_back(self, snapshot: Path) -> tuple[Path, float]:
         """Do with a search's snapshot what a run does with its result. Returns what is left of it, and of its way."""
         mean, validation = np.load(snapshot / "mean.npy"), self._validation
-        drawn = replace(validation, examples=several(validation.examples))
         with self._open(None) as (backend, zero):
 
-            def judge(share: float, problems: HeldOut, decoding: str) -> Array:
+            def judge(share: float, problems: HeldOut, temperature: float) -> Array:
+                decoding = "sampled" if temperature else "greedy"
                 return self._scores(backend, zero + share * mean, problems, Use.VALIDATION, decoding)
 
-            start = judge(0.0, validation, "greedy")
-            share, _ = step_back(
-                lambda share: judge(share, drawn, "sampled"),
-                lambda share: not within_noise(judge(share, validation, "greedy"), start),
-            )
+            share, _ = step_back(judge, validation, judge(0.0, validation, 0.0))
         left = snapshot.with_name(f"{snapshot.name}-back")
         SvdLora.from_pretrained(self._adapter).save_pretrained(share * mean, left / "adapter")
         return left, share

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from esalign.files import write_atomically
-from esalign.run.run import peak_memory
+from esalign.run.progress import peak_memory
 
 MARKS = (0.04, 0.08, 0.14, 0.2, 0.3, 0.45, 0.7, 1.0)
 """Shares of the budget at which a snapshot is due: the first step that ends after one leaves it."""
