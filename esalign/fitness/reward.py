@@ -13,7 +13,7 @@ from esalign.types import Array, Evaluation, Example, State
 
 SAMPLED, CONFIDENCE = 0.25, 4.0
 """Share of the problems that are sampled, and weight of a greedy completion's probability, by default; see
-docs/benchmarks/tasks.md for how they were chosen."""
+docs/benchmarks/defaults.md for how they were chosen."""
 
 
 class RewardFitness:
