@@ -141,6 +141,16 @@ def test_it_stays_where_a_part_of_the_way_would_lose_what_was_gained(tmp_path):
     assert result.comparisons["test/greedy"].gain.mean == 0.5
 
 
+@pytest.mark.parametrize(
+    ("abstains", "share"),
+    [([0.0], 1.0), ([1.0], 1.0), ([0.25], 0.75), ([0.25, 0.5], 0.75)],
+)
+def test_where_all_rewards_abstain_nothing_is_learnt(tmp_path, abstains, share):
+    earned = lambda at: np.nan if at in abstains else 0.5 + at - 4 / 3 * at**2  # noqa: E731  (nothing is lost up to 0.75)
+    result = make_run(tmp_path, Walking(earned), keep_sampled=True).execute()
+    assert result.share == share
+
+
 def test_draws_of_a_problem_are_averaged_before_they_are_compared():
     rng = np.random.default_rng(0)
     rewards = {share: rng.random(DRAWS * PROBLEMS) for share in (0.0, *SHARES)}

@@ -42,10 +42,10 @@ def step_back(
 
     nothing, everything = earned(0.0), earned(1.0)
     tried = {1.0: paired_difference(everything, nothing)}
-    if not within_noise(everything, nothing):
+    if tried[1.0].count == 0 or not within_noise(everything, nothing):  # nothing is known, or nothing is lost
         return 1.0, tried
     tried = {share: paired_difference(earned(share), nothing) for share in SHARES[:-1]} | tried
-    share = furthest({0.0: 0.0} | {share: gain.mean for share, gain in tried.items()})
+    share = furthest({0.0: 0.0} | {share: gain.mean for share, gain in tried.items() if gain.count})
     keeps_gain = not within_noise(judge(share, validation, 0.0), start)
     return (share if keeps_gain else 1.0), tried
 
