@@ -239,7 +239,7 @@ def test_a_wrong_command_line_ends_in_one_line(arguments, message, command, caps
 
 @pytest.mark.slow
 def test_by_validation_the_last_snapshot_is_judged_on_validation_problems(command, tmp_path):
-    small = ("fitness.prompts=4", "optimizer.population=4", "sampling.max_tokens=8")
+    small = ("fitness.prompts=4", "optimizer.population=4", "sampling.max_tokens=8", "space.tie=8")
     command("defaults", *small, "--budget", "0.01", "--by-validation", "--out", str(tmp_path))
     (file,) = (tmp_path / "choosing" / "countdown").glob("defaults*.seed0.jsonl")
     head, *points, best = map(json.loads, file.read_text().splitlines())
@@ -327,6 +327,24 @@ def test_divergence_and_pass_at_k_have_intervals_over_runs(tmp_path, capsys):
     )
     expected = f"{of_kl} | {of_one} | +0.000 [+0.000, +0.000] |"
     assert f"| ESSA, nothing set | 2 | {expected}" in capsys.readouterr().out
+
+
+def test_how_far_results_went_back_is_told_with_what_they_had_gained(tmp_path, capsys):
+    from tables import print_tables
+
+    for seed, (share, greedy) in enumerate([(0.5, 0.75), (1.0, 0.85)]):
+        write_result(tmp_path, "start", seed, "0011" * 25, [])
+        for label in ("defaults", "cma-es"):
+            write_result(tmp_path, label, seed, "1110" * 25, [POINT])
+        file = tmp_path / f"defaults.seed{seed}.jsonl"
+        *lines, best = map(json.loads, file.read_text().splitlines())
+        best |= {"share": share, "whole_way": {"greedy": {"mean": greedy}, "sampled": {"mean": 0.25}}}
+        file.write_text("".join(json.dumps(line) + "\n" for line in (*lines, best)))
+    print_tables(tmp_path)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "0.5, 1 |" in line]
+    half = 12.706 * 0.05  # the standard error of (0.25, 0.35)
+    gains = f"+0.300 [{0.3 - half:+.3f}, {0.3 + half:+.3f}] | -0.250 [-0.250, -0.250]"
+    assert line == f"| ESSA, nothing set | 2 | 0.5, 1 | {gains} |"
 
 
 def test_results_of_before_and_rows_without_a_common_seed_are_left_out_of_what_they_lack(tmp_path, capsys):

@@ -100,6 +100,16 @@ def test_what_nothing_tells_apart_is_said_and_sigma_is_the_largest_that_does_no_
     assert "no signal is clear with 32 prompts" in probed.concerns[0]
 
 
+def test_chance_alone_is_clear_at_some_step_size_in_one_of_twenty_probes_at_most():
+    rng = np.random.default_rng(0)
+    called = 0
+    for _ in range(400):
+        rewards = rng.standard_normal((5 * 2 * PAIRS, 48))
+        signals = measure((0.175, 0.35, 0.7, 1.4, 2.8), completed(rewards), samples=1)
+        called += any(one.clear for one in signals)
+    assert called < 0.07 * 400
+
+
 def completed(rewards, start=0.0):
     """Return what candidates earned, (candidates, prompts), behind a start that always earns the same."""
     rows = [[Completion("a", (1, 2), "stop")] * rewards.shape[1] for _ in range(1 + len(rewards))]

@@ -142,6 +142,8 @@ def test_steps_follow_the_divergence_and_never_outgrow_the_optimizers_own():
     assert_allclose(scale(), 0.625)
     trust.note(np.full(4, 1e9))
     assert_allclose(scale(), 0.0625)
+    trust.note(np.array([np.nan, 0.025, 0.025, 0.025]))  # one candidate's logits overflow
+    assert_allclose(scale(), 0.0625)
 
 
 def test_a_mean_that_earns_less_is_retreated_from_and_one_that_earns_no_less_is_trusted():

@@ -155,12 +155,8 @@ class SearchParts:
     held_out: HeldOutSets
 
 
-def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
-    """Make everything that a search needs; what must be closed is handed to ``closing``. Cheap checks come first."""
-    config = resolve(config)
-    for reward in config.rewards:
-        load_reward(reward.name, **reward.options)
-    check_engines(config.backend, config.cluster)
+def make_search_space(config: RunConfig) -> Space:
+    """Make the space of a configuration whose gaps are filled in (`resolve`)."""
     chosen = config.space
     settings: dict[str, Any] = {
         "model": model_path(config.model.path),
@@ -169,8 +165,16 @@ def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
         "tie_over": chosen.tie_over,
         "tie_seed": chosen.tie_seed,
     }
-    space = make_space(str(chosen.name), **merge(f"space {chosen.name!r}", settings, chosen.options))
-    section = config.optimizer
+    return make_space(str(chosen.name), **merge(f"space {chosen.name!r}", settings, chosen.options))
+
+
+def make_parts(config: RunConfig, closing: ExitStack) -> SearchParts:
+    """Make everything that a search needs; what must be closed is handed to ``closing``. Cheap checks come first."""
+    config = resolve(config)
+    for reward in config.rewards:
+        load_reward(reward.name, **reward.options)
+    check_engines(config.backend, config.cluster)
+    space, section = make_search_space(config), config.optimizer
     settings = {"dim": space.dim, "sigma": section.sigma, "population": section.population, "seed": config.run.seed}
     optimizer = make_optimizer(section.name, **merge(f"optimizer {section.name!r}", settings, section.options))
     splits = load_splits(config)

@@ -68,7 +68,7 @@ class FitnessSection(Section):
     prompts: int | None = Field(
         None,
         ge=1,
-        description="Problems per generation; none: 24, and up to 400 as candidates come near each other; 48 at a time "
+        description="Problems per generation; none: 16, and up to 400 as candidates come near each other; 48 at a time "
         "for the surrogate, 100 for distillation.",
     )
     samples: int | None = Field(
@@ -100,7 +100,7 @@ class SearchRunSection(RunSection):
 
     flat_limit: int = Field(5, ge=1, description="Stop after so many generations in which all candidates are equal.")
     keep_sampled: bool = Field(
-        True, description="Go back by up to half of the way where sampled completions earn less than at the start."
+        True, description="Go back by up to half of the way where sampled completions earn no more than at the start."
     )
     kl_prompts: int = Field(64, ge=0, description="Validation problems for the KL to the start; 0 leaves it out.")
 

@@ -113,9 +113,12 @@ def divergence(log_ratio: Array) -> Array:
 def bounded(objective: Array, kl: Array, limit: float) -> Array:
     """Return the objective, candidates above the limit behind all others, the larger their divergence the lower.
 
+    NaN, where a candidate's logits overflow, is farther than any other.
+
     >>> bounded(np.array([0.3, 0.1, 0.5]), np.array([0.0, 0.0, 0.2]), 0.05)
     array([ 0.3 ,  0.1 , -0.05])
     """
+    kl = np.where(np.isnan(kl), np.nanmax(kl, initial=limit) + 1.0, kl)
     inside = kl <= limit
     floor = objective[inside].min() if inside.any() else 0.0
     fitness: Array = np.where(inside, objective, floor - (kl - limit))

@@ -16,7 +16,7 @@ from esalign.types import Array
 
 PAIRS = 4
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0)  # times the configured sigma
-CLEAR = 2.37  # the 95 % quantile of chi2 / PAIRS with PAIRS degrees of freedom
+CLEAR = 3.32  # the 99 % quantile of chi2 / PAIRS with PAIRS degrees of freedom: 95 % for the five of GRID
 LEAST_RATE = 0.25
 LEAST_PROMPTS = 24  # that are probed
 
@@ -55,7 +55,7 @@ class Signal:
 
     @property
     def clear(self) -> bool:
-        """Whether chance alone would give so much in less than one of twenty cases."""
+        """Whether chance alone would give so much in less than one of a hundred cases."""
         return self.half > CLEAR * self.noise / self.prompts
 
     @property
@@ -138,9 +138,10 @@ class Probed:
         if all(one.damages(self.start) for one in self.signals):
             texts.append("every sigma that was tried does damage, so this is the smallest")
         elif not found.by_signal:
+            more = "more prompts, which it takes by itself" if self.adapts else "more prompts (fitness.prompts)"
             texts.append(
                 f"no signal is clear with {prompts} prompts, so sigma is the largest that does no damage: a search "
-                "will need more prompts (fitness.prompts), or a reward that tells more completions apart"
+                f"will need {more}, or a reward that tells more completions apart"
             )
         if found.at_edge:
             texts.append(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from esalign.assets import adapter_path, asset
-from esalign.commands.build import load_splits, make_backend, make_pool, make_probe
+from esalign.commands.build import load_splits, make_backend, make_pool, make_probe, make_search_space, resolve
 from esalign.config.run import RunConfig
 from esalign.protocols import Backend
 from esalign.run.evaluate import HeldOut, evaluate
@@ -56,15 +56,19 @@ class Judge:
     def step_back(self, snapshot: Path) -> tuple[Path, float]:
         """Do with a search's snapshot what a run does with its result. Returns what is left of it, and of its way."""
         mean, validation = np.load(snapshot / "mean.npy"), self._validation
-        with self._open(None) as (backend, zero):
+        config = resolve(self._config)
+        space = make_search_space(config)
+        with ExitStack() as stack:
+            backend = make_backend(config.backend, config.model.path, space)
+            stack.callback(backend.close)
 
             def judge(share: float, problems: HeldOut, temperature: float) -> Array:
                 decoding = "sampled" if temperature else "greedy"
-                return self._scores(backend, zero + share * mean, problems, Use.VALIDATION, decoding)
+                return self._scores(backend, share * mean, problems, Use.VALIDATION, decoding)
 
             share, _ = step_back(judge, validation, judge(0.0, validation, 0.0))
         left = snapshot.with_name(f"{snapshot.name}-back")
-        SvdLora.from_pretrained(self._adapter).save_pretrained(share * mean, left / "adapter")
+        space.save_pretrained(share * mean, left / "adapter")
         return left, share
 
     def test(

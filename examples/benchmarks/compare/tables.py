@@ -31,6 +31,7 @@ def print_tables(folder: Path) -> None:
     print_rows(rows, starts)
     print_more(rows, starts)
     print_spread(rows, starts)
+    print_back(rows, starts)
     print_ahead(rows)
     for decoding in ("greedy", "sampled"):
         for best_of in (rows, {"grpo": rows["grpo"]} if "grpo" in rows else {}):
@@ -100,6 +101,24 @@ def print_spread(rows: dict[str, list[Result]], starts: list[Result]) -> None:
         values = [[best["kl"] for best, _ in pairs]]
         values += [[best["pass_at"][k] - start[k] for best, start in pairs] for k in ks]
         print(f"| {ROWS[label].title} | {len(pairs)} | {' | '.join(signed(over_runs(one)) for one in values)} |")
+
+
+def print_back(rows: dict[str, list[Result]], starts: list[Result]) -> None:
+    """Print, of rows some of whose results went back, how far, and what had been gained before, over runs."""
+    of_start = {start.head["seed"]: start.best for start in starts}
+    lines = []
+    for label, found in rows.items():
+        known = [one for one in found if one.best.get("whole_way") and one.head["seed"] in of_start]
+        if all(one.best["share"] == 1 for one in known):
+            continue
+        cells = [ROWS[label].title, str(len(known)), ", ".join(f"{one.best['share']:g}" for one in known)]
+        for name in ("greedy", "sampled"):
+            gains = [one.best["whole_way"][name]["mean"] - of_start[one.head["seed"]][name]["mean"] for one in known]
+            cells.append(signed(over_runs(gains)))
+        lines.append(f"| {' | '.join(cells)} |")
+    if lines:
+        print("\n| row | seeds | of its way, by seed | before going back: greedy, gain | sampled, gain |")
+        print("\n".join(["|---|---|---|---|---|", *lines]))
 
 
 def print_ahead(rows: dict[str, list[Result]]) -> None:
