@@ -46,7 +46,7 @@ def step_back(
         return 1.0, tried
     tried = {share: paired_difference(earned(share), nothing) for share in SHARES[:-1]} | tried
     share = furthest({0.0: 0.0} | {share: gain.mean for share, gain in tried.items() if gain.count})
-    keeps_gain = not within_noise(judge(share, validation, 0.0), start)
+    keeps_gain = share < 1 and not within_noise(judge(share, validation, 0.0), start)
     return (share if keeps_gain else 1.0), tried
 
 
