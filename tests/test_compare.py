@@ -237,6 +237,22 @@ def test_a_wrong_command_line_ends_in_one_line(arguments, message, command, caps
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_results_of_another_budget_are_refused_and_not_taken_for_those_of_now(command, tmp_path, capsys):
+    (tmp_path / "countdown").mkdir()
+    write_result(tmp_path / "countdown", "defaults", 0, "0011" * 25, [POINT])
+    command("defaults", "--budget", "1", "--out", str(tmp_path))
+    assert "done before" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="has a budget of 1 s, not 2: give another --out"):
+        command("defaults", "--budget", "2", "--out", str(tmp_path))
+
+
+def test_variants_have_the_name_of_all_that_they_set():
+    from rows import ROWS, label
+
+    both = [label(ROWS["defaults"], (f"{section}.temperature=1",)) for section in ("sampling", "fitness.options")]
+    assert both == ["defaults+sampling.temperature=1", "defaults+fitness.options.temperature=1"]
+
+
 @pytest.mark.slow
 def test_by_validation_the_last_snapshot_is_judged_on_validation_problems(command, tmp_path):
     small = ("fitness.prompts=4", "optimizer.population=4", "sampling.max_tokens=8", "space.tie=8")

@@ -152,9 +152,14 @@ def run(job: Job) -> None:
     """Train and judge one row with one seed, unless that is done."""
     file = job.home / f"{job.name}.jsonl"
     if file.exists():
+        head = json.loads(file.read_text().partition("\n")[0])
+        if head.get("budget", job.budget) != job.budget:
+            sys.exit(f"{file} has a budget of {head['budget']:g} s, not {job.budget:g}: give another --out")
         print(f"{file}: done before")
         return
-    if job.row.kind != "start" and not (job.work / "training.json").exists():
+    trained = job.work / "training.json"
+    of_now = trained.exists() and json.loads(trained.read_text())["budget"] == job.budget
+    if job.row.kind != "start" and not of_now:
         shutil.rmtree(job.work, ignore_errors=True)
         job.config()  # poses problems and trains the start if need be, outside the process that is measured
         subprocess.run([sys.executable, str(Path(__file__).parent), *job.arguments()], check=True)

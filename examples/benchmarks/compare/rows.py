@@ -116,4 +116,4 @@ def make_options(row: Row, task: str, extra: tuple[str, ...] = ()) -> dict[str, 
 
 def label(row: Row, extra: tuple[str, ...]) -> str:
     """Return the name of a row's variant, e.g. ``grpo+lr=3e-4``."""
-    return "+".join([row.name, *(text[text.partition("=")[0].rfind(".") + 1 :] for text in extra)])
+    return "+".join([row.name, *extra])
