@@ -210,7 +210,7 @@ class Run:
         )
 
     def _step_back(self) -> tuple[float, dict[float, Estimate]]:
-        """Restore a part of the way to the best where sampled completions earn less than at the start.
+        """Restore a part of the way to the best where sampled completions do not earn more than at the start.
 
         Where all completions are sampled, or another measure decides, the best was chosen by what is wanted.
 

@@ -21,11 +21,11 @@ LEAST = 0.5
 def step_back(
     judge: Callable[[float, HeldOut, float], Array], validation: HeldOut, start: Array
 ) -> tuple[float, dict[float, Estimate]]:
-    """Return the largest share of the way at which drawn completions earn no less than at the start.
+    """Estimate the largest share of the way at which drawn completions earn no less than at the start.
 
     What raises greedy completions may lower drawn ones, the more the farther a search goes. Both change steadily on the
-    straight line to the start, so a part of the way keeps most of the gain. Where it does not, nothing is given up, and
-    neither is where drawn completions earn more than at the start by a standard error.
+    straight line to the start, so that a part of the way keeps much of the gain. Where greedy completions are no longer
+    ahead of the start there by a standard error, nothing is given up, and neither is where drawn ones gain as much.
 
     Args:
         judge: scores at a share of the way, 0 being the start, of problems completed at a temperature.
