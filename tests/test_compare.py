@@ -290,12 +290,12 @@ POINT = {
 }
 
 
-def write_result(folder, label, seed, scores, points):
+def write_result(folder, label, seed, scores, points, **more):
     head = {"row": label, "label": label, "seed": seed, "extra": [], "budget": 1.0, "steps": 2, "parts": {}}
     head |= {"loaded_mib": 1.0, "peak_rss_mib": 2.0}
     best = {"validation": {"greedy": 0.5, "sampled": 0.5}, "kl": 0.0, "probe_scores": scores}
     best |= {"scores": dict.fromkeys(("greedy", "sampled", "at 0.7"), scores), "pass_at": {"1": 0.25, "2": 0.5}}
-    best |= {"greedy": {"mean": 0.5}, "sampled": {"mean": 0.5}}
+    best |= {"greedy": {"mean": 0.5}, "sampled": {"mean": 0.5}} | more
     lines = "".join(json.dumps(line) + "\n" for line in (head, *points, best))
     (folder / f"{label}.seed{seed}.jsonl").write_text(lines)
 
@@ -330,11 +330,7 @@ def test_divergence_and_pass_at_k_have_intervals_over_runs(tmp_path, capsys):
 
     for seed, (kl, one) in enumerate([(0.1, 0.25), (0.3, 0.75)]):
         write_result(tmp_path, "start", seed, "0011" * 25, [])
-        write_result(tmp_path, "defaults", seed, "1110" * 25, [POINT])
-        file = tmp_path / f"defaults.seed{seed}.jsonl"
-        *lines, best = map(json.loads, file.read_text().splitlines())
-        best |= {"kl": kl, "pass_at": {"1": one, "2": 0.5}}
-        file.write_text("".join(json.dumps(line) + "\n" for line in (*lines, best)))
+        write_result(tmp_path, "defaults", seed, "1110" * 25, [POINT], kl=kl, pass_at={"1": one, "2": 0.5})
     print_tables(tmp_path)
     student = 12.706  # the quantile of one degree of freedom; times the standard errors of (0.1, 0.3) and (0, 0.5)
     of_kl, of_one = (
@@ -350,12 +346,9 @@ def test_how_far_results_went_back_is_told_with_what_they_had_gained(tmp_path, c
 
     for seed, (share, greedy) in enumerate([(0.5, 0.75), (1.0, 0.85)]):
         write_result(tmp_path, "start", seed, "0011" * 25, [])
-        for label in ("defaults", "cma-es"):
-            write_result(tmp_path, label, seed, "1110" * 25, [POINT])
-        file = tmp_path / f"defaults.seed{seed}.jsonl"
-        *lines, best = map(json.loads, file.read_text().splitlines())
-        best |= {"share": share, "whole_way": {"greedy": {"mean": greedy}, "sampled": {"mean": 0.25}}}
-        file.write_text("".join(json.dumps(line) + "\n" for line in (*lines, best)))
+        write_result(tmp_path, "cma-es", seed, "1110" * 25, [POINT])
+        whole_way = {"greedy": {"mean": greedy}, "sampled": {"mean": 0.25}}
+        write_result(tmp_path, "defaults", seed, "1110" * 25, [POINT], share=share, whole_way=whole_way)
     print_tables(tmp_path)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "0.5, 1 |" in line]
     half = 12.706 * 0.05  # the standard error of (0.25, 0.35)
