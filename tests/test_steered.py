@@ -142,7 +142,7 @@ def test_steps_follow_the_divergence_and_never_outgrow_the_optimizers_own():
     assert_allclose(scale(), 0.625)
     trust.note(np.full(4, 1e9))
     assert_allclose(scale(), 0.0625)
-    trust.note(np.array([np.nan, 0.025, 0.025, 0.025]))  # one candidate's logits overflow
+    trust.note(np.array([np.inf, 0.025, 0.025, 0.025]))  # one candidate's logits overflow
     assert_allclose(scale(), 0.0625)
 
 

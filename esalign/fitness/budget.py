@@ -12,6 +12,9 @@ from esalign.types import Array, Evaluation, Example, Sampling, State, Steering
 PROMPTS = 24
 MAX_LOG_RATIO = 20.0  # exp of it is finite in float32
 
+FARTHEST = 1e9
+"""Nats per token beyond the limit, at most: fitness is finite."""
+
 
 class WithinBudget:
     """A fitness in which candidates that are too far from the start rank behind all others, the farther the lower.
@@ -99,27 +102,25 @@ class WithinBudget:
 def divergence(log_ratio: Array) -> Array:
     """Estimate KL(p || candidate), nats per token, shape (population,), on tokens that p sampled.
 
-    The k3 estimator (see `esalign.run.evaluate.kl_to_start`): ``r - 1 - log r``, never negative.
+    The k3 estimator (see `esalign.run.evaluate.kl_to_start`): ``r - 1 - log r``, never negative; infinite where it
+    overflows, or the candidate's logits do.
 
     Args:
         log_ratio: log r, the candidate's log-probability less that of p, shape (population, tokens).
     """
     if not log_ratio.shape[1]:
         return np.zeros(len(log_ratio))
-    estimate: Array = (np.expm1(log_ratio) - log_ratio).mean(axis=1)
-    return estimate
+    estimate = (np.expm1(log_ratio) - log_ratio).mean(axis=1)
+    return np.where(np.isnan(estimate), np.inf, estimate)
 
 
 def bounded(objective: Array, kl: Array, limit: float) -> Array:
     """Return the objective, candidates above the limit behind all others, the larger their divergence the lower.
 
-    NaN, where a candidate's logits overflow, is farther than any other.
-
     >>> bounded(np.array([0.3, 0.1, 0.5]), np.array([0.0, 0.0, 0.2]), 0.05)
     array([ 0.3 ,  0.1 , -0.05])
     """
-    kl = np.where(np.isnan(kl), np.nanmax(kl, initial=limit) + 1.0, kl)
     inside = kl <= limit
     floor = objective[inside].min() if inside.any() else 0.0
-    fitness: Array = np.where(inside, objective, floor - (kl - limit))
+    fitness: Array = np.where(inside, objective, floor - np.minimum(kl - limit, FARTHEST))
     return fitness

@@ -38,8 +38,7 @@ class TrustRegion:
 
     def note(self, kl: Array) -> None:
         """Adapt the length of steps to the divergences of candidates from their mean, shape (population,)."""
-        typical = float(np.median(np.where(np.isnan(kl), np.inf, kl)))  # NaN: its logits overflow
-        factor = math.sqrt(self._radius * self._limit / 2 / max(typical, 1e-12))  # KL grows as its square
+        factor = math.sqrt(self._radius * self._limit / 2 / max(float(np.median(kl)), 1e-12))  # KL grows as its square
         self._scale = min(1.0, max(LEAST_SCALE, self._scale * min(max(factor, LEAST_FACTOR), MOST_FACTOR)))
 
     @property
