@@ -278,6 +278,28 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path):
     assert reproducible(tmp_path / "cut") == reproducible(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("told", ["(50% of the way, validation, sampled)", "(test, greedy)"])
+def test_an_interrupt_while_the_result_is_judged_stops_it_there_and_a_resumed_run_judges_it(told, tmp_path):
+    def walking():
+        return Walking(lambda at: 0.5 + 0.02 * at - 0.05 * at**2)
+
+    whole = make_run(tmp_path / "whole", walking(), keep_sampled=True).execute()
+    interrupts, stages = [], []
+
+    def stage(text, done=0, total=0):
+        stages.append(text)
+        if text == f"judging the result {told}":
+            interrupts.append(1)
+
+    run = make_run(tmp_path / "cut", walking(), interrupts, keep_sampled=True)
+    run._reporter.stage = stage
+    assert run.execute() is None
+    assert stages[-1].endswith(told)  # nothing was judged after it
+    resumed = make_run(tmp_path / "cut", walking(), keep_sampled=True).execute()
+    for found in ("share", "sampled_gains", "comparisons"):
+        assert getattr(resumed, found) == getattr(whole, found)
+
+
 @pytest.mark.parametrize("lowered", [3, 2])
 def test_a_run_resumed_with_fewer_generations_validates_what_it_ends_with(tmp_path, lowered):
     tables = {REWARD: [right(count) for count in (2, 3, 6, 10, 8, 8)]}

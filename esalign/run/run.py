@@ -27,7 +27,12 @@ from esalign.seeds import Use, derive
 from esalign.types import Array, Sample, Sampling, State
 
 STATE_VERSION = 6
+JUDGING_RESULT = "judging the result"
 UNLIMITED = 0  # as `flat_limit`: a learner that has no candidates
+
+
+class _InterruptedError(Exception):
+    """The user stopped the run while its result was judged; a resumed run judges it from the beginning."""
 
 
 class Run:
@@ -47,7 +52,8 @@ class Run:
         keep_sampled: whether the result goes back towards the start where sampled completions earn less than there.
         reporter: who tells the user.
         tracker: who gets the metrics, too.
-        interrupts: when something appears in it, the run stops after the step that is under way.
+        interrupts: when something appears in it, the run stops after the step that is under way, or, while the result
+            is judged, after the problems that are.
 
     Raises:
         ConfigError: ``run.select_by`` is nothing that the learner is measured by.
@@ -99,7 +105,12 @@ class Run:
             step = self._learner.advance(self._progress.done + 1)
             self._account(step, time.perf_counter() - began)
             self._record(step)
-        return None if reason == "interrupted" else self._judge_result(reason)
+        if reason == "interrupted":
+            return None
+        try:
+            return self._judge_result(reason)
+        except _InterruptedError:
+            return None
 
     def _account(self, step: Step, seconds: float) -> None:
         progress = self._progress
@@ -179,9 +190,13 @@ class Run:
         self._reporter.generation(row)
 
     def _judge_result(self, reason: str) -> Result:
-        """Judge the best state on the problems that nothing was chosen by."""
+        """Judge the best state on the problems that nothing was chosen by.
+
+        Raises:
+            _InterruptedError: the user stopped the run.
+        """
         progress = self._progress
-        self._stage = "judging the result"
+        self._stage = JUDGING_RESULT
         generation = progress.best_generation
         if within_noise(progress.best_scores, progress.start_validation):
             generation = 0
@@ -266,6 +281,8 @@ class Run:
 
     def _judge(self, name: str, measure: str, held_out: HeldOut, use: Use, temperature: float) -> HeldOutResult:
         """Judge the learner by a measure; ``name`` is what the problems are called. While a stage is shown, tell it."""
+        if self._stage == JUDGING_RESULT and self._interrupts:
+            raise _InterruptedError
         began = time.perf_counter()
         held_out = replace(held_out, state=TrainerState(self._progress.done, self._limits.generations))
         if self._stage:
