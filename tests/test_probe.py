@@ -1,6 +1,5 @@
 """`esalign probe` measures what mirrored candidates of several step sizes earn, and proposes a run's settings."""
 
-import dataclasses
 import io
 import json
 import math
@@ -67,7 +66,7 @@ def test_the_proposal_finds_the_sigma_at_which_candidates_differ_most_from_where
     assert probed.proposal.by_signal
     assert 1.0 <= probed.proposal.sigma <= 2.0
     assert [one.step.sigma for one in probed.signals] == [factor * base for factor in (0.25, 0.5, 1.0, 2.0, 4.0)]
-    assert probed.chosen.usable == max(one.usable for one in probed.signals if not one.damages(probed.start))
+    assert probed.chosen.usable == max(one.usable for one in probed.signals if not one.damages)
     assert probed.overrides == f"optimizer.sigma={probed.proposal.sigma:g} fitness.prompts=16 optimizer.population=12"
 
 
@@ -152,13 +151,30 @@ def test_samples_of_a_prompt_are_averaged_and_prompts_with_an_abstention_left_ou
     assert fewer.prompts == 5
     assert fewer == measure([1.0], completed(np.delete(rewards, 2, axis=1)), samples=1)[0]
     rewards[0, 1:] = np.nan
-    with pytest.raises(RewardError, match="all but 1 of 6 prompts at sigma 1, expected at least 2"):
+    with pytest.raises(RewardError, match="all but 1 of 6 prompts, or on more, expected at least 2"):
         measure([1.0], completed(rewards), samples=1)
 
 
-def signal(sigma, *, broken=0.0, reward=0.5, half=0.01, noise=0.1):
+def test_a_step_size_at_which_the_rewards_abstain_is_taken_for_damage_and_does_not_end_the_probe():
+    rewards = np.random.default_rng(0).standard_normal((3 * 2 * PAIRS, 24))
+    rewards[4 * PAIRS :, 1:] = np.nan
+    signals = measure([1.0, 2.0, 4.0], completed(rewards), samples=1)
+    assert [one.prompts for one in signals] == [24, 24, 1]
+    assert [one.damages for one in signals] == [False, False, True]
+    probed = Probed(0.0, tuple(signals), propose(signals, dim=256, prompts=24, most_prompts=1000), 4, 9.0)
+    assert probed.proposal.sigma < 4
+    assert not probed.proposal.at_edge
+    assert probed.concerns[0].startswith("at sigma 4 the rewards abstained")
+    console = Console(file=io.StringIO(), width=120, color_system=None)
+    show_probe(console, probed)
+    assert "24 prompts" in " ".join(console.file.getvalue().split())
+
+
+def signal(sigma, *, broken=0.0, lost=0.0, half=0.01, noise=0.1):
     step = FirstStep(sigma, 0.5, broken, 0.0)
-    return Signal(step, reward=reward, mirrored=-0.5, half=half, noise=noise, prompts=100, equal=0.2, tokens=9.0)
+    return Signal(
+        step, reward=0.5, lost=lost, mirrored=-0.5, half=half, noise=noise, prompts=100, equal=0.2, tokens=9.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,26 +191,30 @@ def signal(sigma, *, broken=0.0, reward=0.5, half=0.01, noise=0.1):
         ([signal(1), signal(2, noise=0), signal(4, half=0.011)], 2, 16, True, False),
         ([signal(1, half=1), signal(2), signal(4)], 1, 16, True, True),
         ([signal(1, half=0.01, noise=0.9), signal(2), signal(4)], 2, 16, True, False),
-        ([signal(1), signal(2), signal(4, half=0.1, reward=0.2)], 1, 16, True, True),  # less than half of the start's
-        ([signal(1, half=0.001), signal(2, half=0.001), signal(4, reward=0.2)], 2, 48, False, False),
+        ([signal(1), signal(2), signal(4, half=0.1, lost=0.6)], 1, 16, True, True),
+        ([signal(1, half=0.001), signal(2, half=0.001), signal(4, lost=0.6)], 2, 48, False, False),
         ([signal(1, half=0.001), signal(2, half=0.001), signal(4, half=0.001)], 4, 48, False, True),
         ([signal(s, broken=0.9) for s in (1, 2, 4)], 1, 48, False, True),
     ],
 )
 def test_rule_of_the_proposal(signals, sigma, prompts, by_signal, at_edge):
-    found = propose(signals, 0.6, dim=256, prompts=48, most_prompts=1000)
+    found = propose(signals, dim=256, prompts=48, most_prompts=1000)
     assert (found.sigma, found.prompts, found.by_signal, found.at_edge) == (sigma, prompts, by_signal, at_edge)
     assert found.population == 24
 
 
-def test_of_rewards_below_zero_nothing_is_half():
-    losses = [signal(1, reward=-1.0), signal(2, reward=-2.0, half=0.02), signal(4, reward=-4.0)]
-    assert propose(losses, -0.5, dim=256, prompts=48, most_prompts=1000).sigma == 2
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (3.0, -10.0), (0.1, 0.2)])
+def test_damage_does_not_depend_on_where_rewards_have_their_zero(scale, shift):
+    rewards = np.random.default_rng(0).choice([0.0, 1.0], p=[0.8, 0.2], size=(2 * 2 * PAIRS, 64))
+    rewards[: 2 * PAIRS] = 1 - rewards[: 2 * PAIRS]  # right in 0.8, then in 0.2
+    signals = measure([1.0, 2.0], completed(scale * rewards + shift, start=scale * 0.7 + shift), samples=1)
+    assert [one.damages for one in signals] == [False, True]
+    assert signals[1].lost == pytest.approx(1 - 0.2 / 0.7, abs=0.1)
 
 
 @pytest.mark.parametrize(("dim", "population"), [(4, 12), (256, 24), (1792, 28), (8192, 64)])
 def test_population_and_prompts_stay_within_what_there_is(dim, population):
-    found = propose([signal(1), signal(2), signal(4)], 0.6, dim=dim, prompts=48, most_prompts=12)
+    found = propose([signal(1), signal(2), signal(4)], dim=dim, prompts=48, most_prompts=12)
     assert (found.population, found.prompts) == (population, 12)
 
 
@@ -222,11 +242,13 @@ def test_what_the_run_chooses_itself_is_not_proposed(tmp_path, told):
 
 
 def test_where_all_does_damage_that_is_said():
-    signals = (signal(1), signal(2))
-    probed = Probed(0.6, signals, propose(signals, 1.1, dim=256, prompts=48, most_prompts=1000), 4, 9.0)
-    assert "every sigma that was tried does damage" not in " ".join(probed.concerns)
-    worse = dataclasses.replace(probed, start=1.1)
-    assert worse.concerns[0] == "every sigma that was tried does damage, so this is the smallest"
+    def concerns(*signals):
+        return Probed(0.6, signals, propose(signals, dim=256, prompts=48, most_prompts=1000), 4, 9.0).concerns
+
+    assert "every sigma that was tried does damage" not in " ".join(concerns(signal(1), signal(2, lost=0.6)))
+    assert concerns(signal(1, lost=0.6), signal(2, lost=0.6))[0] == (
+        "every sigma that was tried does damage, so this is the smallest"
+    )
 
 
 def test_it_writes_json_and_no_run(tmp_path):

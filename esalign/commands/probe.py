@@ -72,7 +72,7 @@ def probe(config: RunConfig, *, output: Path | None = None, progress: Progress =
         seconds = time.perf_counter() - began
     signals = measure(sigmas, completed, samples=samples)
     start = estimate(completed.rewards[0]).mean
-    proposal = propose(signals, start, dim=learner.space.dim, prompts=len(chosen), most_prompts=len(train))
+    proposal = propose(signals, dim=learner.space.dim, prompts=len(chosen), most_prompts=len(train))
     tokens = next(one.tokens for one in signals if one.step.sigma == proposal.sigma)
     work = config.run.generations * proposal.population * proposal.prompts * samples * tokens
     probed = Probed(

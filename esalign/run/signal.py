@@ -12,13 +12,15 @@ from esalign.errors import RewardError
 from esalign.fitness.completions import Completed
 from esalign.fitness.reliability import LEAST, WANTED
 from esalign.run.first_step import FirstStep, compare
-from esalign.types import Array
+from esalign.types import Array, Completion
 
 PAIRS = 4
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0)  # times the configured sigma
 CLEAR = 3.32  # the 99 % quantile of chi2 / PAIRS with PAIRS degrees of freedom: 95 % for the five of GRID
 LEAST_RATE = 0.25
 LEAST_PROMPTS = 24  # that are probed
+MOST_LOST = 0.5
+LEAST_JUDGED = 2  # prompts without an abstention
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,20 @@ class Signal:
     Args:
         step: what the candidates do to completions.
         reward: their mean reward.
+        lost: the share that they lose of what the start earned above the least reward of the probe; NaN where it
+            earned nothing.
         mirrored: correlation of the mean rewards of x and -x: -1 where rewards are linear around the start, 1 where
             only the distance from it matters; NaN where all are equal.
         half: mean square of half a pair's difference of mean rewards.
         noise: the share of a single prompt in that: ``half`` holds noise / prompts by chance.
-        prompts: number of prompts without an abstention.
+        prompts: number of prompts without an abstention; below 2 nothing can be told.
         equal: share of the prompts on which all candidates earn the same.
         tokens: generated tokens of a completion, on average.
     """
 
     step: FirstStep
     reward: float
+    lost: float
     mirrored: float
     half: float
     noise: float
@@ -51,21 +56,22 @@ class Signal:
     @property
     def variance(self) -> float:
         """The signal: variance of half a pair's difference beyond what the number of prompts explains, at least 0."""
-        return max(self.half - self.noise / self.prompts, 0.0)
+        return max(self.half - self.noise / max(self.prompts, 1), 0.0)
 
     @property
     def clear(self) -> bool:
         """Whether chance alone would give so much in less than one of a hundred cases."""
-        return self.half > CLEAR * self.noise / self.prompts
+        return self.half > CLEAR * self.noise / max(self.prompts, 1)
 
     @property
     def usable(self) -> float:
         """The signal's standard deviation times the root of its share of all variance: what one generation can gain."""
         return self.variance / self.half**0.5 if self.half else 0.0
 
-    def damages(self, start: float) -> bool:
-        """Tell whether candidates break completions, or lose more than half of the start's mean reward."""
-        return self.step.too_large or (start > 0 and self.reward < start / 2)
+    @property
+    def damages(self) -> bool:
+        """Whether candidates break completions, lose more than half of what the start earned, or are not judged."""
+        return self.step.too_large or self.lost > MOST_LOST or self.prompts < LEAST_JUDGED
 
     def flat(self, prompts: int) -> float:
         """Return the probability that none of so many prompts tells candidates apart."""
@@ -117,6 +123,11 @@ class Probed:
         return next(one for one in self.signals if one.step.sigma == self.proposal.sigma)
 
     @property
+    def prompts(self) -> int:
+        """Number of prompts that were judged, at the step size where most were."""
+        return max(one.prompts for one in self.signals)
+
+    @property
     def overrides(self) -> str:
         """The proposal as arguments of `esalign run`."""
         found = self.proposal
@@ -134,8 +145,12 @@ class Probed:
     @property
     def concerns(self) -> tuple[str, ...]:
         """What makes the proposal doubtful."""
-        found, prompts, texts = self.proposal, self.signals[0].prompts, []
-        if all(one.damages(self.start) for one in self.signals):
+        found, prompts, texts = self.proposal, self.prompts, []
+        if unjudged := [f"{one.step.sigma:g}" for one in self.signals if one.prompts < LEAST_JUDGED]:
+            texts.append(
+                f"at sigma {', '.join(unjudged)} the rewards abstained on nearly all prompts: taken for damage"
+            )
+        if all(one.damages for one in self.signals):
             texts.append("every sigma that was tried does damage, so this is the smallest")
         elif not found.by_signal:
             more = "more prompts, which it takes by itself" if self.adapts else "more prompts (fitness.prompts)"
@@ -161,34 +176,47 @@ def measure(sigmas: Sequence[float], completed: Completed, *, samples: int) -> l
         samples: completions of a prompt.
 
     Raises:
-        RewardError: fewer than two prompts have rewards for all candidates of a step size.
+        RewardError: at no step size have two prompts rewards for all candidates.
     """
     start, *rows = completed.rows
     rewards = completed.rewards[1:].reshape(len(sigmas), 2, PAIRS, -1, samples)
     groups = [rows[first : first + 2 * PAIRS] for first in range(0, len(rows), 2 * PAIRS)]
-    return [
-        _signal(
-            compare(sigma, group, start), earned, float(np.mean([len(one.token_ids) for row in group for one in row]))
-        )
+    known = completed.rewards[0][~np.isnan(completed.rewards[0])]
+    least = float(np.nanmin(completed.rewards))
+    above = float(known.mean()) - least if len(known) else 0.0
+    signals = [
+        _signal(compare(sigma, group, start), earned, least, above, _mean_tokens(group))
         for sigma, group, earned in zip(sigmas, groups, rewards, strict=True)
     ]
+    most = max(one.prompts for one in signals)
+    if most < LEAST_JUDGED:
+        raise RewardError(
+            f"at every sigma the rewards abstained on all but {most} of {rewards.shape[3]} prompts, or on more, "
+            f"expected at least {LEAST_JUDGED} on which they do not: check that the reward fits the data, or raise "
+            "fitness.prompts"
+        )
+    return signals
 
 
-def _signal(step: FirstStep, rewards: Array, tokens: float) -> Signal:
-    """Return the signal in rewards of shape (2, pairs, prompts, samples)."""
+def _mean_tokens(rows: Sequence[Sequence[Completion]]) -> float:
+    return float(np.mean([len(one.token_ids) for row in rows for one in row]))
+
+
+def _signal(step: FirstStep, rewards: Array, least: float, above: float, tokens: float) -> Signal:
+    """Return the signal in rewards of shape (2, pairs, prompts, samples); the start earned ``above`` the least."""
     whole = rewards[:, :, ~np.isnan(rewards).any(axis=(0, 1, 3))].mean(axis=3)  # (2, pairs, prompts)
     prompts = whole.shape[2]
-    if prompts < 2:
-        raise RewardError(
-            f"the rewards abstained on all but {prompts} of {rewards.shape[2]} prompts at sigma {step.sigma:g}, "
-            "expected at least 2 on which they do not: check that the reward fits the data, or raise fitness.prompts"
-        )
+    if prompts < LEAST_JUDGED:
+        nothing = math.nan
+        return Signal(step, nothing, nothing, nothing, half=0.0, noise=0.0, prompts=prompts, equal=1.0, tokens=tokens)
     halves, means = (whole[0] - whole[1]) / 2, whole.mean(axis=2)  # (pairs, prompts), (2, pairs)
     odd, even = (means[0] - means[1]) / 2, means.mean(axis=0) - means.mean()
     half, common = float(np.mean(odd**2)), float(np.mean(even**2))
+    reward = float(means.mean())
     return Signal(
         step=step,
-        reward=float(means.mean()),
+        reward=reward,
+        lost=1 - (reward - least) / above if above > 0 else math.nan,
         mirrored=(common - half) / (common + half) if common + half else math.nan,
         half=half,
         noise=float(halves.var(axis=1, ddof=1).mean()),
@@ -198,7 +226,7 @@ def _signal(step: FirstStep, rewards: Array, tokens: float) -> Signal:
     )
 
 
-def propose(signals: Sequence[Signal], start: float, *, dim: int, prompts: int, most_prompts: int) -> Proposal:
+def propose(signals: Sequence[Signal], *, dim: int, prompts: int, most_prompts: int) -> Proposal:
     """Propose settings for a run.
 
     Sigma: of those that do no damage and whose signal is clear, the one with the most usable signal; where none is
@@ -208,12 +236,11 @@ def propose(signals: Sequence[Signal], start: float, *, dim: int, prompts: int, 
 
     Args:
         signals: by step size, from small to large.
-        start: mean reward of the start.
         dim: length of the search vector.
         prompts: problems of a generation where no signal says how many.
         most_prompts: number of training problems.
     """
-    whole = [one for one in signals if not one.damages(start)]
+    whole = [one for one in signals if not one.damages]
     clear = [one for one in whole if one.clear]
     if clear:
         best = max(clear, key=lambda one: one.usable)

@@ -22,7 +22,7 @@ def show_probe(console: "Console", probed: "Probed") -> None:
     """Print a row for each step size, then the proposal as overrides, and what it would take."""
     from rich.text import Text
 
-    proposal, prompts = probed.proposal, probed.signals[0].prompts
+    proposal, prompts = probed.proposal, probed.prompts
     table = make_table("sigma", HEADS, CAPTION.format(prompts, proposal.prompts))
     table.add_row("start", "", f"{probed.signals[0].step.broken_at_start:.0%}", number(probed.start))
     for one in probed.signals:
@@ -33,7 +33,7 @@ def show_probe(console: "Console", probed: "Probed") -> None:
             number(one.reward),
             number(one.mirrored, "+.2f"),
             number(one.variance**0.5) + ("" if one.clear else ", not clear"),
-            number((one.noise / one.prompts) ** 0.5),
+            number((one.noise / max(one.prompts, 1)) ** 0.5),
             f"{one.flat(proposal.prompts):.0%}",
         )
         style = "bold green" if one.step.sigma == proposal.sigma else ""
