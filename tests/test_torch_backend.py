@@ -177,6 +177,22 @@ def test_a_finished_batch_has_left_the_memory_when_the_next_one_is_read(llama, m
     assert not any(alive)
 
 
+def test_no_more_rows_are_in_memory_than_asked_for_those_that_wait_included(llama, monkeypatch):
+    batches, held = weakref.WeakSet(), []
+    read, make = Batch.read.__func__, Batch.__init__
+
+    def watched(cls, engine, request, rows, most_tokens):
+        held.append((sum(batch.live for batch in batches), len(rows)))
+        return read(cls, engine, request, rows, most_tokens)
+
+    monkeypatch.setattr(Batch, "read", classmethod(watched))
+    monkeypatch.setattr(Batch, "__init__", lambda self, *args, **more: batches.add(self) or make(self, *args, **more))
+    cut = TorchBackend(llama.model, llama.space, device="cpu", max_rows=11)
+    cut.generate(llama.candidates, llama.prompts, Sampling(max_tokens=150))
+    assert any(waiting for waiting, _ in held)
+    assert max(waiting + read for waiting, read in held) == 11
+
+
 def test_scores_do_not_depend_on_how_the_work_is_cut(llama):
     sequences = [(llama.backend.encode(prompt), (5, 6, 7, 8)[: 1 + j % 4]) for j, prompt in enumerate(llama.prompts)]
     whole = llama.backend.score(llama.candidates, sequences)

@@ -73,7 +73,9 @@ def make_limits(
         rows=max_rows or min(CPU_ROWS if on_cpu else CUDA_ROWS, logits // vocab),
         tokens=max(1, min(CPU_TOKENS if on_cpu else CUDA_TOKENS, budget // 4 // token_bytes)),
         logits=logits,
-        cache_tokens=max(1, budget // 4 // kv_bytes),  # as much again for parked rows, and for joining them
+        cache_tokens=max(
+            1, budget // 4 // kv_bytes
+        ),  # as much again for buffers that grow, and what the allocator keeps
     )
 
 

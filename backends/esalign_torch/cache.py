@@ -131,7 +131,7 @@ class RowCache(Cache):
 
     @classmethod
     def join(cls, parts: Sequence[tuple["RowCache", int, int]]) -> "RowCache":
-        """Make one cache of several.
+        """Make one cache of several, which are used up.
 
         Args:
             parts: per cache, the number of its first rows to take, and the number of its last filled slots.
@@ -147,6 +147,8 @@ class RowCache(Cache):
             layer.value_buffer = _joined([(s.value_buffer, r, n, s.filled) for s, r, n in sources], *sizes)
             layer.dtype, layer.device = layer.key_buffer.dtype, layer.key_buffer.device
             layer.is_initialized = True
+            for source, _, _ in sources:  # layer by layer, so that there is no time at which all is there twice
+                del source.key_buffer, source.value_buffer
         return joined
 
 

@@ -10,6 +10,7 @@ from esalign_torch.batches import Limits, even_share
 from esalign_torch.decoding import Batch, Engine, Request, Row
 
 PARKING_SHARE = 0.25  # of a batch's rows: when no more are left, they wait for company
+COMPANY_SHARE = 0.5  # of the most rows: when so many wait, they go on together
 
 
 def complete_all(
@@ -44,15 +45,16 @@ def _complete_once(
     """Yield all completions, the longest prompts first.
 
     A step with few rows costs nearly as much as one with many. So when most rows of a batch have finished, the others
-    are parked, and decoded on with those of other batches.
+    are parked, and decoded on with those of other batches. The memory holds no more rows than one batch may have, those
+    that wait included.
     """
     parked: list[Batch] = []
     start = 0
     while start < len(rows) or parked:
         most = limits.rows_for(len(rows[min(start, len(rows) - 1)].ids) + request.sampling.max_tokens)
         waiting = sum(batch.live for batch in parked)
-        if start < len(rows) and waiting < most:
-            share = even_share(len(rows) - start, most)
+        if start < len(rows) and waiting < COMPANY_SHARE * most:
+            share = even_share(len(rows) - start, most - waiting)
             batch = Batch.read(engine, request, rows[start : start + share], limits.tokens)
             start += share
         else:
