@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -379,3 +380,7 @@ def test_a_plan_shows_its_size_and_sample_completions():
         "What is",
     ):
         assert expected in text
+    plan.resolution = math.inf
+    console = make_console()
+    show_plan(console, plan)
+    assert "one judged validation problem, or none, tells no gain from noise" in " ".join(printed(console).split())

@@ -82,13 +82,15 @@ def within_noise(after: Sequence[float] | Array, before: Sequence[float] | Array
 def resolution(scores: Sequence[float] | Array) -> float:
     """Return the smallest gain over these scores that the same problems tell from noise (95 %).
 
-    It takes the two scores of a problem for independent; as they are not, pairing can tell smaller gains.
+    It takes the two scores of a problem for independent; as they are not, pairing can tell smaller gains. A single
+    problem tells none.
 
-    >>> round(resolution([0, 1] * 128), 3)
-    0.087
+    >>> round(resolution([0, 1] * 128), 3), resolution([1])
+    (0.087, inf)
     """
     values = np.asarray(scores, dtype=np.float64)
-    return Z95 * float(np.nanstd(values)) * (2 / max(int((~np.isnan(values)).sum()), 1)) ** 0.5
+    known = values[~np.isnan(values)]
+    return Z95 * float(known.std()) * (2 / len(known)) ** 0.5 if len(known) > 1 else float("inf")
 
 
 def _normal(values: Array) -> Estimate:

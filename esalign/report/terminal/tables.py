@@ -1,5 +1,6 @@
 """What is printed when a run is over, and what a dry run prints."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -128,7 +129,9 @@ def show_plan(console: "Console", plan: "Plan") -> None:
         "first step": f"sigma {step.sigma:.3g} changes {step.changed:.0%} of greedy completions; {step.broken:.0%} of "
         f"them are empty, cut or repeat themselves, {step.broken_at_start:.0%} at the start",
         "problems": f"{count(training)} to train on, {count(validation)} for validation, {count(test)} for the test",
-        "resolution": f"gains below {number(plan.resolution)} on the {count(validation)} validation problems are noise",
+        "resolution": f"gains below {number(plan.resolution)} on the {count(validation)} validation problems are noise"
+        if math.isfinite(plan.resolution)
+        else "one judged validation problem, or none, tells no gain from noise: set data.validation_size higher",
         "tokens": f"{about} {compact(plan.tokens)} generated tokens in all generations",
         "time": f"{about} {duration(plan.seconds)} of search, as one generation took; judgements come on top",
     }
