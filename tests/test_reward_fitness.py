@@ -12,7 +12,7 @@ from esalign.data import MiniBatches
 from esalign.errors import ConfigError, RewardError
 from esalign.fitness import FitnessParts
 from esalign.fitness.completions import Completed
-from esalign.fitness.reliability import LEAST, MOST, ProblemCount, variances
+from esalign.fitness.reliability import LEAST, MOST, ProblemCount, reliability, variances
 from esalign.fitness.reward import RewardFitness
 from esalign.rewards.pool import RewardPool
 from esalign.testing import FakeBackend
@@ -42,6 +42,15 @@ def test_variances_are_those_that_made_the_rewards():
     rng = np.random.default_rng(0)
     found = np.mean([variances(simulated(rng, signal=0.05, noise=0.4)) for _ in range(400)], axis=0)
     np.testing.assert_allclose(found, [0.05**2, 0.4**2], rtol=0.1)
+
+
+def test_reliability_is_the_share_of_signal():
+    rng = np.random.default_rng(0)
+    found = np.mean([reliability(simulated(rng, signal=0.08, noise=0.4)) for _ in range(400)])
+    assert found == pytest.approx(0.08**2 / (0.08**2 + 0.4**2 / 24), abs=0.05)
+    assert reliability(np.tile(rng.random((8, 1)), 24)) == pytest.approx(1.0)  # candidates differ alike on all problems
+    assert not reliability(np.tile(rng.random(24), (8, 1)))  # problems alone differ
+    assert reliability(np.full((24, 5), np.nan)) is None
 
 
 @pytest.mark.parametrize("missing", [0.05, 0.2])

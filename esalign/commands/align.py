@@ -113,6 +113,7 @@ def plan(config: RunConfig) -> Plan:
                 *_concern_of_plain_text(learner.backend, validation.examples),
             ),
             step=step,
+            reliability=evaluation.metrics.get("reliability"),
             samples=evaluation.samples,
         )
 

@@ -45,6 +45,17 @@ class ProblemCount:
         self.count = round(min(max(wanted, low), high))
 
 
+def reliability(rewards: Array) -> float | None:
+    """Return the share of signal in the variance between candidates, in [0, 1]; None where too little is known.
+
+    Args:
+        rewards: shape (population, problems), NaN where there is none.
+    """
+    signal, noise = variances(rewards)
+    signal, luck = max(signal, 0.0), noise / rewards.shape[1]
+    return signal / (signal + luck) if signal + luck > 0 else None
+
+
 def variances(rewards: Array) -> tuple[float, float]:
     """Return the variance of the candidates' true means, below 0 by chance where there is none, and the noise's.
 

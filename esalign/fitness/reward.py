@@ -7,7 +7,7 @@ import numpy as np
 from esalign.errors import ConfigError, RewardError
 from esalign.fitness.completions import Completed, add_errors, complete, mean_of_samples, mix
 from esalign.fitness.parts import FitnessParts
-from esalign.fitness.reliability import LEAST, ProblemCount
+from esalign.fitness.reliability import LEAST, ProblemCount, reliability
 from esalign.seeds import Use, derive
 from esalign.types import Array, Evaluation, Example, State
 
@@ -94,8 +94,10 @@ class RewardFitness:
             )
         fitness = np.nansum(rewards, axis=1) / np.maximum(counts, 1) + self._surety(completed)
         fitness[counts == 0] = fitness[counts > 0].min()
+        by_problem = mean_of_samples(rewards.reshape(len(rewards), -1, self._samples))
         if self._adapts:
-            self._count.note(mean_of_samples(rewards.reshape(len(rewards), -1, self._samples)))
+            self._count.note(by_problem)
+        known = reliability(by_problem)
         prompt_tokens = sum(len(self._backend.encode(example.prompt)) for example in self._examples)
         return Evaluation(
             fitness=fitness,
@@ -107,6 +109,7 @@ class RewardFitness:
                     "mean_tokens": completed.generated_tokens / rewards.size,
                     "prompts": len(self._examples) // self._samples,
                     "abstained": float(np.isnan(rewards).mean()),
+                    **({} if known is None else {"reliability": known}),
                 },
                 completed.errors,
                 completed.error_examples,

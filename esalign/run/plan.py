@@ -24,6 +24,8 @@ class Plan:
         notes: what else was dropped, changed, cut or assumed of the data.
         concerns: what should worry the user.
         step: what the first step does to completions.
+        reliability: the share of signal in the variance between the candidates of the batch, in [0, 1]; None where the
+            fitness does not tell, or too little is known.
         samples: completions of the first population with their rewards.
     """
 
@@ -37,4 +39,5 @@ class Plan:
     notes: tuple[Note, ...]
     concerns: tuple[str, ...]
     step: FirstStep
+    reliability: float | None
     samples: tuple[Sample, ...]

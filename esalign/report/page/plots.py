@@ -78,6 +78,16 @@ SERIES = (
     _Series("Distance of the rollouts", "KL of who samples to the student.", "nats per token", ("kl_student",)),
     _Series("Entropy of the teacher", "On the prefixes that were visited.", "nats", ("teacher_entropy",)),
     _Series("Gradient", "Norm, before clipping.", "norm", ("grad_norm",)),
+    _Series(
+        "Problems", "Of a generation: more are taken as candidates come near each other.", "problems", ("prompts",)
+    ),
+    _Series(
+        "Signal",
+        "Share of it in the variance between candidates; the rest is luck.",
+        "% of variance",
+        ("reliability",),
+        100,
+    ),
     _Series("Length of completions", "Mean over all completions.", "tokens per completion", ("mean_tokens",)),
     _Series(
         "Cut completions", "Share of completions that reached the token limit.", "% of completions", ("truncated",), 100

@@ -135,6 +135,11 @@ def show_plan(console: "Console", plan: "Plan") -> None:
         "tokens": f"{about} {compact(plan.tokens)} generated tokens in all generations",
         "time": f"{about} {duration(plan.seconds)} of search, as one generation took; judgements come on top",
     }
+    if plan.reliability is not None:
+        facts["signal"] = (
+            f"{plan.reliability:.0%} of the variance between these candidates, the rest is luck; `esalign probe` tells "
+            "more, at several sigmas"
+        )
     if plan.columns:
         taken = ", ".join(f"{name!r} is taken for the {role}" for role, name in plan.columns.items())
         facts["columns"] = f"{taken}; data.columns says otherwise"
