@@ -1,7 +1,9 @@
 """How far a run is, and what that took."""
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,11 +52,19 @@ class Progress:
 
 def peak_memory() -> dict[str, float]:
     """Return the peak memory of this process so far, in MiB: resident, and on the GPU where there is one."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
-    peak = {"peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)}
+    peak = {"peak_rss_mib": round(_peak_resident(), 1)}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         peak["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return peak
+
+
+def _peak_resident() -> float:
+    """Return the most main memory that this process held at once, in MiB."""
+    with suppress(OSError, StopIteration):  # Linux, whose ru_maxrss is at least what the process that started us held
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
