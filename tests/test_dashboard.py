@@ -373,7 +373,7 @@ def test_a_plan_shows_its_size_and_sample_completions():
         "sigma 0.5 changes 25% of greedy completions; 12% of them are empty, cut or repeat themselves, 0% at the start",
         "5,000 to train on",
         "gains below 0.087 on the 256 validation problems are noise",
-        "31% of the variance between these candidates",
+        "31% of the variance between these candidates' mean rewards",
         "about 1.2 M generated tokens",
         "4 min 10 s",
         "'question' is taken for the prompt",
@@ -385,4 +385,4 @@ def test_a_plan_shows_its_size_and_sample_completions():
     plan.resolution = math.inf
     console = make_console()
     show_plan(console, plan)
-    assert "one judged validation problem, or none, tells no gain from noise" in " ".join(printed(console).split())
+    assert "as the rewards abstained on the others" in " ".join(printed(console).split())

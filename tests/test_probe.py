@@ -1,5 +1,6 @@
 """`esalign probe` measures what mirrored candidates of several step sizes earn, and proposes a run's settings."""
 
+import dataclasses
 import io
 import json
 import math
@@ -14,6 +15,7 @@ from runs import esalign
 from esalign.commands import build
 from esalign.commands.probe import probe
 from esalign.errors import ConfigError, RewardError
+from esalign.files import finite
 from esalign.fitness.completions import Completed
 from esalign.report.terminal import show_probe
 from esalign.run.first_step import FirstStep
@@ -112,7 +114,7 @@ def test_chance_alone_is_clear_at_some_step_size_in_one_of_twenty_probes_at_most
 def completed(rewards, start=0.0):
     """Return what candidates earned, (candidates, prompts), behind a start that always earns the same."""
     rows = [[Completion("a", (1, 2), "stop")] * rewards.shape[1] for _ in range(1 + len(rewards))]
-    return Completed(rows, np.vstack([np.full(rewards.shape[1], start), rewards]), {}, {})
+    return Completed(rows, np.vstack([np.broadcast_to(start, rewards.shape[1]), rewards]), {}, {})
 
 
 def earn(*, odd, even, noise, prompts, seed=0):
@@ -149,31 +151,36 @@ def test_samples_of_a_prompt_are_averaged_and_prompts_with_an_abstention_left_ou
     rewards[3, 2] = np.nan
     [fewer] = measure([1.0], completed(rewards), samples=1)
     assert fewer.prompts == 5
-    assert fewer == measure([1.0], completed(np.delete(rewards, 2, axis=1)), samples=1)[0]
+    without = measure([1.0], completed(np.delete(rewards, 2, axis=1)), samples=1)[0]
+    assert fewer == dataclasses.replace(without, of=6)
     rewards[0, 1:] = np.nan
-    with pytest.raises(RewardError, match="all but 1 of 6 prompts, or on more, expected at least 2"):
+    with pytest.raises(RewardError, match="all of 6 prompts but one at most, expected at least 2"):
         measure([1.0], completed(rewards), samples=1)
 
 
 def test_a_step_size_at_which_the_rewards_abstain_is_taken_for_damage_and_does_not_end_the_probe():
-    rewards = np.random.default_rng(0).standard_normal((3 * 2 * PAIRS, 24))
-    rewards[4 * PAIRS :, 1:] = np.nan
-    signals = measure([1.0, 2.0, 4.0], completed(rewards), samples=1)
-    assert [one.prompts for one in signals] == [24, 24, 1]
-    assert [one.damages for one in signals] == [False, False, True]
+    rewards = np.random.default_rng(0).standard_normal((4 * 2 * PAIRS, 24))
+    rewards[4 * PAIRS :, 11:] = np.nan
+    rewards[6 * PAIRS :, 1:] = np.nan
+    signals = measure([1.0, 2.0, 4.0, 8.0], completed(rewards), samples=1)
+    assert [one.prompts for one in signals] == [24, 24, 11, 1]
+    assert [one.damages for one in signals] == [False, False, True, True]
     probed = Probed(0.0, tuple(signals), propose(signals, dim=256, prompts=24, most_prompts=1000), 4, 9.0)
     assert probed.proposal.sigma < 4
     assert not probed.proposal.at_edge
-    assert probed.concerns[0].startswith("at sigma 4 the rewards abstained")
+    assert probed.concerns[0].startswith("at sigma 4, 8 the rewards abstained on most prompts")
+    assert json.loads(json.dumps(finite(probed.row())))["signals"][3]["equal"] is None
     console = Console(file=io.StringIO(), width=120, color_system=None)
     show_probe(console, probed)
-    assert "24 prompts" in " ".join(console.file.getvalue().split())
+    shown = " ".join(console.file.getvalue().split())
+    assert "24 prompts" in shown
+    assert "nan" not in shown
 
 
 def signal(sigma, *, broken=0.0, lost=0.0, half=0.01, noise=0.1):
     step = FirstStep(sigma, 0.5, broken, 0.0)
     return Signal(
-        step, reward=0.5, lost=lost, mirrored=-0.5, half=half, noise=noise, prompts=100, equal=0.2, tokens=9.0
+        step, reward=0.5, lost=lost, mirrored=-0.5, half=half, noise=noise, prompts=100, of=100, equal=0.2, tokens=9.0
     )
 
 
@@ -210,6 +217,26 @@ def test_damage_does_not_depend_on_where_rewards_have_their_zero(scale, shift):
     signals = measure([1.0, 2.0], completed(scale * rewards + shift, start=scale * 0.7 + shift), samples=1)
     assert [one.damages for one in signals] == [False, True]
     assert signals[1].lost == pytest.approx(1 - 0.2 / 0.7, abs=0.1)
+
+
+def test_what_is_lost_is_of_the_same_prompts_and_needs_no_other_step_size():
+    rewards = np.random.default_rng(0).choice([-7.0, -6.0], size=(3 * 2 * PAIRS, 24))
+    signals = measure([1.0, 2.0, 4.0], completed(rewards, start=-1.0), samples=1)
+    assert all(one.damages for one in signals)
+    rewards[-1, 0] = -1000.0  # at sigma 4 alone
+    assert signals[:2] == measure([1.0, 2.0, 4.0], completed(rewards, start=-1.0), samples=1)[:2]
+    start = np.repeat([1.0, 0.0], 12)  # right on the first twelve, where alone candidates are judged
+    rewards = np.full((2 * PAIRS, 24), np.nan)
+    rewards[:, :12] = np.random.default_rng(0).choice([0.0, 1.0], p=[0.7, 0.3], size=(2 * PAIRS, 12))
+    [signal] = measure([1.0], completed(rewards, start=start), samples=1)
+    assert signal.lost == pytest.approx(0.7, abs=0.1)
+
+
+@pytest.mark.parametrize("judged", [5, 7, 11, 24])
+def test_where_the_start_earned_no_more_than_the_least_nothing_can_be_lost(judged):
+    rewards = np.full((2 * PAIRS, 24), 0.1)
+    rewards[:, judged:] = np.nan
+    assert math.isnan(measure([1.0], completed(rewards, start=0.1), samples=1)[0].lost)
 
 
 @pytest.mark.parametrize(("dim", "population"), [(4, 12), (256, 24), (1792, 28), (8192, 64)])

@@ -49,8 +49,13 @@ def test_reliability_is_the_share_of_signal():
     found = np.mean([reliability(simulated(rng, signal=0.08, noise=0.4)) for _ in range(400)])
     assert found == pytest.approx(0.08**2 / (0.08**2 + 0.4**2 / 24), abs=0.05)
     assert reliability(np.tile(rng.random((8, 1)), 24)) == pytest.approx(1.0)  # candidates differ alike on all problems
-    assert not reliability(np.tile(rng.random(24), (8, 1)))  # problems alone differ
+    assert reliability(np.tile(rng.random(24), (8, 1))) is None  # problems alone differ
     assert reliability(np.full((24, 5), np.nan)) is None
+    for _ in range(200):  # fractions, whose rounding is no signal
+        assert reliability(np.tile(rng.choice([0.1, 0.3, 0.7], 24), (8, 1))) is None
+    rewards = simulated(rng, signal=0.08, noise=0.4)
+    holes = np.insert(rewards, [3] * 12, np.nan, axis=1)  # problems on which all abstained
+    assert reliability(holes) == pytest.approx(reliability(rewards))
 
 
 @pytest.mark.parametrize("missing", [0.05, 0.2])

@@ -188,7 +188,17 @@ def test_no_more_rows_are_in_memory_than_asked_for_those_that_wait_included(llam
     monkeypatch.setattr(Batch, "read", classmethod(watched))
     monkeypatch.setattr(Batch, "__init__", lambda self, *args, **more: batches.add(self) or make(self, *args, **more))
     cut = TorchBackend(llama.model, llama.space, device="cpu", max_rows=11)
+    join, emptied = Batch.join.__func__, []
+
+    def joined(cls, parts):
+        batch = join(cls, parts)
+        emptied.append(not any(hasattr(layer, "key_buffer") for part in parts for layer in part.cache.row_layers))
+        return batch
+
+    monkeypatch.setattr(Batch, "join", classmethod(joined))
     cut.generate(llama.candidates, llama.prompts, Sampling(max_tokens=150))
+    assert emptied
+    assert all(emptied)
     assert any(waiting for waiting, _ in held)
     assert max(waiting + read for waiting, read in held) == 11
 

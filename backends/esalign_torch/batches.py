@@ -69,13 +69,13 @@ def make_limits(
     budget = int(memory_gb * 1e9) if memory_gb is not None else int(MEMORY_SHARE * _total_memory(device))
     on_cpu = device.type == "cpu"
     logits = max(vocab, budget // 4 // LOGIT_BYTES)
+    # As much again is left for buffers that grow, joined rows that get longer, and what the allocator keeps.
+    cache = budget // 4
     return Limits(
         rows=max_rows or min(CPU_ROWS if on_cpu else CUDA_ROWS, logits // vocab),
         tokens=max(1, min(CPU_TOKENS if on_cpu else CUDA_TOKENS, budget // 4 // token_bytes)),
         logits=logits,
-        cache_tokens=max(
-            1, budget // 4 // kv_bytes
-        ),  # as much again for buffers that grow, and what the allocator keeps
+        cache_tokens=max(1, cache // kv_bytes),
     )
 
 

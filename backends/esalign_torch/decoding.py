@@ -151,7 +151,7 @@ class Batch:
     @classmethod
     @torch.inference_mode()
     def join(cls, parts: Sequence["Batch"]) -> "Batch":
-        """Make one batch of the live rows of several."""
+        """Make one batch of the live rows of several, which are used up."""
         slots = [int(part.tables.lengths[: part.live].max()) for part in parts]
         cache = RowCache.join([(part.cache, part.live, n) for part, n in zip(parts, slots, strict=True)])
         tables = _RowTables.join([(part.tables, part.live) for part in parts])

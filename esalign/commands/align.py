@@ -38,7 +38,8 @@ def align(config: RunConfig, *, reporter: Reporter, resume: bool = False, interr
         config: what to do.
         reporter: who tells the user.
         resume: go on with the newest run of the configuration's name.
-        interrupts: when something appears in it, the run stops after the generation that is under way.
+        interrupts: when something appears in it, the run stops after the generation that is under way, or, while the
+            result is judged, after the problems that are.
     """
     find_hub(config)
     config = resolve(config)

@@ -49,7 +49,8 @@ def run_distill(
         config: what to do.
         reporter: who tells the user.
         resume: go on with the newest run of the configuration's name.
-        interrupts: when something appears in it, the run stops after the update that is under way.
+        interrupts: when something appears in it, the run stops after the update that is under way, or, while the
+            result is judged, after the problems that are.
 
     Raises:
         DistillationError: student and teacher do not fit, or numbers are not finite.

@@ -51,9 +51,10 @@ def reliability(rewards: Array) -> float | None:
     Args:
         rewards: shape (population, problems), NaN where there is none.
     """
-    signal, noise = variances(rewards)
-    signal, luck = max(signal, 0.0), noise / rewards.shape[1]
-    return signal / (signal + luck) if signal + luck > 0 else None
+    signal, noise, share = _variances(rewards)
+    total = max(signal, 0.0) + noise * share
+    rounding = 1e-12 * float(np.nanmax(np.square(rewards), initial=0.0))
+    return max(signal, 0.0) / total if total > rounding else None  # NaN is not above it either
 
 
 def variances(rewards: Array) -> tuple[float, float]:
@@ -65,15 +66,22 @@ def variances(rewards: Array) -> tuple[float, float]:
     Returns:
         Two NaN where too little is known to tell.
     """
+    signal, noise, _ = _variances(rewards)
+    return signal, noise
+
+
+def _variances(rewards: Array) -> tuple[float, float, float]:
+    """Return both variances, and what share of the noise's is in the mean of a candidate."""
     rewards = rewards[(~np.isnan(rewards)).sum(axis=1) > 1]
     rewards = rewards[:, (~np.isnan(rewards)).sum(axis=0) > 1]
     known, (candidates, problems) = ~np.isnan(rewards), rewards.shape
     freedom = known.sum() - candidates - problems + 1
     if candidates < 2 or problems < 2 or freedom < 1 or not known.any(axis=1).all():
-        return float("nan"), float("nan")
+        return float("nan"), float("nan"), float("nan")
     rows = np.zeros((candidates, 1))
     for _ in range(ROUNDS):  # fits rewards = rows + columns; one round is exact where nothing is missing
         columns = np.nanmean(rewards - rows, axis=0, keepdims=True)  # (1, problems)
         rows = np.nanmean(rewards - columns, axis=1, keepdims=True)  # (candidates, 1)
     noise = np.nansum(np.square(rewards - rows - columns)) / freedom
-    return float(rows.var(ddof=1) - noise * (1 / known.sum(axis=1)).mean()), float(noise)
+    share = float((1 / known.sum(axis=1)).mean())
+    return float(rows.var(ddof=1) - noise * share), float(noise), share

@@ -251,6 +251,7 @@ class Run:
             return None
         if generation == 0:
             return 0.0
+        self._heed_interrupts()
         validation = self._held_out.validation
         few = replace(validation, examples=validation.examples[: self._kl_prompts])
         return self._learner.kl_to_start(few, self._decoding(Use.KL_TO_START, self._sampling.temperature))
@@ -281,8 +282,7 @@ class Run:
 
     def _judge(self, name: str, measure: str, held_out: HeldOut, use: Use, temperature: float) -> HeldOutResult:
         """Judge the learner by a measure; ``name`` is what the problems are called. While a stage is shown, tell it."""
-        if self._stage == JUDGING_RESULT and self._interrupts:
-            raise _InterruptedError
+        self._heed_interrupts()
         began = time.perf_counter()
         held_out = replace(held_out, state=TrainerState(self._progress.done, self._limits.generations))
         if self._stage:
@@ -294,6 +294,10 @@ class Run:
         self._progress.held_out_seconds += time.perf_counter() - began
         self._progress.held_out_tokens += result.generated_tokens
         return result
+
+    def _heed_interrupts(self) -> None:
+        if self._stage == JUDGING_RESULT and self._interrupts:
+            raise _InterruptedError
 
     def _decoding(self, use: Use, temperature: float) -> Sampling:
         return replace(self._sampling, temperature=temperature, seed=derive(self._limits.seed, use))

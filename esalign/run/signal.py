@@ -32,13 +32,14 @@ class Signal:
     Args:
         step: what the candidates do to completions.
         reward: their mean reward.
-        lost: the share that they lose of what the start earned above the least reward of the probe; NaN where it
-            earned nothing.
+        lost: the share that they lose of what the start earned on these prompts, above the least reward of the two;
+            NaN where it earned nothing there, or was not judged.
         mirrored: correlation of the mean rewards of x and -x: -1 where rewards are linear around the start, 1 where
             only the distance from it matters; NaN where all are equal.
         half: mean square of half a pair's difference of mean rewards.
         noise: the share of a single prompt in that: ``half`` holds noise / prompts by chance.
-        prompts: number of prompts without an abstention; below 2 nothing can be told.
+        prompts: number of prompts without an abstention; below 2 nothing can be told, and numbers are NaN.
+        of: number of prompts on which the rewards did not abstain at the start.
         equal: share of the prompts on which all candidates earn the same.
         tokens: generated tokens of a completion, on average.
     """
@@ -50,18 +51,19 @@ class Signal:
     half: float
     noise: float
     prompts: int
+    of: int
     equal: float
     tokens: float
 
     @property
     def variance(self) -> float:
         """The signal: variance of half a pair's difference beyond what the number of prompts explains, at least 0."""
-        return max(self.half - self.noise / max(self.prompts, 1), 0.0)
+        return max(self.half - self.noise / self.prompts, 0.0) if self.prompts else 0.0
 
     @property
     def clear(self) -> bool:
         """Whether chance alone would give so much in less than one of a hundred cases."""
-        return self.half > CLEAR * self.noise / max(self.prompts, 1)
+        return self.prompts > 0 and self.half > CLEAR * self.noise / self.prompts
 
     @property
     def usable(self) -> float:
@@ -71,7 +73,12 @@ class Signal:
     @property
     def damages(self) -> bool:
         """Whether candidates break completions, lose more than half of what the start earned, or are not judged."""
-        return self.step.too_large or self.lost > MOST_LOST or self.prompts < LEAST_JUDGED
+        return self.step.too_large or self.lost > MOST_LOST or not self.judged
+
+    @property
+    def judged(self) -> bool:
+        """Whether the rewards abstained on at most half of the prompts on which they did not at the start."""
+        return self.prompts >= max(LEAST_JUDGED, self.of / 2)
 
     def flat(self, prompts: int) -> float:
         """Return the probability that none of so many prompts tells candidates apart."""
@@ -146,10 +153,8 @@ class Probed:
     def concerns(self) -> tuple[str, ...]:
         """What makes the proposal doubtful."""
         found, prompts, texts = self.proposal, self.prompts, []
-        if unjudged := [f"{one.step.sigma:g}" for one in self.signals if one.prompts < LEAST_JUDGED]:
-            texts.append(
-                f"at sigma {', '.join(unjudged)} the rewards abstained on nearly all prompts: taken for damage"
-            )
+        if unjudged := [f"{one.step.sigma:g}" for one in self.signals if not one.judged]:
+            texts.append(f"at sigma {', '.join(unjudged)} the rewards abstained on most prompts: taken for damage")
         if all(one.damages for one in self.signals):
             texts.append("every sigma that was tried does damage, so this is the smallest")
         elif not found.by_signal:
@@ -179,21 +184,17 @@ def measure(sigmas: Sequence[float], completed: Completed, *, samples: int) -> l
         RewardError: at no step size have two prompts rewards for all candidates.
     """
     start, *rows = completed.rows
-    rewards = completed.rewards[1:].reshape(len(sigmas), 2, PAIRS, -1, samples)
+    rewards = completed.rewards.reshape(len(completed.rewards), -1, samples)  # (candidates, prompts, samples)
+    pairs = rewards[1:].reshape(len(sigmas), 2, PAIRS, -1, samples)
     groups = [rows[first : first + 2 * PAIRS] for first in range(0, len(rows), 2 * PAIRS)]
-    known = completed.rewards[0][~np.isnan(completed.rewards[0])]
-    least = float(np.nanmin(completed.rewards))
-    above = float(known.mean()) - least if len(known) else 0.0
     signals = [
-        _signal(compare(sigma, group, start), earned, least, above, _mean_tokens(group))
-        for sigma, group, earned in zip(sigmas, groups, rewards, strict=True)
+        _signal(compare(sigma, group, start), earned, rewards[0], _mean_tokens(group))
+        for sigma, group, earned in zip(sigmas, groups, pairs, strict=True)
     ]
-    most = max(one.prompts for one in signals)
-    if most < LEAST_JUDGED:
+    if all(one.prompts < LEAST_JUDGED for one in signals):
         raise RewardError(
-            f"at every sigma the rewards abstained on all but {most} of {rewards.shape[3]} prompts, or on more, "
-            f"expected at least {LEAST_JUDGED} on which they do not: check that the reward fits the data, or raise "
-            "fitness.prompts"
+            f"at every sigma the rewards abstained on all of {rewards.shape[1]} prompts but one at most, expected at "
+            f"least {LEAST_JUDGED} on which they do not: check that the reward fits the data, or raise fitness.prompts"
         )
     return signals
 
@@ -202,28 +203,41 @@ def _mean_tokens(rows: Sequence[Sequence[Completion]]) -> float:
     return float(np.mean([len(one.token_ids) for row in rows for one in row]))
 
 
-def _signal(step: FirstStep, rewards: Array, least: float, above: float, tokens: float) -> Signal:
-    """Return the signal in rewards of shape (2, pairs, prompts, samples); the start earned ``above`` the least."""
-    whole = rewards[:, :, ~np.isnan(rewards).any(axis=(0, 1, 3))].mean(axis=3)  # (2, pairs, prompts)
-    prompts = whole.shape[2]
+def _signal(step: FirstStep, rewards: Array, start: Array, tokens: float) -> Signal:
+    """Return the signal in rewards of shape (2, pairs, prompts, samples); the start's have shape (prompts, samples)."""
+    judged, at_start = ~np.isnan(rewards).any(axis=(0, 1, 3)), ~np.isnan(start).any(axis=1)
+    prompts, of = int(judged.sum()), int(at_start.sum())
     if prompts < LEAST_JUDGED:
         nothing = math.nan
-        return Signal(step, nothing, nothing, nothing, half=0.0, noise=0.0, prompts=prompts, equal=1.0, tokens=tokens)
+        return Signal(
+            step, nothing, nothing, nothing, nothing, nothing, prompts=prompts, of=of, equal=nothing, tokens=tokens
+        )
+    whole = rewards[:, :, judged].mean(axis=3)  # (2, pairs, prompts)
     halves, means = (whole[0] - whole[1]) / 2, whole.mean(axis=2)  # (pairs, prompts), (2, pairs)
     odd, even = (means[0] - means[1]) / 2, means.mean(axis=0) - means.mean()
     half, common = float(np.mean(odd**2)), float(np.mean(even**2))
-    reward = float(means.mean())
     return Signal(
         step=step,
-        reward=reward,
-        lost=1 - (reward - least) / above if above > 0 else math.nan,
+        reward=float(means.mean()),
+        lost=_lost(rewards[:, :, judged & at_start], start[judged & at_start]),
         mirrored=(common - half) / (common + half) if common + half else math.nan,
         half=half,
         noise=float(halves.var(axis=1, ddof=1).mean()),
         prompts=prompts,
+        of=of,
         equal=float(np.mean(np.ptp(whole, axis=(0, 1)) == 0)),
         tokens=tokens,
     )
+
+
+def _lost(rewards: Array, start: Array) -> float:
+    """Return the share that is lost of what the start earned above the least reward of both, NaN where that is none."""
+    if not start.size:
+        return math.nan
+    least = float(min(rewards.min(), start.min()))
+    above = float(start.mean()) - least
+    nothing = above <= 1e-9 * max(1.0, abs(least))  # rounding
+    return math.nan if nothing else 1 - (float(rewards.mean()) - least) / above
 
 
 def propose(signals: Sequence[Signal], *, dim: int, prompts: int, most_prompts: int) -> Proposal:

@@ -85,12 +85,11 @@ def resolution(scores: Sequence[float] | Array) -> float:
     It takes the two scores of a problem for independent; as they are not, pairing can tell smaller gains. A single
     problem tells none.
 
-    >>> round(resolution([0, 1] * 128), 3), resolution([1])
-    (0.087, inf)
+    >>> round(resolution([0, 1] * 128), 3), round(resolution([0] * 256), 3), resolution([1])
+    (0.086, 0.01, inf)
     """
-    values = np.asarray(scores, dtype=np.float64)
-    known = values[~np.isnan(values)]
-    return Z95 * float(known.std()) * (2 / len(known)) ** 0.5 if len(known) > 1 else float("inf")
+    found = estimate(scores)
+    return (found.high - found.low) / 2 * 2**0.5 if found.count > 1 else float("inf")
 
 
 def _normal(values: Array) -> Estimate:

@@ -79,11 +79,8 @@ SERIES = (
     _Series("Entropy of the teacher", "On the prefixes that were visited.", "nats", ("teacher_entropy",)),
     _Series("Gradient", "Norm, before clipping.", "norm", ("grad_norm",)),
     _Series(
-        "Problems", "Of a generation: more are taken as candidates come near each other.", "problems", ("prompts",)
-    ),
-    _Series(
         "Signal",
-        "Share of it in the variance between candidates; the rest is luck.",
+        "Share of it in the variance between candidates' mean rewards; the rest is luck.",
         "% of variance",
         ("reliability",),
         100,

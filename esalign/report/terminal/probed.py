@@ -34,7 +34,7 @@ def show_probe(console: "Console", probed: "Probed") -> None:
             number(one.mirrored, "+.2f"),
             number(one.variance**0.5) + ("" if one.clear else ", not clear"),
             number((one.noise / max(one.prompts, 1)) ** 0.5),
-            f"{one.flat(proposal.prompts):.0%}",
+            number(one.flat(proposal.prompts), ".0%"),
         )
         style = "bold green" if one.step.sigma == proposal.sigma else ""
         table.add_row(*(Text(cell, style) for cell in cells))

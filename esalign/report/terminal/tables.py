@@ -131,14 +131,15 @@ def show_plan(console: "Console", plan: "Plan") -> None:
         "problems": f"{count(training)} to train on, {count(validation)} for validation, {count(test)} for the test",
         "resolution": f"gains below {number(plan.resolution)} on the {count(validation)} validation problems are noise"
         if math.isfinite(plan.resolution)
-        else "one judged validation problem, or none, tells no gain from noise: set data.validation_size higher",
+        else "fewer than two validation problems were judged, which tell no gain from noise"
+        + (": set data.validation_size higher" if validation < 2 else ", as the rewards abstained on the others"),
         "tokens": f"{about} {compact(plan.tokens)} generated tokens in all generations",
         "time": f"{about} {duration(plan.seconds)} of search, as one generation took; judgements come on top",
     }
     if plan.reliability is not None:
         facts["signal"] = (
-            f"{plan.reliability:.0%} of the variance between these candidates, the rest is luck; `esalign probe` tells "
-            "more, at several sigmas"
+            f"{plan.reliability:.0%} of the variance between these candidates' mean rewards, the rest is luck; "
+            "`esalign probe` tells more, at several sigmas"
         )
     if plan.columns:
         taken = ", ".join(f"{name!r} is taken for the {role}" for role, name in plan.columns.items())
