@@ -56,14 +56,19 @@ class Signal:
     tokens: float
 
     @property
+    def luck(self) -> float:
+        """What ``half`` holds by chance."""
+        return self.noise / self.prompts if self.prompts else math.nan
+
+    @property
     def variance(self) -> float:
         """The signal: variance of half a pair's difference beyond what the number of prompts explains, at least 0."""
-        return max(self.half - self.noise / self.prompts, 0.0) if self.prompts else 0.0
+        return max(self.half - self.luck, 0.0)
 
     @property
     def clear(self) -> bool:
         """Whether chance alone would give so much in less than one of a hundred cases."""
-        return self.prompts > 0 and self.half > CLEAR * self.noise / self.prompts
+        return self.half > CLEAR * self.luck
 
     @property
     def usable(self) -> float:
@@ -208,10 +213,8 @@ def _signal(step: FirstStep, rewards: Array, start: Array, tokens: float) -> Sig
     judged, at_start = ~np.isnan(rewards).any(axis=(0, 1, 3)), ~np.isnan(start).any(axis=1)
     prompts, of = int(judged.sum()), int(at_start.sum())
     if prompts < LEAST_JUDGED:
-        nothing = math.nan
-        return Signal(
-            step, nothing, nothing, nothing, nothing, nothing, prompts=prompts, of=of, equal=nothing, tokens=tokens
-        )
+        unknown = dict.fromkeys(("reward", "lost", "mirrored", "half", "noise", "equal"), math.nan)
+        return Signal(step=step, prompts=prompts, of=of, tokens=tokens, **unknown)
     whole = rewards[:, :, judged].mean(axis=3)  # (2, pairs, prompts)
     halves, means = (whole[0] - whole[1]) / 2, whole.mean(axis=2)  # (pairs, prompts), (2, pairs)
     odd, even = (means[0] - means[1]) / 2, means.mean(axis=0) - means.mean()

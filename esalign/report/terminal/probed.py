@@ -33,7 +33,7 @@ def show_probe(console: "Console", probed: "Probed") -> None:
             number(one.reward),
             number(one.mirrored, "+.2f"),
             number(one.variance**0.5) + ("" if one.clear else ", not clear"),
-            number((one.noise / max(one.prompts, 1)) ** 0.5),
+            number(one.luck**0.5),
             number(one.flat(proposal.prompts), ".0%"),
         )
         style = "bold green" if one.step.sigma == proposal.sigma else ""
