@@ -14,7 +14,7 @@ import esalign
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # a module may import from its own layer and the ones before it
-    {"types", "errors", "protocols", "seeds", "files", "registry", "assets"},
+    {"types", "errors", "protocols", "seeds", "files", "imports", "registry", "assets"},
     {"config"},
     {"space", "data", "rewards"},
     {"optimizers", "engines", "fitness", "loop"},
@@ -24,8 +24,9 @@ LAYERS = [  # a module may import from its own layer and the ones before it
     {"commands", "testing"},
     {"cli", "__main__"},
 ]
-BACKEND_MAY_IMPORT = {"types", "errors", "protocols", "seeds", "files", "space", "engines", "registry"}
+BACKEND_MAY_IMPORT = {"types", "errors", "protocols", "seeds", "files", "imports", "space", "engines", "registry"}
 HEAVY = ("torch", "transformers", "peft", "datasets", "vllm", "llama_cpp", "nevergrad", "cma", "ray", "matplotlib")
+IMPORTED_ON_USE = ("esalign.distill", "esalign.space.skeleton")  # they compute in torch throughout
 MODULE = re.compile(r"esalign(_\w+)?(\.\w+)+(:\w+)?$")
 PUBLIC = {f"esalign.{name}": f"esalign.{home}" for name, home in esalign._HOMES.items()}  # loaded on first use
 GROUPS = re.compile(r"esalign\.(backends|optimizers|rewards|fitness|spaces|formats|doctor)$")
@@ -177,9 +178,8 @@ def top_level_imports(file: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("module", [name for name in CORE if not name.startswith("esalign.distill")])
+@pytest.mark.parametrize("module", [name for name in CORE if not name.startswith(IMPORTED_ON_USE)])
 def test_core_modules_import_nothing_heavy_at_the_top(module):
-    """Distillation computes in torch throughout; it is imported on use."""
     base = ROOT / module.replace(".", "/")
     file = base.with_suffix(".py") if base.with_suffix(".py").exists() else base / "__init__.py"
     assert not {name for name in top_level_imports(file) if name.split(".")[0] in HEAVY}
@@ -197,22 +197,35 @@ def test_import_and_help_load_no_torch():
 
 
 def test_a_loaded_model_and_cma_es_bring_nothing_that_they_do_not_use():
-    """transformers imports scikit-learn, pandas and scipy, pycma matplotlib and scipy; others can import them still."""
-    code = (
-        "import sys\n"
-        "from esalign.engines.loading import load_model\n"
-        "from transformers.utils import is_sklearn_available\n"
-        "from esalign import make_optimizer, make_space\n"
-        "from esalign.assets import model_path\n"
-        "make_space('base-svd', model=model_path('embedded'), rank=8)\n"
-        "load_model('model', 'embedded', 'embedded')\n"
-        "make_optimizer('cma-es', dim=4, sigma=1.0, population=4, seed=0).ask()\n"
-        "print([name for name in ('sklearn', 'pandas', 'matplotlib', 'scipy') if name in sys.modules])\n"
-        "print(is_sklearn_available())\n"
-        "import matplotlib, scipy.stats"
-    )
+    """Nor do reasoning-gym's problems; others can import it still."""
+    code = """
+import sys
+from esalign import load_backend, make_optimizer, make_space
+from esalign.assets import model_path
+from esalign.data.gym import generate_rows
+from esalign.engines.loading import load_model
+from esalign.testing.reference import Reference
+
+def brought(*names):
+    print(*(name for name in names if name in sys.modules), sep=",")
+
+space = make_space("base-svd", model=model_path("embedded"), rank=8)
+load_backend("torch", model=model_path("embedded"), space=space, device="cpu")
+load_model("model", "embedded", "embedded")
+Reference(model_path("embedded"), space).complete([0.0] * space.dim, [(5, 6)], 2)
+brought("torch._dynamo", "sympy", "torch.distributed.tensor", "sklearn", "pandas", "scipy", "matplotlib")
+make_optimizer("cma-es", dim=4, sigma=1.0, population=4, seed=0).ask()
+generate_rows("reasoning-gym:countdown", options={}, size=1, seed=0)
+brought("scipy.stats", "matplotlib")
+import matplotlib.pyplot, scipy.stats, torch._dynamo, torch.distributed
+from transformers.masking_utils import TransformGetItemToIndex
+from transformers.utils import is_sklearn_available
+print(is_sklearn_available())
+with TransformGetItemToIndex():
+    print(torch.distributed.tensor.DTensor.__name__, torch.compile(abs, backend="eager")(torch.tensor(-2.0)).item())
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["[]", str(find_spec("sklearn") is not None)]
+    assert done.stdout.splitlines() == ["", "", str(find_spec("sklearn") is not None), "DTensor 2.0"]
 
 
 def test_every_public_name_can_be_imported():

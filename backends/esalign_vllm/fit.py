@@ -7,7 +7,6 @@ from esalign.engines.layers import find_adapted
 from esalign.engines.loading import one_line_errors
 from esalign.errors import BackendError
 from esalign.protocols import Space
-from esalign.space.skeleton import make_skeleton
 
 
 def load_config(model: str, *, trust_remote_code: bool) -> Any:
@@ -76,6 +75,8 @@ def check_fit(space: Space, config: Any, label: str) -> None:
     Raises:
         BackendError: an adapted layer is missing, is not linear, or has another shape than the adapter's factors.
     """
+    from esalign.space.skeleton import make_skeleton
+
     try:
         skeleton = make_skeleton(config)
     except (ValueError, KeyError, ImportError, NotImplementedError):

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esalign.errors import BackendError
-from esalign.space.skeleton import make_skeleton
 from esalign_vllm.environment import quietly
 
 if TYPE_CHECKING:
@@ -67,6 +66,8 @@ def _find_linear_layers(source: Path) -> tuple[list[str], dict[str, Any]]:
     """Return the names of the linear layers to quantise, and the content of config.json."""
     import torch
     from transformers import AutoConfig
+
+    from esalign.space.skeleton import make_skeleton
 
     file = source / "config.json"
     if not file.is_file():

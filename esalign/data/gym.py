@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from esalign.data.rows import Row
 from esalign.errors import DataError
+from esalign.imports import import_reasoning_gym
 from esalign.registry import did_you_mean
 from esalign.seeds import Use, derive
 
@@ -102,15 +102,12 @@ def generate_apart() -> None:
 
 def open_task(source: str, *, options: Mapping[str, Any], size: int, seed: int) -> Any:
     """Return reasoning-gym's data set of a task."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # of a library that reasoning-gym imports
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-
+    reasoning_gym = import_reasoning_gym()
+    datasets = reasoning_gym.factory.DATASETS
     name = source.removeprefix(PREFIX)
-    if name not in DATASETS:
-        raise DataError(f"reasoning-gym has no task {name!r}{did_you_mean(name, DATASETS)}")
-    known = [key for key in DATASETS[name][1].__dataclass_fields__ if key not in ("seed", "size")]
+    if name not in datasets:
+        raise DataError(f"reasoning-gym has no task {name!r}{did_you_mean(name, datasets)}")
+    known = [key for key in datasets[name][1].__dataclass_fields__ if key not in ("seed", "size")]
     for option in options:
         if option in ("seed", "size"):
             raise DataError(f"data.options.{option} of '{source}': the sizes and the seed of the run decide it")

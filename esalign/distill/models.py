@@ -10,6 +10,7 @@ from esalign.distill.rollout import Pair
 from esalign.distill.vocabulary import PROBES, SharedVocabulary
 from esalign.engines.loading import LoadedModel, load_model
 from esalign.errors import DistillationError
+from esalign.imports import import_peft
 from esalign.protocols import Backend
 from esalign.registry import load_backend
 from esalign.seeds import Use, derive
@@ -72,12 +73,11 @@ def load_student(section: StudentSection, *, device: str, seed: int) -> tuple[Lo
 
 
 def _with_new_adapter(loaded: LoadedModel, section: StudentSection, *, seed: int) -> Any:
-    from peft import LoraConfig, get_peft_model
-
+    peft = import_peft()
     targets = section.target_modules if isinstance(section.target_modules, str) else list(section.target_modules)
-    lora = LoraConfig(
+    lora = peft.LoraConfig(
         r=section.rank,
-        lora_alpha=section.alpha or 2 * section.rank,  # type: ignore[arg-type]  # peft takes fractions too
+        lora_alpha=section.alpha or 2 * section.rank,
         target_modules=targets,
         lora_dropout=0.0,
         bias="none",
@@ -86,7 +86,7 @@ def _with_new_adapter(loaded: LoadedModel, section: StudentSection, *, seed: int
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, Use.NEW_ADAPTER))  # peft draws A from the global generator
         try:
-            return get_peft_model(loaded.model, lora).eval()
+            return peft.get_peft_model(loaded.model, lora).eval()
         except ValueError as error:
             raise DistillationError(f"{loaded.label} has no layers {section.target_modules}: name its own") from error
 

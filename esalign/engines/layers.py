@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from esalign.errors import BackendError
+from esalign.imports import import_peft
 from esalign.protocols import Space
 from esalign.space import SvdModule
-from esalign.space.skeleton import make_skeleton
 
 
 def find_adapted(model: Any, space: Space, label: str) -> list[tuple[str, Any]]:
@@ -69,6 +69,8 @@ def _check_layer(layer: Any, module: SvdModule, label: str) -> None:
 
 def _check_peft_agrees(model_config: Any, space: Space, names: Sequence[str], label: str) -> None:
     """Refuse an adapter whose layers peft takes for others: for mixtures of experts it rewrites what is targeted."""
+    from esalign.space.skeleton import make_skeleton
+
     skeleton = make_skeleton(model_config)
     if not any(name.endswith(".experts") for name, _ in skeleton.named_modules()):
         return
@@ -82,16 +84,14 @@ def _check_peft_agrees(model_config: Any, space: Space, names: Sequence[str], la
 
 
 def _adapted_by_peft(skeleton: Any, config: Mapping[str, Any]) -> set[str]:
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.lora import LoraLayer
-
-    settings = {key: value for key, value in config.items() if key in LoraConfig.__dataclass_fields__}
+    peft = import_peft()
+    settings = {key: value for key, value in config.items() if key in peft.LoraConfig.__dataclass_fields__}
     try:
-        inject_adapter_in_model(LoraConfig(**settings), skeleton)
+        peft.inject_adapter_in_model(peft.LoraConfig(**settings), skeleton)
     except ValueError:  # as peft says that it cannot convert such targets
         return set()
     return {
         name
         for name, module in skeleton.named_modules()
-        if type(module).__name__ != "ParamWrapper" and isinstance(module, LoraLayer)
+        if type(module).__name__ != "ParamWrapper" and isinstance(module, peft.tuners.lora.LoraLayer)
     }

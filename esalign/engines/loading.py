@@ -13,8 +13,8 @@ from esalign.assets import adapter_path, model_path
 from esalign.engines.checks import check_choice
 from esalign.errors import BackendError
 from esalign.files import expand_home
+from esalign.imports import import_peft, import_transformers
 from esalign.space.hub import is_hub_id
-from esalign.space.skeleton import import_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -116,19 +116,20 @@ def load_model(
     info: Any
     with quiet(), one_line_errors(label):
         transformers = import_transformers()
+        from esalign.space.skeleton import ShapesByCPU
+
         place, unpacked = _unpack(model_path(path))
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, gguf_file=unpacked.get("gguf_file"), **common)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            place,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            output_loading_info=True,
-            **{**common, **unpacked},
-        )
+        with ShapesByCPU():
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                place,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                output_loading_info=True,
+                **{**common, **unpacked},
+            )
         if adapter is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, adapter_path(adapter))
+            model = import_peft().PeftModel.from_pretrained(model, adapter_path(adapter))
         if attn_implementation is None:
             keep_soft_cap(model)
         model.eval().requires_grad_(requires_grad=False)

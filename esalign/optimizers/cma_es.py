@@ -5,15 +5,14 @@ Modification in CMA-ES Achieving Linear Time and Space Complexity", for the diag
 """
 
 import math
-import sys
 import warnings
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
 
 from esalign.errors import OptimizerError
+from esalign.imports import import_pycma
 from esalign.optimizers import checks
 from esalign.optimizers.ranks import centred_ranks
 from esalign.seeds import Use, generator
@@ -95,7 +94,7 @@ class CmaEs:
         self._es = self._make(float(sigma), self._pending.rng)
 
     def _make(self, sigma: float, rng: np.random.Generator) -> Any:
-        cma = _import_pycma()
+        cma = import_pycma()
         settings = self._pending.settings
         options = {
             "popsize": settings["population"] * (2 if self._all else 1),
@@ -235,20 +234,6 @@ def _choose(value: str, option: str, kinds: tuple[str, str], dim: int) -> str:
     if value not in kinds:
         raise OptimizerError(f"{option} is {value!r}, expected 'auto', {kinds[0]!r} or {kinds[1]!r}")
     return value
-
-
-def _import_pycma() -> Any:
-    """Return pycma, imported without what it plots and models fitness with, which nothing here does: 47 MiB."""
-    modules: dict[str, Any] = sys.modules
-    if "cma" in modules:
-        return modules["cma"]
-    left_out = [name for name in ("matplotlib", "scipy.stats") if name not in modules]
-    modules.update(dict.fromkeys(left_out))  # None says that there is no such module
-    try:
-        return _quietly(import_module, "cma")
-    finally:
-        for name in left_out:
-            del modules[name]
 
 
 def _quietly(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -1,16 +1,14 @@
 """reasoning-gym's own verifiers as a reward."""
 
 import ast
-import functools
 import keyword
 import operator
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-PRELOAD = ("reasoning_gym", "sympy")
+PRELOAD = ("esalign.rewards.verifiers",)
 """Imported once, before the scoring processes are forked: it takes seconds."""
 
 _PLAIN = re.compile(r"[0-9+\-*/()= ]{1,200}")
@@ -72,16 +70,9 @@ def score_entry(solution: str, entry: Mapping[str, Any]) -> float:
         score = _score_countdown(solution, entry["metadata"])
         if score is not None:
             return score
-    return float(_verifier(task)(solution, entry))
+    from esalign.rewards.verifiers import find_verifier
 
-
-@functools.lru_cache(maxsize=16)
-def _verifier(task: str) -> Callable[[str, Mapping[str, Any]], float]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # of a library that reasoning-gym imports
-        import reasoning_gym
-
-    return reasoning_gym.get_score_answer_fn(task)
+    return float(find_verifier(task)(solution, entry))
 
 
 def _score_countdown(solution: str, metadata: Mapping[str, Any]) -> float | None:

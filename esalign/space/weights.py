@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Protocol
 
 from esalign.errors import BackendError
+from esalign.imports import import_transformers
 from esalign.registry import find_format
 from esalign.space.hub import find_folder
-from esalign.space.skeleton import import_transformers, make_skeleton
 from esalign.space.targets import linear_layers
 from esalign.types import Array
 
@@ -92,6 +92,8 @@ def _find_tensors(folder: Path, label: str) -> dict[str | None, Path]:
 
 def _read_shape(folder: Path, label: str) -> tuple[dict[str, bool], str]:
     """Return the model's linear layers but its head, each with whether it is stored transposed; and its prefix."""
+    from esalign.space.skeleton import make_skeleton
+
     try:
         model = make_skeleton(import_transformers().AutoConfig.from_pretrained(folder))
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from esalign.engines.loading import LoadedModel, load_model
+from esalign.imports import import_peft
 from esalign.protocols import Space
 from esalign.types import Array
 
@@ -49,13 +50,11 @@ class Reference:
 
     def _adapted(self, candidate: Array) -> LoadedModel:
         """Return the model with a candidate's adapter on it, which stays until another candidate is asked for."""
-        from peft import PeftModel
-
         vector = np.asarray(candidate, dtype=np.float64)
         if self._vector is None or not np.array_equal(vector, self._vector):
             base = self._loaded.model if self._vector is None else self._loaded.model.unload()
             with tempfile.TemporaryDirectory() as folder:
                 self.space.save_pretrained(vector, folder)
-                self._loaded = replace(self._loaded, model=PeftModel.from_pretrained(base, folder).eval())
+                self._loaded = replace(self._loaded, model=import_peft().PeftModel.from_pretrained(base, folder).eval())
             self._vector = vector.copy()
         return self._loaded
