@@ -47,7 +47,7 @@ class TorchBackend(Encoding):
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` for a GPU where there is one.
         quantization: None, ``"int8"`` or ``"int4"`` base weights (needs torchao); the update stays in dtype.
         memory_gb: memory for batches, in GB; None for half of what the machine has beside the weights.
-        max_rows: the most sequences decoded together; None for 512 on a CPU, and what fits on a GPU.
+        max_rows: the most sequences decoded together; None for 256 on a CPU, and what fits on a GPU.
         ends: ids that end a completion beside the model's own.
         threads: CPU threads of the whole process; None leaves torch's setting.
         chat_template_kwargs: passed to the chat template, e.g. ``{"enable_thinking": False}``.

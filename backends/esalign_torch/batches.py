@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-CPU_ROWS = 512
+CPU_ROWS = 256
 CUDA_ROWS = 4096
 CPU_TOKENS = 1024  # their tables stay in the second-level cache
 CUDA_TOKENS = 65536
