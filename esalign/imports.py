@@ -32,7 +32,8 @@ def import_transformers() -> Any:
     """Return transformers, whose models are imported without what no engine uses: up to 240 MiB.
 
     It must come before any of its Auto classes is used, as these import the models' code. In this process transformers
-    then does without scikit-learn in assisted decoding, losses of object detection, and its own tensor parallelism.
+    then does without scikit-learn in assisted decoding, losses of object detection, and its own tensor parallelism;
+    what the program imported before has them still.
     """
     import transformers
 
@@ -58,7 +59,8 @@ def import_peft() -> Any:
     import peft
     from peft.tuners import tuners_utils
 
-    vars(tuners_utils)["_torch_supports_distributed"] = False
+    if "torch.distributed.tensor" not in sys.modules:
+        vars(tuners_utils)["_torch_supports_distributed"] = False
     return peft
 
 

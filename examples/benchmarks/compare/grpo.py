@@ -17,7 +17,7 @@ from transformers.utils import logging
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from esalign.assets import adapter_path, asset
+from esalign.assets import adapter_path, model_path
 from esalign.commands.build import load_splits, make_pool
 from esalign.config.run import RunConfig
 from esalign.rewards.pool import RewardPool
@@ -102,8 +102,9 @@ class Reward:
 def train_grpo(config: RunConfig, options: dict[str, float], meter: Meter, *, singular: bool) -> None:
     """Train by GRPO until the budget is spent."""
     logging.set_verbosity_error()
-    tokenizer = AutoTokenizer.from_pretrained(asset("embedded/model"))
-    base = AutoModelForCausalLM.from_pretrained(asset("embedded/model"), dtype=torch.float32)
+    path = model_path(config.model.path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     space = start_of(config)
     model: Any = PeftModel.from_pretrained(base, adapter_path(str(config.model.adapter)), is_trainable=True)
     offsets = restrict(model, space) if singular else []
