@@ -1,5 +1,6 @@
 """Libraries, imported without what nothing here uses."""
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,7 @@ def import_transformers() -> Any:
     answers = dict.fromkeys(_UNUSED, lambda: False)
     utils: Any = transformers.utils
     with (
+        hushed(),
         _replaced(vars(utils), answers),
         _replaced(vars(utils.import_utils), answers),
         _replaced(sys.modules, {} if _COMPILER in sys.modules else _stand_in_compiler()),
@@ -110,6 +112,22 @@ def import_reasoning_gym() -> Any:
     with _replaced(sys.modules, stand_ins), warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # of that library
         return import_module("reasoning_gym")
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Hide warnings, and what torchao, which transformers imports, says of missing kernels, while the block runs."""
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """Loading a causal language model of transformers and its tokenizer, quietly, with errors of one line."""
 
 import contextlib
-import logging
 import struct
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from esalign.assets import adapter_path, model_path
 from esalign.engines.checks import check_choice
 from esalign.errors import BackendError
 from esalign.files import expand_home
-from esalign.imports import import_peft, import_transformers
+from esalign.imports import hushed, import_peft, import_transformers
 from esalign.space.hub import is_hub_id
 
 if TYPE_CHECKING:
@@ -244,21 +242,14 @@ def one_line_errors(label: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hide the progress bars of loading, and what torchao, which transformers imports, says of missing kernels."""
-    from transformers.utils import logging as transformers_logging
+    """Hide the progress bars of loading, warnings, and what torchao says of missing kernels."""
+    from transformers.utils import logging
 
-    shown = transformers_logging.is_progress_bar_enabled()
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    transformers_logging.disable_progress_bar()
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with hushed():
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
         if shown:
-            transformers_logging.enable_progress_bar()
+            logging.enable_progress_bar()
