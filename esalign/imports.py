@@ -47,7 +47,8 @@ def import_transformers() -> Any:
         _replaced(sys.modules, {} if _COMPILER in sys.modules else _stand_in_compiler()),
     ):
         for module in _MODULES:
-            with suppress(ModuleNotFoundError):  # another version of transformers, which costs memory alone
+            # Another version of transformers, or torchao, which needs the compiler: they cost memory alone.
+            with suppress(ModuleNotFoundError):
                 import_module(module)
     import torch.distributed
 

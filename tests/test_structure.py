@@ -200,6 +200,7 @@ def test_a_loaded_model_and_cma_es_bring_nothing_that_they_do_not_use():
     """Nor do reasoning-gym's problems; others can import it still."""
     code = """
 import sys
+sys.modules["torchao"] = None  # where it is installed, transformers imports it, and it the compiler
 from esalign import load_backend, make_optimizer, make_space
 from esalign.assets import model_path
 from esalign.data.gym import generate_rows
