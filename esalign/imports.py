@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -44,11 +45,10 @@ def import_transformers() -> Any:
         hushed(),
         _replaced(vars(utils), answers),
         _replaced(vars(utils.import_utils), answers),
-        _replaced(sys.modules, {} if _COMPILER in sys.modules else _stand_in_compiler()),
+        _replaced(sys.modules, {} if _needs_compiler() else _stand_in_compiler()),
     ):
         for module in _MODULES:
-            # Another version of transformers, or torchao, which needs the compiler: they cost memory alone.
-            with suppress(ModuleNotFoundError):
+            with suppress(ModuleNotFoundError):  # another version of transformers, which costs memory alone
                 import_module(module)
     import torch.distributed
 
@@ -72,6 +72,11 @@ def _import_on_use(name: str) -> ModuleType:
     if name != "tensor":
         raise AttributeError(f"module 'torch.distributed' has no attribute {name!r}")
     return import_module("torch.distributed.tensor")
+
+
+def _needs_compiler() -> bool:
+    """Tell whether torch's compiler is there, or will be: transformers imports torchao where it is installed."""
+    return _COMPILER in sys.modules or find_spec("torchao") is not None
 
 
 def _stand_in_compiler() -> dict[str, ModuleType]:
