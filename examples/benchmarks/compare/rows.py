@@ -5,7 +5,7 @@ from pathlib import Path
 
 from problems import TASKS, find_adapter, pose
 
-from esalign.assets import asset
+from esalign.assets import EMBEDDED, asset
 from esalign.config.reading import load_config
 from esalign.config.run import RunConfig
 
@@ -96,7 +96,7 @@ def make_config(
     overrides = (*SAME, *TASKS[task].overrides, *here, *row.overrides, *split_extra(extra)[0])
     config = load_config([asset("quickstart.yaml")], overrides, schema=RunConfig)
     update = {"data": pose(task, seed, folder)}
-    if config.model.adapter is not None:  # a row may search the model alone
+    if config.model.adapter == EMBEDDED:  # a row may search the model alone, or start from an adapter of its own
         update["model"] = config.model.model_copy(update={"adapter": find_adapter(task, folder)})
     return config.model_copy(update=update)
 
