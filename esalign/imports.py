@@ -48,7 +48,7 @@ def import_transformers() -> Any:
         _replaced(sys.modules, {} if _needs_compiler() else _stand_in_compiler()),
     ):
         for module in _MODULES:
-            with suppress(ModuleNotFoundError):  # another version of transformers, which costs memory alone
+            with suppress(ImportError, AttributeError):  # another version of transformers, which costs memory alone
                 import_module(module)
     import torch.distributed
 

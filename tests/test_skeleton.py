@@ -61,3 +61,13 @@ def test_on_the_meta_device_no_value_can_be_read():
         for read in (half.tolist, half[0].item, lambda: half.to("cpu"), lambda: bool(half.sum() > 0), half.nonzero):
             with pytest.raises((RuntimeError, NotImplementedError)):
                 read()
+
+
+def test_what_is_not_on_the_meta_device_is_computed_as_ever():
+    with ShapesByCPU():
+        numbers = torch.arange(4)
+        assert (numbers / 2).tolist() == [0.0, 0.5, 1.0, 1.5]
+        assert torch.empty_like(numbers).shape == (4,)
+        torch.manual_seed(0)
+        assert torch.zeros(3).normal_().count_nonzero() == 3
+        assert torch.arange(2, device="meta").is_meta

@@ -48,8 +48,9 @@ class ShapesByCPU(TorchDispatchMode):
         fills = operator.__name__.endswith("_")
         if on_meta and fills and torch.Tag.nondeterministic_seeded in func.tags:
             return args[0]  # which chance would fill
-        target = str(given.get("device") or "meta")
-        computed = operator in _RANGES or on_meta if target == "meta" else operator is _ATEN.empty_like
+        device = given.get("device")
+        to_meta = bool(on_meta) if device is None else torch.device(device).type == "meta"
+        computed = on_meta or operator in _RANGES if to_meta else operator is _ATEN.empty_like
         shares = func.is_view or fills or "out" in given
         if not computed or shares or _BY_VALUE & set(func.tags) or any(tensor.numel() > _MOST for tensor in on_meta):
             return func(*args, **given)
@@ -57,7 +58,7 @@ class ShapesByCPU(TorchDispatchMode):
             result = func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, given))
         except (RuntimeError, IndexError):  # as where a number that stands for a value is no index
             return func(*args, **given)
-        return tree_map(_on_meta, result) if target == "meta" else result
+        return tree_map(_on_meta, result) if to_meta else result
 
 
 def _is_on_meta(leaf: Any) -> bool:
