@@ -1,4 +1,4 @@
-"""Libraries, imported without what nothing here uses."""
+"""Libraries, imported without what nothing here uses; by one thread at a time."""
 
 import logging
 import sys
@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
+from threading import RLock
 from types import ModuleType
 from typing import Any
+
+_LOCK = RLock()  # held while modules and answers are replaced
 
 # What transformers asks before it imports what no engine uses, and the modules that keep the answer.
 _UNUSED = {
@@ -39,8 +42,16 @@ def import_transformers() -> Any:
     """
     import transformers
 
+    with _LOCK:
+        if any(module not in sys.modules for module in _MODULES):
+            _import_lean(transformers.utils)
+    return transformers
+
+
+def _import_lean(utils: Any) -> None:
+    import torch.distributed
+
     answers = dict.fromkeys(_UNUSED, lambda: False)
-    utils: Any = transformers.utils
     with (
         hushed(),
         _replaced(vars(utils), answers),
@@ -50,17 +61,15 @@ def import_transformers() -> Any:
         for module in _MODULES:
             with suppress(ImportError, AttributeError):  # another version of transformers, which costs memory alone
                 import_module(module)
-    import torch.distributed
-
     vars(torch.distributed).setdefault("__getattr__", _import_on_use)
-    return transformers
 
 
 def import_peft() -> Any:
     """Return peft, which then does not look for tensors of the parallelism that transformers is imported without."""
     import_transformers()
-    import peft
-    from peft.tuners import tuners_utils
+    with _LOCK:
+        import peft
+        from peft.tuners import tuners_utils
 
     if "torch.distributed.tensor" not in sys.modules:
         vars(tuners_utils)["_torch_supports_distributed"] = False
@@ -102,38 +111,38 @@ def _stand_in_compiler() -> dict[str, ModuleType]:
 
 def import_pycma() -> Any:
     """Return pycma, without what it plots and models fitness with: 47 MiB."""
-    if "cma" not in sys.modules:
+    with _LOCK:
         left_out = [name for name in ("matplotlib", "scipy.stats") if name not in sys.modules]
         with _replaced(sys.modules, dict.fromkeys(left_out)), warnings.catch_warnings():  # None: no such module
             warnings.simplefilter("ignore")
-            import_module("cma")
-    return sys.modules["cma"]
+            return import_module("cma")
 
 
 def import_reasoning_gym() -> Any:
     """Return reasoning-gym, without what a library of two of its tasks would plot with: 35 MiB."""
-    stand_ins = {} if "matplotlib" in sys.modules else {name: ModuleType(name) for name in _PLOTTING}
-    for module in stand_ins.values():
-        vars(module)["Axes3D"] = None
-    with _replaced(sys.modules, stand_ins), warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # of that library
-        return import_module("reasoning_gym")
+    with _LOCK:
+        stand_ins = {} if "matplotlib" in sys.modules else {name: ModuleType(name) for name in _PLOTTING}
+        for module in stand_ins.values():
+            vars(module)["Axes3D"] = None
+        with _replaced(sys.modules, stand_ins), warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of that library
+            return import_module("reasoning_gym")
 
 
 @contextmanager
 def hushed() -> Iterator[None]:
     """Hide warnings, and what torchao, which transformers imports, says of missing kernels, while the block runs."""
     loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with _LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
             yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 @contextmanager
