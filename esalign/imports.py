@@ -16,7 +16,7 @@ _LOCK = RLock()  # held while modules and answers are replaced
 # What transformers asks before it imports what no engine uses, and the modules that keep the answer.
 _UNUSED = {
     "is_sklearn_available": "transformers.generation.candidate_generator",  # assisted decoding; brings pandas too
-    "is_scipy_available": "transformers.loss.loss_utils",  # losses of object detection
+    "is_scipy_available": "transformers.loss.loss_utils",  # a solver for losses of object detection
     "is_torch_distributed_available": "transformers.modeling_utils",  # its tensor parallelism; brings sympy
 }
 _MODULES = (*_UNUSED.values(), "transformers.masking_utils")
@@ -37,8 +37,8 @@ def import_transformers() -> Any:
     """Return transformers, whose models are imported without what no engine uses: up to 240 MiB.
 
     It must come before any of its Auto classes is used, as these import the models' code. In this process transformers
-    then does without scikit-learn in assisted decoding, losses of object detection, and its own tensor parallelism;
-    what the program imported before has them still.
+    then does without scikit-learn in assisted decoding, and its own tensor parallelism; what the program imported
+    before has them still.
     """
     import transformers
 
@@ -62,6 +62,8 @@ def _import_lean(utils: Any) -> None:
             with suppress(ImportError, AttributeError):  # another version of transformers, which costs memory alone
                 import_module(module)
     vars(torch.distributed).setdefault("__getattr__", _import_on_use)
+    for name in [name for name in sys.modules if name.startswith("transformers.loss.")]:
+        vars(sys.modules[name]).setdefault("linear_sum_assignment", _assign)
 
 
 def import_peft() -> Any:
@@ -81,6 +83,11 @@ def _import_on_use(name: str) -> ModuleType:
     if name != "tensor":
         raise AttributeError(f"module 'torch.distributed' has no attribute {name!r}")
     return import_module("torch.distributed.tensor")
+
+
+def _assign(*args: Any, **kwargs: Any) -> Any:
+    """Call scipy's solver, which the losses of object detection use."""
+    return import_module("scipy.optimize").linear_sum_assignment(*args, **kwargs)
 
 
 def _needs_compiler() -> bool:

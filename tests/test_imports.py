@@ -29,13 +29,14 @@ generate_rows("reasoning-gym:countdown", options={}, size=1, seed=0)
 brought("scipy.stats", "matplotlib")
 import matplotlib.pyplot, scipy.stats, torch._dynamo, torch.distributed
 from transformers.masking_utils import TransformGetItemToIndex
+from transformers.loss import loss_for_object_detection
 from transformers.utils import is_sklearn_available
-print(is_sklearn_available())
+print(is_sklearn_available(), *loss_for_object_detection.linear_sum_assignment([[2, 1], [1, 2]])[1])
 with TransformGetItemToIndex():
     print(torch.distributed.tensor.DTensor.__name__, torch.compile(abs, backend="eager")(torch.tensor(-2.0)).item())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["", "", str(find_spec("sklearn") is not None), "DTensor 2.0"]
+    assert done.stdout.splitlines() == ["", "", f"{find_spec('sklearn') is not None} 1 0", "DTensor 2.0"]
 
 
 def test_two_threads_may_load_at_once():

@@ -176,7 +176,7 @@ def train(job: Job) -> None:
     """Train one row, leaving snapshots and what they cost."""
     from meter import Meter
 
-    row, config = job.row, job.config()
+    row, config = job.row, job.config().model_copy(update={"probe": None})  # off task, snapshots are judged afterwards
     meter = Meter(job.budget, job.work)
     if row.kind.startswith("grpo"):
         from grpo import train_grpo
