@@ -120,7 +120,7 @@ def import_pycma() -> Any:
     """Return pycma, without what it plots and models fitness with: 47 MiB."""
     with _LOCK:
         if "cma" in sys.modules:
-            return sys.modules["cma"]
+            return import_module("cma")
         left_out = [name for name in ("matplotlib", "scipy.stats") if name not in sys.modules]
         with _replaced(sys.modules, dict.fromkeys(left_out)), warnings.catch_warnings():  # None: no such module
             warnings.simplefilter("ignore")
@@ -131,7 +131,7 @@ def import_reasoning_gym() -> Any:
     """Return reasoning-gym, without what a library of two of its tasks would plot with: 35 MiB."""
     with _LOCK:
         if "reasoning_gym" in sys.modules:
-            return sys.modules["reasoning_gym"]
+            return import_module("reasoning_gym")
         stand_ins = {} if "matplotlib" in sys.modules else {name: ModuleType(name) for name in _PLOTTING}
         for module in stand_ins.values():
             vars(module)["Axes3D"] = None
