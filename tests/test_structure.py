@@ -13,7 +13,7 @@ import esalign
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # a module may import from its own layer and the ones before it
-    {"types", "errors", "protocols", "seeds", "files", "imports", "registry", "assets"},
+    {"types", "errors", "protocols", "seeds", "files", "registry", "assets"},
     {"config"},
     {"space", "data", "rewards"},
     {"optimizers", "engines", "fitness", "loop"},
@@ -23,7 +23,7 @@ LAYERS = [  # a module may import from its own layer and the ones before it
     {"commands", "testing"},
     {"cli", "__main__"},
 ]
-BACKEND_MAY_IMPORT = {"types", "errors", "protocols", "seeds", "files", "imports", "space", "engines", "registry"}
+BACKEND_MAY_IMPORT = {"types", "errors", "protocols", "seeds", "files", "space", "engines", "registry"}
 HEAVY = ("torch", "transformers", "peft", "datasets", "vllm", "llama_cpp", "nevergrad", "cma", "ray", "matplotlib")
 IMPORTED_ON_USE = ("esalign.distill", "esalign.space.skeleton")  # they compute in torch throughout
 MODULE = re.compile(r"esalign(_\w+)?(\.\w+)+(:\w+)?$")

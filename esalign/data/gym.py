@@ -14,9 +14,9 @@ import numpy as np
 
 from esalign.data.rows import Row
 from esalign.errors import DataError
-from esalign.imports import import_reasoning_gym
 from esalign.registry import did_you_mean
 from esalign.seeds import Use, derive
+from esalign.space.imports import import_reasoning_gym
 
 PREFIX = "reasoning-gym:"
 

@@ -10,10 +10,10 @@ from esalign.distill.rollout import Pair
 from esalign.distill.vocabulary import PROBES, SharedVocabulary
 from esalign.engines.loading import LoadedModel, load_model
 from esalign.errors import DistillationError
-from esalign.imports import import_peft
 from esalign.protocols import Backend
 from esalign.registry import load_backend
 from esalign.seeds import Use, derive
+from esalign.space.imports import import_peft
 
 
 def make_pair(student: LoadedModel, teacher: LoadedModel) -> Pair:

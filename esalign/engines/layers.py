@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from esalign.errors import BackendError
-from esalign.imports import import_peft
 from esalign.protocols import Space
 from esalign.space import SvdModule
+from esalign.space.imports import import_peft
 
 
 def find_adapted(model: Any, space: Space, label: str) -> list[tuple[str, Any]]:

@@ -11,8 +11,8 @@ from esalign.assets import adapter_path, model_path
 from esalign.engines.checks import check_choice
 from esalign.errors import BackendError
 from esalign.files import expand_home
-from esalign.imports import hushed, import_peft, import_transformers
 from esalign.space.hub import is_hub_id
+from esalign.space.imports import hushed, import_peft, import_transformers
 
 if TYPE_CHECKING:
     import torch

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from esalign.errors import OptimizerError
-from esalign.imports import import_pycma
 from esalign.optimizers import checks
 from esalign.optimizers.ranks import centred_ranks
 from esalign.seeds import Use, generator
+from esalign.space.imports import import_pycma
 from esalign.types import Array, State
 
 Covariance = Literal["auto", "full", "diagonal"]

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from esalign.imports import import_reasoning_gym
+from esalign.space.imports import import_reasoning_gym
 
 _GYM = import_reasoning_gym()
 

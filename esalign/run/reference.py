@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from esalign.engines.loading import load_model
-from esalign.imports import import_transformers
+from esalign.space.imports import import_transformers
 
 BATCH = 64  # prompts that transformers completes at once
 

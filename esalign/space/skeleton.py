@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from esalign.imports import import_transformers
+from esalign.space.imports import import_transformers
 
 _ATEN = torch.ops.aten
 _RANGES = (_ATEN.arange, _ATEN.linspace)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Protocol
 
 from esalign.errors import BackendError
-from esalign.imports import import_transformers
 from esalign.registry import find_format
 from esalign.space.hub import find_folder
+from esalign.space.imports import import_transformers
 from esalign.space.targets import linear_layers
 from esalign.types import Array
 

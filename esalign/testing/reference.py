@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from esalign.engines.loading import LoadedModel, load_model
-from esalign.imports import import_peft
 from esalign.protocols import Space
+from esalign.space.imports import import_peft
 from esalign.types import Array
 
 
