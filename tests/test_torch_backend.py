@@ -14,7 +14,6 @@ from esalign_torch.decoding import Batch
 from models import (
     ARCHITECTURES,
     ATTENTION,
-    FUSED,
     append_end,
     drop_tokenizer_entry,
     make_adapter,
@@ -129,35 +128,6 @@ def test_answers_do_not_depend_on_how_the_work_is_cut(llama, temperature, greedy
     cut = TorchBackend(llama.model, llama.space, device="cpu", max_rows=11)
     llama.agrees(ids_of(cut.generate(llama.candidates, llama.prompts, sampling)), whole, slack=2)
     assert max(joined) > 1, "no batches were joined, so this shows little"
-
-
-def test_what_all_prompts_begin_with_is_read_once_for_each_candidate(llama):
-    seen = []
-    embeddings = llama.backend._engine.model.get_input_embeddings()
-    handle = embeddings.register_forward_hook(lambda _layer, args, _output: seen.append(args[0].numel()))
-    start = tuple(range(5, 45))
-    try:
-        llama.backend.generate(llama.candidates, [(*start, 7 + j, 9) for j in range(6)], Sampling(max_tokens=1))
-        assert sum(seen) == len(llama.candidates) * (len(start) + 6 * 2)
-        seen.clear()
-        llama.backend.generate(
-            llama.candidates, [(5, 6, 7 + j, 9, 8, 7, 6, 5, 4) for j in range(6)], Sampling(max_tokens=1)
-        )
-        assert sum(seen) == len(llama.candidates) * 6 * 9, "so short a start is not worth a pass of its own"
-    finally:
-        handle.remove()
-
-
-def test_where_positions_depend_on_the_length_of_the_text_prompts_are_read_whole(tmp_path):
-    scaling = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
-    longer = {"original_max_position_embeddings": 64, "rope_scaling": scaling}
-    tiny = make_tiny(tmp_path, "phi3", targets=FUSED, **longer)
-    space = SvdLora.from_pretrained(tiny.adapter)
-    prompts = [(*range(80, 130), *range(100 + j, 130 + j)) for j in range(8)]
-    candidates = np.random.default_rng(0).standard_normal((2, space.dim)) * 0.5
-    rows = TorchBackend(tiny.model, space, device="cpu").generate(candidates, prompts, Sampling(max_tokens=10))
-    reference = Reference(tiny.model, space)
-    assert ids_of(rows) == [list(map(tuple, reference.complete(one, prompts, 10))) for one in candidates]
 
 
 def test_a_finished_batch_has_left_the_memory_when_the_next_one_is_read(llama, monkeypatch):

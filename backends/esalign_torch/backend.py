@@ -32,9 +32,9 @@ class TorchBackend(Encoding):
     """Runs all candidates on all prompts as one batch over one copy of the weights.
 
     It takes any causal language model of transformers whose adapted layers are linear and whose layers remember keys
-    and values (no recurrent ones). What all prompts of a batch begin with (a template, instructions, examples) is read
-    once for each candidate. Text prompts are tokenised with the special tokens that the tokenizer itself adds;
-    chats are rendered by its template, which brings its own.
+    and values (no recurrent ones). To complete them, each candidate reads once what all prompts of a batch begin with
+    (a template, instructions, examples), and a prompt that comes several times. Text prompts are tokenised with the
+    special tokens that the tokenizer itself adds; chats are rendered by its template, which brings its own.
 
     The same call gives the same completions, bit by bit. Other batches (another population, other prompts beside) round
     differently, in float32 by about 1e-6 of a logit, which can tip a token that was as good as tied.

@@ -61,6 +61,11 @@ class _RowCacheLayer(DynamicLayer):
         self.value_buffer = _resized(self.value_buffer, rows, capacity, self.filled)
         self.rows = rows
 
+    def spread(self, sources: Tensor) -> None:
+        """Have a row for each of some rows, shape (new rows,), in their place."""
+        self.key_buffer, self.value_buffer = self.key_buffer[sources], self.value_buffer[sources]
+        self.rows = len(sources)
+
     def get_seq_length(self, *_args: Any) -> int:
         """Return the number of filled slots."""
         return self.filled
@@ -117,6 +122,11 @@ class RowCache(Cache):
                 # A pair of indices with a slice between them gives (rows, slots, heads, features).
                 own[:, :, : source.filled] = other[sources[:, None], :, slots].transpose(1, 2)
             layer.filled = source.filled
+
+    def spread(self, sources: Tensor) -> None:
+        """Have a copy of a row for each of some rows, shape (new rows,), in their place."""
+        for layer in self.row_layers:
+            layer.spread(sources)
 
     def move(self, sources: Tensor, targets: Tensor) -> None:
         """Copy rows to where rows were given up; both of shape (moved,)."""

@@ -143,9 +143,10 @@ class Batch:
             lengths=lengths,
             logprobs=torch.zeros(len(rows), dtype=torch.float64, device=engine.device),
         )
-        most = int(lengths.max()) + request.sampling.max_tokens
-        batch = cls(engine, request, rows=rows, tables=tables, cache=RowCache(engine.layers, len(rows), most))
-        batch._read_prompts(most_tokens)
+        distinct = list({(row.candidate, row.ids): row for row in rows}.values())
+        cache = RowCache(engine.layers, len(distinct), int(lengths.max()) + request.sampling.max_tokens)
+        batch = cls(engine, request, rows=rows, tables=tables, cache=cache)
+        batch._read_prompts(distinct, most_tokens)
         return batch
 
     @classmethod
@@ -171,38 +172,59 @@ class Batch:
         while self.live > until:
             yield from self._release(self._step())
 
-    def _read_prompts(self, most_tokens: int) -> None:
-        """Fill the cache with the prompts, and choose the first tokens."""
-        ids, lengths = [row.ids for row in self.rows], self.tables.lengths
-        width = max(map(len, ids))
-        # Prompts stand at the right, so that all rows write their next token into one slot; shape (rows, width).
-        padded = torch.tensor([[self.engine.pad] * (width - len(x)) + list(x) for x in ids], device=self.engine.device)
-        slots = torch.arange(width, device=self.engine.device)[None]  # (1, width)
-        known = self._read_common_start(width, most_tokens)
-        chosen = []
-        for part in _parts(self.live, most_tokens // (width - known)):
+    def _read_prompts(self, prompts: Sequence[Row], most_tokens: int) -> None:
+        """Fill the cache with the prompts, and choose the first tokens.
+
+        Args:
+            prompts: one row of each different prompt of each candidate.
+            most_tokens: read in one pass, at most.
+        """
+        device, table = self.engine.device, self.request.table
+        values = table[torch.tensor([row.candidate for row in prompts], device=device)]
+        lengths = torch.tensor([len(row.ids) for row in prompts], device=device)
+        width = int(lengths.max())
+        # Prompts stand at the right, so that all rows write their next token into one slot; shape (prompts, width).
+        padded = torch.tensor([[self.engine.pad] * (width - len(x)) + list(x) for _, _, x in prompts], device=device)
+        slots = torch.arange(width, device=device)[None]  # (1, width)
+        known = self._read_common_start(prompts, width - lengths, most_tokens)
+        places = {(row.candidate, row.ids): at for at, row in enumerate(prompts)}
+        sources = torch.tensor([places[row.candidate, row.ids] for row in self.rows], device=device)  # (rows,)
+        repeated = len(prompts) < self.live
+        self._first = torch.empty_like(sources)
+        for part in _parts(len(prompts), most_tokens // (width - known)):
             self.cache.focus(part.start, part.stop)
-            self.engine.values.show(self.tables.values[part])
-            blank = width - lengths[part, None]  # slots of padding before each prompt, (rows, 1)
+            self.engine.values.show(values[part])
+            blank = width - lengths[part, None]  # slots of padding before each prompt, (prompts, 1)
             mask = None if self.even else slots >= blank
-            # A position counts from the prompt's first token, whatever padding stands before it; (rows, width).
+            # A position counts from the prompt's first token, whatever padding stands before it; (prompts, width).
             positions = slots if self.even else (slots - blank).clamp(min=0)
             logits = self._forward(padded[part, known:], mask, positions[:, known:], self.cache)
-            chosen.append(self._choose(logits, part))
+            rows: slice | Tensor = part
+            if repeated:
+                rows = ((sources >= part.start) & (sources < part.stop)).nonzero()[:, 0]
+                logits = logits[sources[rows] - part.start]
+            self._first[rows] = self._choose(logits, rows)
         self.cache.advance(width - known)
-        self._first = torch.cat(chosen)
+        if repeated:
+            self.cache.spread(sources)
 
-    def _read_common_start(self, width: int, most_tokens: int) -> int:
-        """Read what all prompts begin with, once for each candidate. Returns how many slots of every row that fills.
+    def _read_common_start(self, prompts: Sequence[Row], blanks: Tensor, most_tokens: int) -> int:
+        """Read what all prompts begin with, once for each candidate. Returns how many slots of every prompt that fills.
 
         Templates, instructions and examples make that a large part of many prompts. Prompts stand at the right, so in
         these slots a shorter one has padding, and less of the common start: it reads the rest of it itself.
+
+        Args:
+            prompts: one row of each different prompt of each candidate.
+            blanks: slots of padding before each, shape (prompts,).
+            most_tokens: read in one pass, at most.
         """
-        ids, device = [row.ids for row in self.rows], self.engine.device
+        ids, device = [row.ids for row in prompts], self.engine.device
+        width = max(map(len, ids))
         common = min(common_start(ids), min(map(len, ids)) - 1)  # one token is left to read, for its logits
-        places = {candidate: at for at, candidate in enumerate(dict.fromkeys(row.candidate for row in self.rows))}
-        saved = common * (self.live - len(places))
-        if not self.engine.shares_starts or saved < max(LEAST_SHARED, SHARED * self.live * width):
+        places = {candidate: at for at, candidate in enumerate(dict.fromkeys(row.candidate for row in prompts))}
+        saved = common * (len(prompts) - len(places))
+        if not self.engine.shares_starts or saved < max(LEAST_SHARED, SHARED * len(prompts) * width):
             return 0
         values = self.request.table[torch.tensor(list(places), device=device)]  # (candidates, width of the table)
         start = RowCache(self.engine.layers, len(places), common)
@@ -212,8 +234,8 @@ class Batch:
             self.engine.values.show(values[part])
             self._forward(tokens.expand(part.stop - part.start, -1), None, slots, start)
         start.advance(common)
-        rows = torch.tensor([places[row.candidate] for row in self.rows], device=device)
-        self.cache.begin(start, rows, width - self.tables.lengths, room=width)
+        sources = torch.tensor([places[row.candidate] for row in prompts], device=device)
+        self.cache.begin(start, sources, blanks, room=width)
         return common
 
     @torch.inference_mode()
@@ -242,7 +264,7 @@ class Batch:
         logits: Tensor = output.logits[:, -1]
         return logits
 
-    def _choose(self, logits: Tensor, part: slice) -> Tensor:
+    def _choose(self, logits: Tensor, part: slice | Tensor) -> Tensor:
         tables, uniforms = self.tables, self.tables.uniforms[part]
         if uniforms.shape[1]:
             chosen = choose(logits, self.request.sampling, uniforms.gather(1, tables.counts[part, None])[:, 0])

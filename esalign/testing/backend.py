@@ -235,9 +235,13 @@ def completes_nothing_without_prompts(subject: Subject) -> None:
 
 
 def scores_as_the_folded_adapter_does(subject: Subject) -> None:
-    """``score`` gives the reference's log-probabilities of given completions, and of any other tokens as support."""
+    """``score`` gives the reference's log-probabilities of given completions, and of any other tokens as support.
+
+    Some prompts come with one completion, some with two.
+    """
     prompts = [subject.backend.encode(prompt) for prompt in subject.prompts]
     sequences = list(zip(prompts, subject.expected[0], strict=True))
+    sequences += list(zip(prompts, subject.expected[1], strict=True))[::2]
     candidates = subject.candidates[:3]
     rng = np.random.default_rng(1)
     support = [rng.integers(0, subject.reference.vocab, size=(len(completion), 5)) for _, completion in sequences]
