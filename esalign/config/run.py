@@ -100,7 +100,9 @@ class SearchRunSection(RunSection):
 
     flat_limit: int = Field(5, ge=1, description="Stop after so many generations in which all candidates are equal.")
     keep_sampled: bool = Field(
-        True, description="Go back by up to half of the way where sampled completions earn no more than at the start."
+        True,
+        description="Go back by up to half of the way where completions sampled at temperature 1 earn no more than at "
+        "the start.",
     )
     kl_prompts: int = Field(64, ge=0, description="Validation problems for the KL to the start; 0 leaves it out.")
 

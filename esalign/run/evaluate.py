@@ -10,7 +10,7 @@ from esalign.fitness.completions import complete
 from esalign.protocols import Backend
 from esalign.rewards import RewardPool, TrainerState
 from esalign.run.statistics import Estimate, estimate
-from esalign.types import Array, Example, Sample, Sampling
+from esalign.types import Array, Completion, Example, Prompt, Sample, Sampling
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class HeldOutResult:
         truncated: share of completions cut by the token limit.
         errors: number of completions whose scoring failed, by reward and kind.
         error_examples: one message of each.
-        samples: the completions.
+        samples: the completions, for people to read.
+        completions: the completions, as the engine gave them.
     """
 
     scores: Array
@@ -49,6 +50,7 @@ class HeldOutResult:
     errors: Mapping[str, int] = field(default_factory=dict)
     error_examples: Mapping[str, str] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
+    completions: Sequence[Completion] = ()
 
     @property
     def estimate(self) -> Estimate:
@@ -74,7 +76,20 @@ def evaluate(backend: Backend, held_out: HeldOut, vector: Array, sampling: Sampl
         errors=completed.errors,
         error_examples=completed.error_examples,
         samples=completed.samples(held_out.examples, most=None),
+        completions=completed.rows[0],
     )
+
+
+def log_probs(backend: Backend, vector: Array, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Array:
+    """Return the log-probability, nats, at temperature 1, of each prompt's completion for a search vector."""
+    written = [j for j, completion in enumerate(completions) if completion.token_ids]
+    values = np.zeros(len(completions))
+    if written:
+        encoded = {id(prompt): backend.encode(prompt) for prompt in {id(one): one for one in prompts}.values()}
+        sequences = [(encoded[id(prompts[j])], completions[j].token_ids) for j in written]
+        rows = backend.score(np.asarray(vector)[None], sequences)
+        values[written] = [row.sum(dtype=np.float64) for row in rows[0]]
+    return values
 
 
 def kl_to_start(backend: Backend, vector: Array, examples: Sequence[Example], sampling: Sampling) -> float:

@@ -1,5 +1,6 @@
 """The learner of `esalign run`: an optimiser's mean, made better by a fitness."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,9 @@ from esalign.errors import ConfigError
 from esalign.loop import search
 from esalign.optimizers.steered import Steered
 from esalign.protocols import Backend, Fitness, HeldOutFitness, MeasuredBackend, Optimizer, Space
-from esalign.run.evaluate import HeldOut, HeldOutResult, evaluate, kl_to_start
+from esalign.run.evaluate import HeldOut, HeldOutResult, evaluate, kl_to_start, log_probs
 from esalign.run.learner import REWARD, Step
-from esalign.types import Array, Sampling, State
+from esalign.types import Array, Completion, Prompt, Sampling, State
 
 
 class Evolution:
@@ -103,6 +104,10 @@ class Evolution:
         """Return the vector at a share of the straight way."""
         first, last = (np.asarray(snapshot["vector"], dtype=np.float64) for snapshot in (start, end))
         return {"vector": first + share * (last - first)}
+
+    def log_probs(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Array:
+        """Return each completion's for the vector."""
+        return log_probs(self.backend, self.vector, prompts, completions)
 
     def state_dict(self) -> State:
         """The optimiser's and the fitness's."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from esalign.run.evaluate import HeldOut, HeldOutResult
-from esalign.types import Sample, Sampling, State
+from esalign.types import Array, Completion, Prompt, Sample, Sampling, State
 
 REWARD = "reward"
 MINUS_REVERSE_KL = "minus-reverse-kl"
@@ -85,7 +85,13 @@ class Learner(Protocol):
 
 @runtime_checkable
 class VectorLearner(Protocol):
-    """A learner whose snapshots are points, so that there is a straight way from one to another."""
+    """A learner whose snapshots are points, so that there is a straight way from one to another.
+
+    By its reward, `judge` tells the completions, too.
+    """
 
     def between(self, start: State, end: State, share: float) -> State:
         """Return the snapshot at a share of the way, in [0, 1]."""
+
+    def log_probs(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Array:
+        """Return the log-probability, nats, at temperature 1, of each prompt's completion for it as it is now."""

@@ -3,7 +3,8 @@
 import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from esalign.run.statistics import Estimate, estimate, paired_difference, within
 from esalign.run.step_back import step_back
 from esalign.run.trackers import Tracker
 from esalign.seeds import Use, derive
-from esalign.types import Array, Sample, Sampling, State
+from esalign.types import Array, Completion, Prompt, Sample, Sampling, State
 
 STATE_VERSION = 6
 JUDGING_RESULT = "judging the result"
@@ -237,12 +238,18 @@ class Run:
         if not (self._keep_sampled and greedily and isinstance(learner, VectorLearner)):
             return 1.0, {}
 
-        def judge(share: float, problems: HeldOut, temperature: float) -> Array:
+        def judge(share: float, problems: HeldOut, sampling: Sampling) -> HeldOutResult:
             learner.restore(learner.between(progress.start, progress.best, share))
-            name = f"{share:.0%} of the way, validation/{'sampled' if temperature else 'greedy'}"
-            return self._judge(name, REWARD, problems, Use.VALIDATION, temperature).scores
+            name = f"{share:.0%} of the way, validation/{'sampled' if sampling.temperature else 'greedy'}"
+            return self._judge(name, REWARD, problems, sampling)
 
-        share, tried = step_back(judge, validation, progress.start_validation)
+        def log_probs(share: float, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Array:
+            learner.restore(learner.between(progress.start, progress.best, share))
+            with self._judging(f"{share:.0%} of the way, how likely they are"):
+                return learner.log_probs(prompts, completions)
+
+        greedy = self._decoding(Use.VALIDATION, 0.0)
+        share, tried = step_back(judge, log_probs, validation, progress.start_validation, greedy)
         learner.restore(learner.between(progress.start, progress.best, share))
         return share, tried
 
@@ -258,11 +265,8 @@ class Run:
 
     def _judge_validation(self) -> dict[str, HeldOutResult]:
         """Return the result of every measure on the validation problems, the one that decides first."""
-        temperature = self._sampling.temperature
-        return {
-            name: self._judge("validation", name, self._held_out.validation, Use.VALIDATION, temperature)
-            for name in self._measures
-        }
+        sampling = self._decoding(Use.VALIDATION, self._sampling.temperature)
+        return {name: self._judge("validation", name, self._held_out.validation, sampling) for name in self._measures}
 
     def _judge_held_out(self) -> dict[str, HeldOutResult]:
         """Judge on the test problems and the off-task probe, the measure and the decoding that decide first."""
@@ -272,28 +276,36 @@ class Run:
         for measure in self._measures:
             if measure != REWARD:
                 name = f"test/{measure}"
-                results[name] = self._judge(name, measure, self._held_out.test, Use.TEST, own)
+                results[name] = self._judge(name, measure, self._held_out.test, self._decoding(Use.TEST, own))
                 continue
             for name in sorted(decodings, key=lambda name: decodings[name] != own):
-                results[name] = self._judge(name, REWARD, self._held_out.test, Use.TEST, decodings[name])
+                sampling = self._decoding(Use.TEST, decodings[name])
+                results[name] = self._judge(name, REWARD, self._held_out.test, sampling)
         if self._held_out.probe is not None:
-            results["probe"] = self._judge("probe", REWARD, self._held_out.probe, Use.PROBE, 0.0)
+            results["probe"] = self._judge("probe", REWARD, self._held_out.probe, self._decoding(Use.PROBE, 0.0))
         return results
 
-    def _judge(self, name: str, measure: str, held_out: HeldOut, use: Use, temperature: float) -> HeldOutResult:
+    def _judge(self, name: str, measure: str, held_out: HeldOut, sampling: Sampling) -> HeldOutResult:
         """Judge the learner by a measure; ``name`` is what the problems are called. While a stage is shown, tell it."""
-        self._heed_interrupts()
-        began = time.perf_counter()
         held_out = replace(held_out, state=TrainerState(self._progress.done, self._limits.generations))
-        if self._stage:
-            text, finished = f"{self._stage} ({name.replace('/', ', ')})", itertools.count(1)
-            self._reporter.stage(text)
-            total = len(held_out.examples)
-            held_out = replace(held_out, on_completion=lambda: self._reporter.stage(text, next(finished), total))
-        result = self._learner.judge(measure, held_out, self._decoding(use, temperature))
-        self._progress.held_out_seconds += time.perf_counter() - began
+        with self._judging(name.replace("/", ", ")) as stage:
+            if stage:
+                finished, total = itertools.count(1), len(held_out.examples)
+                held_out = replace(held_out, on_completion=lambda: self._reporter.stage(stage, next(finished), total))
+            result = self._learner.judge(measure, held_out, sampling)
         self._progress.held_out_tokens += result.generated_tokens
         return result
+
+    @contextmanager
+    def _judging(self, what: str) -> Iterator[str]:
+        """Count the seconds of judging something. Lends what is told of it while a stage is shown, else nothing."""
+        self._heed_interrupts()
+        began = time.perf_counter()
+        stage = f"{self._stage} ({what})" if self._stage else ""
+        if stage:
+            self._reporter.stage(stage)
+        yield stage
+        self._progress.held_out_seconds += time.perf_counter() - began
 
     def _heed_interrupts(self) -> None:
         if self._stage == JUDGING_RESULT and self._interrupts:

@@ -76,7 +76,12 @@ def within_noise(after: Sequence[float] | Array, before: Sequence[float] | Array
     (True, False)
     """
     gain = paired_difference(after, before)
-    return not gain.mean > 0 or gain.mean < (gain.high - gain.mean) / Z95
+    return not gain.mean > 0 or gain.mean < standard_error(gain)
+
+
+def standard_error(estimate: Estimate) -> float:
+    """Return the standard error of a mean with a normal interval."""
+    return (estimate.high - estimate.mean) / Z95
 
 
 def resolution(scores: Sequence[float] | Array) -> float:

@@ -194,7 +194,7 @@ def train(job: Job) -> None:
 
 def judge(job: Job) -> list[dict[str, Any]]:
     """Return the lines of a result: what was run, each snapshot on its way, and the one that validation chose."""
-    from judging import CURVE_PROBLEMS, ON_THE_WAY, SAMPLES, Judge, interval
+    from judging import ON_THE_WAY, SAMPLES, Judge, interval
 
     config, row = job.config(), job.row
     training = {"points": []} if row.kind == "start" else json.loads((job.work / "training.json").read_text())
@@ -209,15 +209,20 @@ def judge(job: Job) -> list[dict[str, Any]]:
             validation[:-1] = [-1.0] * (len(points) - 1)
         chosen = int(np.argmax(validation)) if points else None
         snapshots: list[Path | None] = [job.work / f"point{number + 1}" for number in range(len(points))]
+        goes_back = row.kind == "search" and config.sampling.temperature == 0 and config.run.keep_sampled
+        left: list[Path | None] = []
         for point, snapshot in zip(points, snapshots, strict=True):
-            scores = judge.test(snapshot, problems=CURVE_PROBLEMS, decodings=ON_THE_WAY)
-            point["test"] = {name: interval(values[:, 0]) for name, values in scores.items()}
+            point["test"] = judge.on_the_way(snapshot)
+            if goes_back and snapshot is not None:
+                back, share, seconds = judge.step_back(snapshot)
+                test = point["test"] if share == 1 else judge.on_the_way(back)
+                point["back"] = {"share": share, "processor_seconds": round(seconds, 2), "test": test}
+                left.append(back)
         best = snapshots[chosen] if chosen is not None else None
-        whole, share = None, None
-        greedily = row.kind == "search" and config.sampling.temperature == 0
-        if best is not None and greedily and config.run.keep_sampled:
+        whole = None
+        if left and chosen is not None:
             whole = judge.test(best, problems=config.data.test_size, decodings=ON_THE_WAY, samples=SAMPLES)
-            best, share = judge.step_back(best)
+            best = left[chosen]
         scores = judge.test(best, problems=config.data.test_size, samples=SAMPLES)
         probe = judge.probe(best)
         pass_at = judge.pass_at(best)
@@ -225,7 +230,7 @@ def judge(job: Job) -> list[dict[str, Any]]:
     head = {"row": row.name, "label": label(row, job.extra), "seed": job.seed, "extra": job.extra, **training}
     result = {
         "point": chosen,
-        "share": share,
+        "share": points[chosen]["back"]["share"] if left and chosen is not None else None,
         "whole_way": whole and {name: interval(values.mean(axis=1)) for name, values in whole.items()},
         "validation": points[chosen]["validation"] if chosen is not None else None,
         **{name: interval(values.mean(axis=1)) for name, values in scores.items()},

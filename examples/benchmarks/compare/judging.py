@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from meter import processor_seconds
 
 from esalign.assets import adapter_path, asset
 from esalign.commands.build import load_splits, make_backend, make_pool, make_probe, make_search_space, resolve
 from esalign.config.run import RunConfig
 from esalign.protocols import Backend
-from esalign.run.evaluate import HeldOut, evaluate
+from esalign.run.evaluate import HeldOut, HeldOutResult, evaluate, log_probs
 from esalign.run.statistics import estimate
 from esalign.run.step_back import step_back
 from esalign.seeds import Use, derive
 from esalign.space import SvdLora
-from esalign.types import Array
+from esalign.types import Array, Completion, Prompt, Sampling
 
 CURVE_PROBLEMS = 500
 KL_PROBLEMS = 64
@@ -53,8 +54,12 @@ class Judge:
             scores = {name: self._scores(backend, zero, self._validation, Use.VALIDATION, name) for name in ON_THE_WAY}
         return {name: float(values.mean()) for name, values in scores.items()}
 
-    def step_back(self, snapshot: Path) -> tuple[Path, float]:
-        """Do with a search's snapshot what a run does with its result. Returns what is left of it, and of its way."""
+    def step_back(self, snapshot: Path) -> tuple[Path, float, float]:
+        """Do with a search's snapshot what a run does with its result.
+
+        Returns:
+            What is left of it, and of its way, and the processor seconds that it took.
+        """
         mean, validation = np.load(snapshot / "mean.npy"), self._validation
         config = resolve(self._config)
         space = make_search_space(config)
@@ -62,14 +67,20 @@ class Judge:
             backend = make_backend(config.backend, config.model.path, space)
             stack.callback(backend.close)
 
-            def judge(share: float, problems: HeldOut, temperature: float) -> Array:
-                decoding = "sampled" if temperature else "greedy"
-                return self._scores(backend, share * mean, problems, Use.VALIDATION, decoding)
+            def judge(share: float, problems: HeldOut, sampling: Sampling) -> HeldOutResult:
+                return evaluate(backend, problems, share * mean, sampling)
 
-            share, _ = step_back(judge, validation, judge(0.0, validation, 0.0))
+            def likelihood(share: float, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Array:
+                return log_probs(backend, share * mean, prompts, completions)
+
+            sampling = self._sampling(Use.VALIDATION, "greedy")
+            start = judge(0.0, validation, sampling).scores  # known to a run, so it is not counted
+            began = processor_seconds()
+            share, _ = step_back(judge, likelihood, validation, start, sampling)
+            seconds = processor_seconds() - began
         left = snapshot.with_name(f"{snapshot.name}-back")
         space.save_pretrained(share * mean, left / "adapter")
-        return left, share
+        return left, share, seconds
 
     def test(
         self, snapshot: Path | None, *, problems: int, decodings: Sequence[str] = tuple(DECODINGS), samples: int = 1
@@ -83,6 +94,11 @@ class Judge:
                 flat = self._scores(backend, zero, replace(self._test, examples=repeated), Use.TEST, name)
                 scores[name] = flat.reshape(-1, drawn)
         return scores
+
+    def on_the_way(self, snapshot: Path | None) -> dict[str, dict[str, float]]:
+        """Return the mean score on the test problems of curves, by decoding."""
+        scores = self.test(snapshot, problems=CURVE_PROBLEMS, decodings=ON_THE_WAY)
+        return {name: interval(values[:, 0]) for name, values in scores.items()}
 
     def pass_at(self, snapshot: Path | None) -> dict[str, float]:
         """Return pass@k at temperature 1 of the first test problems, k a power of two up to the samples drawn.

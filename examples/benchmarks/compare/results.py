@@ -121,6 +121,15 @@ def curve(results: list[Result], starts: Iterable[Result], decoding: str, cost: 
     return np.array([0.0, *np.mean(costs, axis=0)]), np.array([0.0, *np.mean(gains, axis=0)])
 
 
+def gone_back(results: list[Result]) -> tuple[list[Result], Array]:
+    """Return results with each snapshot gone back, and the seconds that this took at each, means over the seeds."""
+    points = [[{**point, "test": point["back"]["test"]} for point in result.points] for result in results]
+    count = min(len(result.points) for result in results)
+    seconds = [[point["back"]["processor_seconds"] for point in result.points[:count]] for result in results]
+    back = [Result(result.head, of_it, result.best) for result, of_it in zip(results, points, strict=True)]
+    return back, np.mean(seconds, axis=0)
+
+
 def cost_to_reach(costs: Array, scores: Array, wanted: float) -> float | None:
     """Return where a curve first reaches a score, linear between snapshots; None if it never does."""
     above = np.flatnonzero(scores >= wanted)

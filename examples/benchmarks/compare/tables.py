@@ -12,6 +12,7 @@ from results import (
     curve,
     forward_flops,
     gain,
+    gone_back,
     leads,
     over_runs,
     pooled,
@@ -162,6 +163,14 @@ def print_times(
                 spent = cost_to_reach(costs, gains, share * best)
                 cells.append("-" if spent is None else shortened(spent))
         print(f"| {ROWS[label].title} | " + " | ".join(cells) + " |")
+        if all("back" in point for result in found for point in result.points):
+            back, seconds = gone_back(found)
+            costs, gains = curve(back, starts, decoding, "processor seconds")
+            reached = [cost_to_reach(costs, gains, share * best) for share in SHARES]
+            whole = [None if at is None else at + np.interp(at, costs[1:], seconds) for at in reached]
+            cells = ["-" if spent is None else shortened(spent) for spent in whole]
+            blank = " |" * (len(COSTS) - 1) * len(SHARES)
+            print(f"| the same, gone back, with its seconds | {len(found)} | {' | '.join(cells)} |{blank}")
 
 
 def print_work(rows: dict[str, list[Result]]) -> None:
