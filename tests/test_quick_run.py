@@ -40,7 +40,7 @@ def test_a_run_says_how_far_the_judgements_of_start_and_result_are(tmp_path, mon
         "judging the result (0% of the way, validation, sampled)": (16, 16),
         "judging the result (100% of the way, validation, sampled)": (16, 16),
         "judging the result (50% of the way, validation, sampled)": (16, 16),
-        **{f"judging the result ({share}% of the way, how likely they are)": (0, 0) for share in (0, 50, 100)},
+        **{f"judging the result ({share}% of the way, probabilities)": (0, 0) for share in (0, 50, 100)},
         "judging the result (test, greedy)": (16, 16),
         "judging the result (test, sampled)": (16, 16),
     }

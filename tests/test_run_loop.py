@@ -257,7 +257,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "told", ["(50% of the way, validation, sampled)", "(50% of the way, how likely they are)", "(test, greedy)"]
+    "told", ["(50% of the way, validation, sampled)", "(50% of the way, probabilities)", "(test, greedy)"]
 )
 def test_an_interrupt_while_the_result_is_judged_stops_it_there_and_a_resumed_run_judges_it(told, tmp_path):
     def walking():

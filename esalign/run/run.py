@@ -245,7 +245,7 @@ class Run:
 
         def log_probs(share: float, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Array:
             learner.restore(learner.between(progress.start, progress.best, share))
-            with self._judging(f"{share:.0%} of the way, how likely they are"):
+            with self._judging(f"{share:.0%} of the way, probabilities"):
                 return learner.log_probs(prompts, completions)
 
         greedy = self._decoding(Use.VALIDATION, 0.0)
