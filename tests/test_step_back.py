@@ -88,13 +88,12 @@ def differences(policy, count, seeds=60):
     return np.array(found)
 
 
-RNG = np.random.default_rng(7)
 KINDS = {
-    "right or wrong": lambda rewards: rewards,
-    "far from zero": lambda rewards: rewards + 50,
-    "on another scale for each problem": lambda rewards: rewards + 5 * RNG.standard_normal((PROBLEMS, 1)),
-    "mostly settled": lambda rewards: np.where(
-        RNG.random((PROBLEMS, 1)) < 0.85, RNG.random((PROBLEMS, 1)) < 0.5, rewards
+    "right or wrong": lambda rewards, rng: rewards,
+    "far from zero": lambda rewards, rng: rewards + 50,
+    "on another scale for each problem": lambda rewards, rng: rewards + 5 * rng.standard_normal((PROBLEMS, 1)),
+    "mostly settled": lambda rewards, rng: np.where(
+        rng.random((PROBLEMS, 1)) < 0.85, rng.random((PROBLEMS, 1)) < 0.5, rewards
     ),
 }
 
@@ -103,7 +102,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_gains_are_unbiased_at_every_place_whatever_the_rewards(places, kind):
     policy = Policy()
-    policy.rewards = KINDS[kind](policy.rewards)
+    policy.rewards = KINDS[kind](policy.rewards, np.random.default_rng(7))
     errors = measured(policy, places, FIRST) - [policy.gain(place).mean() for place in places[1:]]
     assert (np.abs(errors.mean(axis=0)) < 3 * errors.std(axis=0) / len(errors) ** 0.5).all()
     assert (errors.std(axis=0) < 0.02).all()
@@ -113,7 +112,7 @@ def test_gains_are_unbiased_at_every_place_whatever_the_rewards(places, kind):
 def test_weights_tell_a_gain_with_a_fraction_of_the_noise(kind):
     """Half of a nat from the start: two draws with weights are worth more than eight without."""
     policy = Policy(0.5)
-    policy.rewards = KINDS[kind](policy.rewards)
+    policy.rewards = KINDS[kind](policy.rewards, np.random.default_rng(7))
     assert measured(policy, (0.0, 1.0), FIRST).std() < differences(policy, MOST).std()
 
 

@@ -88,8 +88,8 @@ def contributions(log_p: Array, rewards: Array) -> Array:
     techniques for Monte Carlo rendering", 1995). No p / q exceeds the number of places, and where no place draws what
     another does, this is a difference of means.
 
-    Any b that does not depend on the completion leaves the mean as it is: b is the mean reward of the problem's other
-    completions, drawn towards that of all problems by as much as it is luck.
+    A b that does not depend on the completion leaves the mean as it is: b is the mean reward of the problem's other
+    completions, drawn towards that of all problems (in which the completion hardly counts) by as much as it is luck.
 
     Args:
         log_p: the log-probability of each completion at each place, shape (places, places where drawn, problems,
@@ -173,7 +173,10 @@ class Drawn:
         return dict(list(zip(self._places, estimates, strict=True))[1:])
 
     def needed(self) -> int:
-        """Return the draws of each place with which weights tell the gain at the end as well as `MOST` without."""
+        """Return the draws of each place with which weights tell the gain at the end as well as `MOST` without.
+
+        Rather too many: that completions of a problem are expected from one another spreads what they say.
+        """
         log_p, rewards = self._tables()
         known = ~np.isnan(rewards).any(axis=(0, 2))
         plain = float(rewards[:, known].var(axis=2).sum())

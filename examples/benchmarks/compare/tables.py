@@ -20,6 +20,7 @@ from results import (
     with_start,
 )
 from rows import ROWS
+from shares import print_shares
 
 from esalign.run.statistics import Estimate
 
@@ -37,6 +38,7 @@ def print_tables(folder: Path) -> None:
     for decoding in ("greedy", "sampled"):
         for best_of in (rows, {"grpo": rows["grpo"]} if "grpo" in rows else {}):
             print_times(rows, starts, decoding, best_of)
+    print_shares(rows, starts)
     print_work(rows)
     print_variants({label: found for label, found in results.items() if label not in ROWS}, results)
 
