@@ -22,8 +22,8 @@ FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks" / "compare"
 def _examples_on_the_path(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     yield
-    for name in ("meter", "rows", "problems", "largest", "searching", "grpo", "judging", "results", "tables", "plots"):
-        sys.modules.pop(name, None)
+    for file in FOLDER.glob("*.py"):
+        sys.modules.pop(file.stem, None)
 
 
 @pytest.fixture

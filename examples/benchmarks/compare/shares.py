@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from results import SHARES, Result, cost_to_reach, curve, gone_back
+from results import SHARES, Result, cost_to_reach, curve, gone_back, with_start
 from rows import ROWS
 
 from esalign.types import Array
@@ -16,24 +16,24 @@ Curve = tuple[Array, Array, Array]
 
 def print_shares(rows: dict[str, list[Result]], starts: list[Result]) -> None:
     """Print shares of GRPO's seconds, of means over all seeds and, 95 %, where pairs of runs are drawn anew."""
-    if "grpo" not in rows:
-        return
-    grpo = {one.head["seed"]: run_curve(one, starts) for one in rows["grpo"]}
-    print(
-        "\n| greedy: seconds, of GRPO's | seeds of both | " + " | ".join(f"to {share:.0%}" for share in SHARES) + " |"
-    )
-    print("|---|---" + "|---" * len(SHARES) + "|")
+    rows = {label: with_start(found, starts) for label, found in rows.items()}
+    grpo = {one.head["seed"]: run_curve(one, starts) for one in rows.get("grpo", [])}
+    lines = []
     for label, found in rows.items():
-        if label in ("start", "grpo"):
+        if label in ("start", "grpo") or not grpo.keys() & {one.head["seed"] for one in found}:
             continue
-        print_line(ROWS[label].title, {one.head["seed"]: run_curve(one, starts) for one in found}, grpo)
+        lines.append(line(ROWS[label].title, {one.head["seed"]: run_curve(one, starts) for one in found}, grpo))
         if all("back" in point for one in found for point in one.points):
             back = {one.head["seed"]: run_curve(one, starts, back=True) for one in found}
-            print_line("the same, gone back, with its seconds", back, grpo)
+            lines.append(line("the same, gone back, with its seconds", back, grpo))
+    if lines:
+        shares = " | ".join(f"to {share:.0%}" for share in SHARES)
+        print(f"\n| greedy: seconds, of GRPO's | seeds of both | {shares} |")
+        print("\n".join(["|---|---" + "|---" * len(SHARES) + "|", *lines]))
 
 
-def print_line(title: str, mine: dict[int, Curve], grpo: dict[int, Curve]) -> None:
-    """Print one row's shares."""
+def line(title: str, mine: dict[int, Curve], grpo: dict[int, Curve]) -> str:
+    """Return one row's shares."""
     seeds = [seed for seed in mine if seed in grpo]
     rng = np.random.default_rng(0)
     resampled = [rng.choice(seeds, len(seeds)) for _ in range(RESAMPLES)]
@@ -44,7 +44,7 @@ def print_line(title: str, mine: dict[int, Curve], grpo: dict[int, Curve]) -> No
             [ratio(chosen, mine, grpo, share) for chosen in resampled], (2.5, 97.5), method="nearest"
         )
         cells.append(f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(value) else "-")
-    print(f"| {title} | {len(seeds)} | {' | '.join(cells)} |")
+    return f"| {title} | {len(seeds)} | {' | '.join(cells)} |"
 
 
 def run_curve(result: Result, starts: list[Result], *, back: bool = False) -> Curve:
