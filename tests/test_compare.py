@@ -9,21 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from comparing import FOLDER, comparison  # noqa: F401 - a fixture of every test
 
 from esalign.assets import asset
 from esalign.commands.build import load_splits
 from esalign.data.splits import problem_key
 from esalign.space import SvdLora
-
-FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks" / "compare"
-
-
-@pytest.fixture(autouse=True)
-def _examples_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield
-    for file in FOLDER.glob("*.py"):
-        sys.modules.pop(file.stem, None)
 
 
 @pytest.fixture

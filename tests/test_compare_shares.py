@@ -1,20 +1,8 @@
 """The shares of GRPO's seconds that the comparison prints."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks" / "compare"
-
-
-@pytest.fixture(autouse=True)
-def _examples_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield
-    for file in FOLDER.glob("*.py"):
-        sys.modules.pop(file.stem, None)
+from comparing import comparison  # noqa: F401 - a fixture of every test
 
 
 def straight(seconds, gain, back=0.0):

@@ -23,9 +23,9 @@ from esalign.report.words import SEARCH, concerns, concerns_of_step
 from esalign.rewards import audit
 from esalign.run.first_step import try_first_step
 from esalign.run.folder import ADAPTER, Outcome, alone_in, choose_folder, noting_resume
+from esalign.run.learner import order_measures
 from esalign.run.plan import Plan
 from esalign.run.reporter import Reporter
-from esalign.run.run import order_measures
 from esalign.run.statistics import resolution
 from esalign.run.verify import Verification, save_adapter, verify_adapter
 from esalign.types import Example, Message

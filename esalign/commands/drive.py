@@ -16,10 +16,10 @@ from esalign.report.card import CardFacts, write_card
 from esalign.report.page import write_report
 from esalign.run.folder import DATA, Outcome, prepare_folder, write_result
 from esalign.run.inputs import hash_inputs
-from esalign.run.learner import HeldOutSets, Learner
+from esalign.run.learner import HeldOutSets, Learner, order_measures
 from esalign.run.reporter import About, Reporter
 from esalign.run.result import Result
-from esalign.run.run import Run, order_measures
+from esalign.run.run import Run
 from esalign.run.trackers import make_tracker
 from esalign.run.verify import Verification
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from esalign.errors import ConfigError
 from esalign.run.evaluate import HeldOut, HeldOutResult
 from esalign.types import Array, Completion, Prompt, Sample, Sampling, State
 
@@ -95,3 +96,16 @@ class VectorLearner(Protocol):
 
     def log_probs(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Array:
         """Return the log-probability, nats, at temperature 1, of each prompt's completion for it as it is now."""
+
+
+def order_measures(measures: Sequence[str], select_by: str | None) -> tuple[str, ...]:
+    """Return a learner's measures, the one to select by first: its own first, unless the user says another.
+
+    Raises:
+        ConfigError: the learner has no such measure.
+    """
+    if select_by is None:
+        return tuple(measures)
+    if select_by not in measures:
+        raise ConfigError(f"run.select_by is {select_by!r}, expected one of {', '.join(measures)}")
+    return (select_by, *(name for name in measures if name != select_by))

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from esalign.config.reading import leaves
-from esalign.errors import CheckpointError, ConfigError
+from esalign.errors import CheckpointError
 from esalign.files import JsonLines, read_json_lines, write_atomically
 from esalign.fitness.completions import SHOWN_SAMPLES, add_errors
 from esalign.rewards import TrainerState
 from esalign.run.checkpoint import Checkpoints
 from esalign.run.evaluate import HeldOut, HeldOutResult
 from esalign.run.folder import CHECKPOINTS, COMPLETIONS, METRICS, SAMPLES
-from esalign.run.learner import REWARD, HeldOutSets, Learner, Step, VectorLearner
+from esalign.run.learner import REWARD, HeldOutSets, Learner, Step, VectorLearner, order_measures
 from esalign.run.progress import Progress
 from esalign.run.reporter import About, Reporter
 from esalign.run.result import Comparison, Result
@@ -379,19 +379,6 @@ class Run:
             )
         self._learner.load_state_dict(state["learner"])
         self._progress = Progress(**state["progress"])
-
-
-def order_measures(measures: Sequence[str], select_by: str | None) -> tuple[str, ...]:
-    """Return a learner's measures, the one to select by first: its own first, unless the user says another.
-
-    Raises:
-        ConfigError: the learner has no such measure.
-    """
-    if select_by is None:
-        return tuple(measures)
-    if select_by not in measures:
-        raise ConfigError(f"run.select_by is {select_by!r}, expected one of {', '.join(measures)}")
-    return (select_by, *(name for name in measures if name != select_by))
 
 
 def _validation_row(row: Mapping[str, Any], results: Mapping[str, HeldOutResult]) -> dict[str, Any]:
