@@ -7,7 +7,7 @@ from comparing import comparison  # noqa: F401 - a fixture of every test
 
 def straight(seconds, gain, back=0.0):
     """A curve that rises evenly to a gain."""
-    return np.array([0.0, seconds / 2, seconds]), np.array([0.0, back, back]), np.array([0.0, gain / 2, gain])
+    return np.array([0.0, seconds / 2, seconds]), np.array([back, back]), np.array([0.0, gain / 2, gain])
 
 
 def test_shares_are_of_grpos_own_gain_and_count_what_going_back_takes():

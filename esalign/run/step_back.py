@@ -52,9 +52,10 @@ def step_back(
     drawn.draw((MIDDLE,), FIRST)
     if more:
         drawn.draw((0.0, MIDDLE, 1.0), more)
-    if drawn.gains()[MIDDLE].count == 0:
+    gains = drawn.gains()
+    if gains[MIDDLE].count == 0:
         return 1.0, tried
-    tried = drawn.gains()
+    tried = gains
     if tried[1.0].mean > standard_error(tried[1.0]):
         return 1.0, tried
     share = furthest({0.0: 0.0} | {share: gain.mean for share, gain in tried.items()})

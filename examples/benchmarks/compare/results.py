@@ -140,3 +140,16 @@ def cost_to_reach(costs: Array, scores: Array, wanted: float) -> float | None:
         return 0.0
     share = (wanted - scores[at - 1]) / (scores[at] - scores[at - 1])
     return float(costs[at - 1] + share * (costs[at] - costs[at - 1]))
+
+
+def seconds_to_reach(costs: Array, back: Array, scores: Array, wanted: float) -> float | None:
+    """Return where a curve first reaches a score, and what going back takes there, or at the first snapshot.
+
+    Args:
+        costs: seconds at the start and at each snapshot.
+        back: seconds of going back at each snapshot.
+        scores: as costs.
+        wanted: the score.
+    """
+    at = cost_to_reach(costs, scores, wanted)
+    return None if at is None else at + float(np.interp(at, costs[1:], back))

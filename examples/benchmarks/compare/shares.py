@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from results import SHARES, Result, cost_to_reach, curve, gone_back, with_start
+from results import SHARES, Result, curve, gone_back, seconds_to_reach, with_start
 from rows import ROWS
 
 from esalign.types import Array
@@ -11,7 +11,7 @@ from esalign.types import Array
 RESAMPLES = 2000
 
 Curve = tuple[Array, Array, Array]
-"""Of one run: seconds of search, seconds of going back at each of these, and gains, all shape (points,)."""
+"""Of one run: seconds at the start and at each snapshot, those of going back at each snapshot, and gains."""
 
 
 def print_shares(rows: dict[str, list[Result]], starts: list[Result]) -> None:
@@ -53,7 +53,7 @@ def run_curve(result: Result, starts: list[Result], *, back: bool = False) -> Cu
     if back:
         [result], seconds = gone_back([result])
     costs, gains = curve([result], starts, "greedy", "processor seconds")
-    return costs, np.array([0.0, *seconds]), gains
+    return costs, seconds, gains
 
 
 def ratio(seeds: Sequence[int], mine: dict[int, Curve], grpo: dict[int, Curve], share: float) -> float:
@@ -62,7 +62,5 @@ def ratio(seeds: Sequence[int], mine: dict[int, Curve], grpo: dict[int, Curve], 
         [np.mean(parts, axis=0) for parts in zip(*(of[s] for s in seeds), strict=True)] for of in (mine, grpo)
     )
     wanted = share * theirs[2].max()
-    at, other = cost_to_reach(ours[0], ours[2], wanted), cost_to_reach(theirs[0], theirs[2], wanted)
-    if at is None or other is None:
-        return float("inf")
-    return float(at + np.interp(at, ours[0][1:], ours[1][1:])) / other
+    reached, others = seconds_to_reach(*ours, wanted), seconds_to_reach(*theirs, wanted)
+    return float("inf") if reached is None or others is None else reached / others

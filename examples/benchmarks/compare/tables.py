@@ -17,6 +17,7 @@ from results import (
     over_runs,
     pooled,
     read_results,
+    seconds_to_reach,
     with_start,
 )
 from rows import ROWS
@@ -168,8 +169,7 @@ def print_times(
         if all("back" in point for result in found for point in result.points):
             back, seconds = gone_back(found)
             costs, gains = curve(back, starts, decoding, "processor seconds")
-            reached = [cost_to_reach(costs, gains, share * best) for share in SHARES]
-            whole = [None if at is None else at + np.interp(at, costs[1:], seconds) for at in reached]
+            whole = [seconds_to_reach(costs, seconds, gains, share * best) for share in SHARES]
             cells = ["-" if spent is None else shortened(spent) for spent in whole]
             blank = " |" * (len(COSTS) - 1) * len(SHARES)
             print(f"| the same, gone back, with its seconds | {len(found)} | {' | '.join(cells)} |{blank}")
